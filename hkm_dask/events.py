@@ -1,29 +1,29 @@
-"""Events of a computation, which emits them without knowing who has subscribed.
+"""Events: the computation only emits them, to whoever has subscribed.
 
 Kinds and their fields:
 
 ==================  ==================================================================================================
 ``run_started``     ``levels`` (list of ``{n, k, d, m, r, max_iter, tol, init, n_splits}``; the first also has
-                   ``n_labeled`` if it is fit on a sample of the rows), ``dashboard`` (str or None)
+                    ``n_labeled`` if it is fit on a part of all rows), ``dashboard`` (str or None)
 ``resumed``         ``what`` (str)
 ``level_started``   ``level``, ``n``, ``k``, ``m``
 ``step_started``    ``level``, ``step`` (0 the first k-means, 1..m resampling), ``n``, ``k``, ``max_iter``
 ``seeding``         ``level``, ``step``, ``phase`` (draw, choose, walk, refine), ``done``, ``total``
-``iteration``       ``level``, ``step``, ``iteration``, ``inertia``, ``max_iter``, and in a first k-means followed by
-                   resampling ``n_members`` (rows that resampling from the current clusters would have)
+``iteration``       ``level``, ``step``, ``iteration``, ``inertia``, ``max_iter``, and ``n_members`` (rows that a
+                    resampling from the current clusters would have) in a first k-means followed by resamplings
 ``step_finished``   ``level``, ``step``, ``inertia``, ``n_iter``, ``seconds``
 ``assigned``        ``level``, ``step``
 ``splitting``       ``level``, ``done``, ``total`` (clusters)
 ``level_finished``  ``level``, ``seconds``
 ``run_finished``    ``seconds``
-``progress``        ``stage`` (ingest, sample, ...), ``done``, ``total``, and ``then`` if other work follows
-``compiling``       inner loops are being compiled for this processor, for seconds, once after each installation
-``compiled``        ``seconds`` for compiling or loading one of them, if more than 0.1
-``connected``       ``dashboard``, ``page`` (URLs; the second may be None)
+``progress``        ``stage`` (ingest, sample, ...), ``done``, ``total``, and ``then`` if another stage follows
+``compiling``       inner loops are being compiled for this processor, which takes seconds, once per installation
+``compiled``        ``seconds`` that compiling one of them took, or loading it from the cache if more than a tenth
+``connected``       ``dashboard``, ``page`` (addresses; the second may be None)
 ``note``            ``message``
 ``warning``         ``message``
 ``heartbeat``       nothing has happened for ten seconds (only from the command line, with ``--json``)
-``error``           ``message`` (only from the command line, when it fails)
+``error``           ``message`` (only from the command line, on failure)
 ==================  ==================================================================================================
 """
 
@@ -39,7 +39,7 @@ from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
-#: Topic of a run's events among those of a Dask scheduler, and name of this package's page in its dashboard.
+#: Topic of a run's events on the Dask scheduler, and name of our page in its dashboard.
 TOPIC = "hkm"
 
 
@@ -50,11 +50,11 @@ class Event:
     Attributes
     ----------
     kind : str
-            Kind of event, such as ``"iteration"``.
-        fields : mapping of str to object
-            Its data, such as ``{"level": 1, "inertia": 12.5}``.
-        time : float
-            Time in seconds since the epoch.
+        Kind of event, e.g. ``"iteration"``.
+    fields : mapping of str to object
+        Its data, e.g. ``{"level": 1, "inertia": 12.5}``.
+    time : float
+        Time of the event, in seconds since the epoch.
     """
 
     kind: str
@@ -72,14 +72,14 @@ _lock = threading.Lock()
 def emit(kind: str, /, **fields: Any) -> None:
     """Send an event to every subscriber.
 
-    Exceptions of subscribers are logged and ignored: a broken display must not end a run of many hours.
+    Exceptions of subscribers are logged and suppressed: a broken display must not end a run of many hours.
 
     Parameters
     ----------
     kind : str
-            Kind of event.
-        **fields : object
-            Its data.
+        Kind of event.
+    **fields : object
+        Its data.
 
     Examples
     --------
@@ -96,19 +96,19 @@ def emit(kind: str, /, **fields: Any) -> None:
         try:
             callback(event)
         except Exception:
-            logger.warning("a subscriber failed on the event %r; the computation goes on", kind, exc_info=True)
+            logger.warning("a subscriber failed on the event %r; the computation continues", kind, exc_info=True)
 
 
 @contextmanager
 def subscribe(callback: Callback) -> Iterator[None]:
-    """Call ``callback(event)`` for every event while the context is open.
+    """Call ``callback(event)`` on every event while the context is open.
 
-    It is called in the thread that emits the event, so it should be fast and thread-safe.
+    The callback runs in the thread that emits, so it should be fast and thread-safe.
 
     Parameters
     ----------
     callback : callable
-            Takes one `Event`; its exceptions are logged and ignored.
+        Takes one `Event`; its exceptions are logged and suppressed.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def subscribe(callback: Callback) -> Iterator[None]:
     [1]
     """
 
-    # A separate wrapper per subscription, so that a callback subscribed twice is removed one at a time.
+    # One wrapper per subscription, so that a callback subscribed twice is removed one subscription at a time.
     def entry(event: Event) -> None:
         callback(event)
 
@@ -134,7 +134,7 @@ def subscribe(callback: Callback) -> Iterator[None]:
 
 
 def counted(pieces: Iterable[Piece], stage: str, total: int) -> Iterator[Piece]:
-    """Pass pieces of rows through, emitting the progress of a `stage` while there is more to come.
+    """Yield the pieces of rows unchanged, emitting the progress of a `stage` while there are more to come.
 
     >>> seen = []
     >>> with subscribe(seen.append):

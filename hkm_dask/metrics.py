@@ -1,4 +1,4 @@
-"""Class balance of a draw, and of the clusters of a level, if some samples have labels."""
+"""Class balance of a sample, and of the clusters of a level, given the labels of some samples."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from hkm_dask.errors import InputError
 
 @dataclass(frozen=True)
 class ClassBalance:
-    """Measures of how evenly samples are distributed over classes.
+    """How evenly samples are distributed over classes.
 
     Attributes
     ----------
     entropy : float
-            Entropy of the class frequencies divided by its maximum, log(n_classes): 1 if all classes are equally
-            frequent, 0 if there is only one.
-        kl_to_uniform : float
-            Kullback-Leibler divergence of the frequencies from uniform ones, in nats.
-        gini : float
-            Gini coefficient of the class sizes: 0 if all are equal, near 1 if one class has almost all samples.
-        n_missed : int
-            Number of classes without a sample.
+        Entropy of the class frequencies divided by its maximum, log(n_classes): 1 if all are equally frequent, 0 if
+        there is only one class.
+    kl_to_uniform : float
+        Kullback-Leibler divergence of the frequencies from uniform ones, in nats.
+    gini : float
+        Gini coefficient of the class sizes: 0 if all are equal, near 1 if one class has all samples.
+    n_missed : int
+        Number of classes without a sample.
     """
 
     entropy: float
@@ -41,7 +41,7 @@ def class_balance(labels: ArrayLike, n_classes: int) -> ClassBalance:
     labels : array-like of int, shape (n_samples,)
         Class of each sample, from 0.
     n_classes : int
-            Number of classes, with those that have no sample; at least 2.
+        Number of classes, including those without a sample; at least 2.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def class_balance(labels: ArrayLike, n_classes: int) -> ClassBalance:
     Raises
     ------
     InputError
-            If there are no labels, some are outside 0 … n_classes - 1, or there are fewer than two classes.
+        If there are no labels, if labels are outside of 0 … n_classes - 1, or if there are fewer than two classes.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def class_balance(labels: ArrayLike, n_classes: int) -> ClassBalance:
 
 
 def size_balance(sizes: NDArray[np.int64]) -> ClassBalance:
-    """Measure how even the sizes of at least two classes are, which must not all be 0.
+    """Measure how even the sizes of at least two classes are; not all sizes may be 0.
 
     >>> size_balance(np.array([3, 0, 0, 1])).n_missed
     2
@@ -81,7 +81,7 @@ def size_balance(sizes: NDArray[np.int64]) -> ClassBalance:
 
 
 def gini(sizes: NDArray[np.number]) -> float:
-    """Compute the Gini coefficient of sizes, not all 0: half the mean absolute difference, relative to the mean.
+    """Compute the Gini coefficient of sizes, not all 0: half the mean difference of two, relative to the mean.
 
     Examples
     --------
@@ -95,14 +95,14 @@ def gini(sizes: NDArray[np.number]) -> float:
 
 @dataclass(frozen=True)
 class ClassClusters:
-    """Clusters of one level by class (arXiv:2405.15613 Fig. 4).
+    """The clusters of one level by class (arXiv:2405.15613 Fig. 4).
 
     Attributes
     ----------
     n_clusters : ndarray of int64, shape (n_classes,)
-            Number of clusters whose centroid belongs to the class.
+        Number of clusters whose centroid lies among samples of the class.
     mean_size : ndarray of float64, shape (n_classes,)
-            Mean size of these; NaN if there are none.
+        Mean size of these clusters; NaN if there are none.
     """
 
     n_clusters: NDArray[np.int64]
@@ -127,7 +127,7 @@ def clusters_per_class(classes: ArrayLike, sizes: ArrayLike, n_classes: int) -> 
     Raises
     ------
     InputError
-            If the classes are invalid, or there is not one size per cluster.
+        If the classes are invalid, or there is not exactly one size per cluster.
 
     Examples
     --------
@@ -144,7 +144,7 @@ def clusters_per_class(classes: ArrayLike, sizes: ArrayLike, n_classes: int) -> 
 
 
 def _count_classes(labels: ArrayLike, n_classes: int) -> NDArray[np.int64]:
-    """Count the samples of each class; rejects invalid labels."""
+    """Count the samples of each class; InputError for invalid labels."""
     values = np.asarray(labels)
     problems = []
     if n_classes < 2:

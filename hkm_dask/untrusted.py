@@ -1,4 +1,4 @@
-"""Untrusted data: files opened without blocking, JSON within limits, damage reported in one line."""
+"""Safe reading of external data: no blocking opens, JSON within limits, damage reported in one line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 from hkm_dask.errors import HkmError, InputError, disk_full
 
-#: Most bytes of a JSON document, and most values, as a value of two bytes takes a hundred in memory.
+#: Maximum bytes and values of a JSON document: a value of two bytes takes a hundred in memory.
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_VALUES = 2**21
-#: Deepest nesting of values, such that parsed values can also be compared and written.
+#: Maximum nesting depth: parsed values must not be nested too deeply to be compared or written.
 MAX_JSON_DEPTH = 100
 _MAX_REASON = 200  # characters
 _KINDS = {
@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """Open a file for reading bytes; raises OSError at once for a folder, a pipe, a device or a socket.
+    """Open a file for reading in binary mode; fails at once with OSError for a folder, a pipe, a device or a socket.
 
     >>> open_regular("/dev/zero")
     Traceback (most recent call last):
@@ -33,9 +33,9 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """
     if "\0" in os.fspath(path):
         raise OSError(errno.EINVAL, "its name has a zero byte", os.fspath(path))
-    _check_regular(os.stat(path), path)  # noqa: PTH116 (opening a device may already do something)
-    # The file object owns the descriptor from the start: if it were closed here after an interrupt, it would be closed
-    # twice, maybe after another thread had been given the same number.
+    _check_regular(os.stat(path), path)  # noqa: PTH116 (opening a device has side effects)
+    # The file object closes itself if an interrupt comes here. Closing its descriptor by hand as well would close it
+    # twice, when another thread may have got the same number.
     file = open(path, "rb", opener=_open_at_once)
     try:
         _check_regular(os.fstat(file.fileno()), path)
@@ -46,7 +46,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # it may have been replaced by a pipe
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe may have replaced the file
 
 
 def _check_regular(state: os.stat_result, path: str | os.PathLike[str]) -> None:
@@ -58,10 +58,10 @@ def _check_regular(state: os.stat_result, path: str | os.PathLike[str]) -> None:
 
 
 def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    """Read a small file; raises OSError as `open_regular` does, and ValueError if it exceeds `max_bytes`."""
+    """Read a small file as a whole; OSError as in `open_regular`, ValueError if it has more than `max_bytes`."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        # Reading allocates as many bytes as requested.
+        # `read` allocates as many bytes as it is asked for.
         data = file.read(min(max_bytes, max(size, 1 << 16)) + 1) if size <= max_bytes else b""
     if max(size, len(data)) > max_bytes:
         raise ValueError(f"it has {max(size, len(data)):,} bytes, more than {max_bytes:,}")
@@ -69,7 +69,7 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Parse JSON; raises ValueError if it is invalid, deeper than `MAX_JSON_DEPTH`, or exceeds `MAX_JSON_VALUES`.
+    """Parse JSON; ValueError if invalid, deeper than `MAX_JSON_DEPTH`, or of more than `MAX_JSON_VALUES` values.
 
     >>> parse_json("[" * 100_000)
     Traceback (most recent call last):
@@ -109,9 +109,9 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def reading(problem: str, remedy: str, kind: type[HkmError] = InputError) -> Iterator[None]:
-    """Convert any error of a library on damaged data to one that names the problem, the reason and the remedy.
+    """Convert any exception of a library on damaged data to one error with the problem, the reason and the remedy.
 
-    Libraries do not document their errors for malformed data. A full disk is not converted.
+    Libraries do not document what they raise on invalid bytes. Errors of a full disk pass unchanged.
 
     >>> with reading("a.npz should be a .npz file, it cannot be read", "copy it again"):
     ...     raise EOFError

@@ -1,4 +1,4 @@
-"""`hkm browse`: a page to explore a tree from the top, see what its clusters contain, and mark clusters for a draw.
+"""`hkm browse`: a web page to explore a tree from the top, look into its clusters, and mark some for the next draw.
 
 The package is called `browsing` because `hkm_dask.browse` is a function.
 """

@@ -1,4 +1,4 @@
-"""Browsing a tree: opens the tree with its data, and serves the page."""
+"""`browse`: opens a tree with its pool, captions and images, and serves the page."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
 
 class Browser:
-    """A served page, until it is closed or the process ends; also a context manager.
+    """A page that is served until `close` or the end of the process; also a context manager.
 
     Attributes
     ----------
     url : str
-            Address of the page. Anyone on this machine who knows it can see the page.
-        answers : Answers
-            Answers to the page's requests.
+        Address of the page. Anyone on this machine who knows it can see what the page shows.
+    answers : Answers
+        Answers to the requests of the page.
     """
 
     def __init__(self, answers: Answers, host: str, port: int) -> None:
@@ -45,14 +45,15 @@ class Browser:
         self.url = self._server.url
         if self._server.anywhere:
             emit(
-                "warning", message="other machines can reach this page: who has its address sees all of it, unencrypted"
+                "warning",
+                message="other machines can reach this page: anyone with its address can see all of it, unencrypted",
             )
         answers.warm()
         self._server.start()
 
     @property
     def n_unsaved(self) -> int:
-        """Number of marks that differ from those in the file."""
+        """Number of marks that differ from the saved file."""
         marks = self.answers.marks
         return len(set(marks.weights.items()) ^ set(marks.saved.items()))
 
@@ -89,41 +90,41 @@ def browse(
     host: str = "127.0.0.1",
     port: int = 0,
 ) -> Browser:
-    """Serve a page to explore a tree from the top and see what its clusters contain.
+    """Serve a web page to explore a tree from the top and look into its clusters.
 
     Parameters
     ----------
     tree : xarray.DataTree or path
-            A tree from `open_hierarchy`, or its path.
-        pool : path, optional
-            Current location of the pool; by default the one recorded in the tree.
-        captions : path, optional
-            A text file with a line for each row of the pool, a ``.jsonl`` or ``.parquet`` file with a ``text``, or the
-            name of a column of the pool; by default its column ``caption``, ``text`` or ``title``.
-        images : path, optional
-            A folder or a ``.zip`` of images, whose names are the ids of the pool, as for ``hkm embed image``, or are in
-            a column such as ``image_path`` or ``file_name``.
-        subset : path, optional
-            A ``.npy``, ``.parquet`` or ``.csv`` from ``hkm sample``, to be compared with the pool.
-        out : path, default "weights.csv"
-            File in which marks are saved, for ``hkm sample --weights``; marks in an existing file are loaded.
-        host : str, default "127.0.0.1"
-            Address to listen on. With an address other than this machine's own, anyone who knows the page's address can
-            see it, and so can everyone on the network path.
-        port : int, default 0
-            Port; 0 chooses a free one.
+        From `open_hierarchy`, or its path.
+    pool : path, optional
+        The pool of the tree, if it was moved since the tree was built.
+    captions : path, optional
+        A text file with one line per row of the pool, a ``.jsonl`` or ``.parquet`` file with a ``text``, or the name of
+        a column of the pool; by default a column ``caption``, ``text`` or ``title``.
+    images : path, optional
+        A folder or a ``.zip`` of images, named by the ids of the pool, as ``hkm embed image`` makes them, or by a
+        column ``image_path``, ``file_name`` or similar.
+    subset : path, optional
+        ``.npy``, ``.parquet`` or ``.csv`` of ``hkm sample``, to be compared with the pool.
+    out : path, default "weights.csv"
+        Where marks are saved, for ``hkm sample --weights``; marks in an existing file are loaded.
+    host : str, default "127.0.0.1"
+        Address to listen on. With one that other machines can reach, anyone who knows the page's address can see it,
+        and so can anyone on the network path, since it is not encrypted.
+    port : int, default 0
+        0 chooses a free port.
 
     Returns
     -------
     Browser
-            With the `url` of the page, shown as a link in notebooks. It is served by threads of this process.
+        Has the `url` of the page; notebooks show it as a link. The page is served by threads of this process.
 
     Raises
     ------
     InputError
-            If captions, images, a subset or marks do not belong to the tree, or the port is in use.
-        StoreError
-            If the tree or the pool is missing or damaged, or the pool is not that of the tree.
+        If captions, images, a subset or marks do not belong to the tree, or the port is in use.
+    StoreError
+        If the tree or the pool is missing or damaged, or the pool is not that of the tree.
 
     Examples
     --------

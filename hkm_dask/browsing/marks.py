@@ -1,4 +1,4 @@
-"""Marks of clusters: weights for the next draw, saved for `hkm sample --weights`, and a prediction of that draw."""
+"""Marks of clusters: weights for the next draw, in a file for `hkm sample --weights`, and the expected draw."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _MAX_UNDO = 1000
 
 
 class Marks:
-    """Weights of marked clusters, with undo, saved to a file from which they are loaded if it exists.
+    """Weights of marked clusters, with undo, saved to a file; an existing file is loaded first.
 
-    Raises InputError if the file has other content, or names clusters that are not in the tree.
+    Raises InputError if the file has another format, or names clusters that the tree does not have.
     """
 
     def __init__(self, clusters: Clusters, path: str | os.PathLike[str]) -> None:
@@ -35,7 +35,7 @@ class Marks:
             try:
                 clusters.check(cluster)
             except InputError as error:
-                remedy = "is it of another tree? Give another file with --out"
+                remedy = "if it belongs to another tree, give another file with --out"
                 raise InputError(f"{path} should be marks of this tree, {error}; {remedy}") from None
         self.saved = dict(self.weights)
 
@@ -44,7 +44,7 @@ class Marks:
 
     @property
     def unsaved(self) -> bool:
-        """Whether there are changes not saved to the file."""
+        """Whether there are changes that are not in the file."""
         return self.weights != self.saved
 
     @property
@@ -74,28 +74,28 @@ class Marks:
                 self.weights = self._history.pop()
 
     def save(self) -> None:
-        """Write the file; raises InputError if something else has changed it since it was read or saved."""
+        """Write the file; raises InputError if it was changed by someone else since it was read or saved."""
         with self._lock:
             stored = self._stored()
             if stored is not None and stored != self.saved:
-                raise InputError(f"{self.path} was changed by another meanwhile; move it away, and save again")
+                raise InputError(f"{self.path} was changed by another program; move it away and save again")
             write_weights(self.path, {str(c): w for c, w in self.weights.items()}, overwrite=stored is not None)
             self.saved = dict(self.weights)
 
     def weight(self, cluster: Cluster) -> float:
-        """Return the weight of a cluster itself, 1 if it has no mark."""
+        """Return the weight of the cluster itself; 1 if it has no mark."""
         return self.weights.get(cluster, 1.0)
 
     def excluded(self, cluster: Cluster) -> bool:
-        """Tell whether a cluster, or one that contains it, is excluded."""
+        """Return whether a cluster, or one of its ancestors, is excluded."""
         zeros = {marked for marked, weight in self.weights.items() if weight == 0}
         return bool(zeros) and any(above in zeros for above in self._clusters.path(cluster))
 
 
 class Draw:
-    """Prediction of what a hierarchical draw takes from each cluster, up to the rounding of the draw.
+    """Expected number of samples of each cluster in a hierarchical draw, up to rounding.
 
-    At every node, child j with weight w_j and s_j eligible samples gives min(n·w_j, s_j), with the same n for all.
+    At every node, child j gives min(n·w_j, s_j), with weight w_j, s_j samples that are not excluded, and a common n.
     """
 
     def __init__(self, clusters: Clusters, weights: dict[Cluster, float], size: int) -> None:
@@ -128,13 +128,13 @@ class Draw:
         if cluster == self._clusters.root:
             return float(min(self.size, self.available))
         if cluster.level < self._clusters.n_levels and not above:
-            return 0.0  # it has no members, so it is in no cluster above
+            return 0.0  # it has no members, and therefore no ancestors
         children, shares = self.children(above[-1] if above else self._clusters.root)
         return float(shares[np.flatnonzero(children == cluster.number)[0]])
 
 
 def fill(capacities: NDArray[np.float64], weights: NDArray[np.float64], total: float) -> NDArray[np.float64]:
-    """Divide a total by weights, as far as the capacities allow.
+    """Distribute a total by weights, up to the capacities.
 
     >>> fill(np.array([1.0, 9, 9]), np.array([1.0, 1, 2]), 10)
     array([1., 3., 6.])
@@ -144,7 +144,7 @@ def fill(capacities: NDArray[np.float64], weights: NDArray[np.float64], total: f
     some, by = capacities[able], weights[able]
     if not len(some):
         return shares
-    # Children fill up in order of capacity / weight; n follows from those not yet full, which share the rest.
+    # Children fill up in order of capacity over weight; n is reached when the rest share what is left.
     order = np.argsort(some / by, kind="stable")
     full = np.concatenate([[0.0], np.cumsum(some[order])[:-1]])
     open_weight = np.cumsum(by[order][::-1])[::-1]

@@ -169,4 +169,4 @@ def require_cuda() -> None:
             f"there is no GPU, or no driver for it; install the driver, or compute on the CPU (CUDA says: {error})"
         ) from error
     if count < 1:
-        raise ComputeError("no GPU is visible; look at CUDA_VISIBLE_DEVICES")
+        raise ComputeError("no GPU is visible; check CUDA_VISIBLE_DEVICES")

@@ -336,7 +336,7 @@ def budget_within(memory_limit: int) -> int:
         given = f"{memory_limit >> 20}MiB" if memory_limit >> 20 else f"{memory_limit}B"
         raise InputError(
             f"memory_limit={given} should be at least {int(limit_mib(_LEAST_BUDGET)) + 1}MiB; "
-            f"an idle worker with its libraries holds {PROCESS_BASE_BYTES >> 20}MiB already"
+            f"an idle worker with its libraries needs {PROCESS_BASE_BYTES >> 20}MiB"
         )
     return budget
 

@@ -76,7 +76,7 @@ def n_processors() -> int:
     if text is None:
         return len(os.sched_getaffinity(0))
     if not text.isdigit() or not int(text):
-        raise ComputeError(f"HKM_PROCESSORS={text!r} should be an integer >= 1; unset it for all there are")
+        raise ComputeError(f"HKM_PROCESSORS={text!r} should be an integer >= 1; unset it to use all")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""Configuration of a run."""
+"""The configuration of a run."""
 
 from hkm_dask.config.models import Config, Level
 

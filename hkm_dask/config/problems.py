@@ -1,4 +1,4 @@
-"""One-line descriptions of invalid settings: ``<name>=<got> should be <rule>; <remedy>``."""
+"""Messages about invalid settings, one line each: ``<name>=<got> should be <rule>; <remedy>``."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pydantic_core import ErrorDetails
 
 from hkm_dask.errors import InputError
 
-#: Remedies for numbers by pydantic's kind of error, unless a field's description has one.
+#: Remedies for numbers by pydantic's error type, if the description of a field has none.
 _REMEDIES = {"int_type": "write it without quotes or decimals", "greater_than_equal": "raise it"}
 
 
 def problems_of(error: ValidationError, fields: Mapping[str, FieldInfo], inner: Sequence[str] = ()) -> Iterator[str]:
-    """Describe pydantic's errors for a model with `fields`, one line each.
+    """Describe pydantic's errors of a model with `fields`, one line each.
 
-    The description of a field is its rule, optionally followed by a semicolon and a remedy; `inner` are the settings of
-    nested models, which may have been given to the outer model by mistake.
+    The description of a field is its rule, optionally followed by a semicolon and a remedy. `inner` are settings of
+    nested models, which may have been given to the model itself by mistake.
     """
     told: set[str | int] = set()
     for detail in error.errors():
         field, *rest = detail["loc"]
-        # Errors of a union are listed once per alternative, whose name they include.
+        # For a union there is one error per member type, whose location ends with that type.
         name = f"{field}.{rest[0] + 1}" if rest and isinstance(rest[0], int) else str(field)
         cause = detail.get("ctx", {}).get("error")
-        if isinstance(cause, InputError):  # from a nested model, already described except for its name
+        if isinstance(cause, InputError):  # already described by a nested model; only its name is missing
             told |= {name, field}
             yield from (f"{name}.{problem}" for problem in cause.problems)
         elif detail["type"] == "extra_forbidden":
@@ -56,7 +56,7 @@ def _rule(detail: ErrorDetails, field: FieldInfo) -> str:
 
 
 def unknown(name: str, value: object, known: Sequence[str], inner: Sequence[str] = ()) -> str:
-    """Describe an unknown setting."""
+    """Return the message for an unknown setting."""
     key = name.rsplit(".", maxsplit=1)[-1]
     remedy = nearest(key, known)
     if remedy is None and key in inner:
@@ -66,7 +66,7 @@ def unknown(name: str, value: object, known: Sequence[str], inner: Sequence[str]
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """Suggest the setting that was probably meant, as a remedy."""
+    """Suggest the known name that is closest to a misspelled one, if any."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else None
 
@@ -75,6 +75,6 @@ def show(value: Any) -> str:
     """Format a value for messages, shortened if it is long."""
     try:
         text = repr(str(value) if isinstance(value, Path) else value)
-    except ValueError:  # Python refuses to format integers of this length
+    except ValueError:  # Python does not print integers this long
         text = f"a number of {value.bit_length():,} bits" if isinstance(value, int) else f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"

@@ -1,4 +1,4 @@
-"""Reading settings from YAML without duplicate keys, within limits far beyond any configuration."""
+"""Settings from YAML, with duplicates refused, within limits that no real configuration approaches."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from hkm_dask.errors import InputError
 from hkm_dask.untrusted import read_regular, reason
 
 MAX_BYTES = 2**18
-#: Most values, with aliases expanded, and deepest nesting.
+#: Maximum number of values, with aliases expanded, and maximum nesting depth.
 MAX_VALUES, MAX_DEPTH = 20_000, 20
-#: Most characters of one value; paths are the longest.
+#: Maximum length of one value; the longest are paths.
 MAX_VALUE_LENGTH = 4096
-#: Numbers that YAML 1.1 reads differently than people do: 0100 as 64, 1:30 as 90.
+#: Numbers that YAML 1.1 reads differently from people: 0100 as 64, 1:30 as 90.
 _NUMBERS, _OTHERWISE = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"), re.compile(r"[-+]?0[0-9_]+$|[^:]+:")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but it rejects deep nesting early, and duplicate keys, of which PyYAML keeps the last."""
+    """PyYAML's safe loader, which also refuses deep nesting while parsing, and duplicate keys, which PyYAML accepts."""
 
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """See `yaml.composer.Composer.compose_node`; raises ValueError if nesting is too deep."""
+        """See `yaml.composer.Composer.compose_node`; ValueError if a node is nested too deeply."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise _too_deep(self.peek_event().start_mark)
@@ -54,8 +54,8 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the settings of a file; checks only that they are a mapping without duplicates.
 
-    Raises InputError, with the line, if the file cannot be read, is not YAML, has a duplicate setting, or is larger or
-    more deeply nested than any configuration.
+    Raises InputError, with the line, if the file cannot be read, is not valid YAML, gives a setting twice, or is larger
+    or more deeply nested than any configuration.
     """
     shown = show(path)
     try:
@@ -79,12 +79,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """Parse one value as `read_yaml` would; raises YAMLError or ValueError if it is invalid."""
+    """Read one value as `read_yaml` would; YAMLError or ValueError if it is invalid."""
     return _load(text)
 
 
 def _load(text: str) -> Any:
-    """Parse, check the size of the result, and only then construct it: aliases multiply their content."""
+    """Parse the text, check the size of the node tree, and only then construct it: aliases multiply their content."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -93,8 +93,8 @@ def _load(text: str) -> Any:
         _check(node)
         return loader.construct_document(node)
     except (AttributeError, KeyError, TypeError, OverflowError) as error:
-        # PyYAML's constructors assume that the text fits an explicit tag, as in `!!int x`.
-        raise ValueError(f"it has a value that YAML cannot make ({reason(error)})") from None
+        # PyYAML assumes that a tag matches its text, unlike in `!!int x`.
+        raise ValueError(f"it has an invalid value ({reason(error)})") from None
 
 
 def _check(node: yaml.Node) -> None:
@@ -103,7 +103,7 @@ def _check(node: yaml.Node) -> None:
         here, depth = waiting.pop()
         n_values += 1
         if n_values > MAX_VALUES:
-            raise ValueError(f"it has more than {MAX_VALUES:,} values, aliases written out")
+            raise ValueError(f"it has more than {MAX_VALUES:,} values, with aliases expanded")
         if depth > MAX_DEPTH:
             raise _too_deep(here.start_mark)
         if isinstance(here, yaml.ScalarNode):

@@ -1,1 +1,1 @@
-"""Curation before and after a draw: removing near-duplicates, and comparing subsets."""
+"""Curation before and after sampling: near-duplicates, and the comparison of two subsets."""

@@ -1,4 +1,4 @@
-"""Summaries of a pool's columns over some rows: moments and range of numbers, frequencies of texts."""
+"""Summaries of the columns of a pool: moments and range of numbers, frequencies of texts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from hkm_dask.data.pool import Pool
 
-#: Rows processed at once.
+#: Rows read at once.
 _BLOCK_ROWS = 1 << 18
-#: Most distinct values that are counted, and the number that is reported.
+#: Most distinct texts that are counted, and how many of the most frequent ones are shown.
 MOST_VALUES, TOLD_VALUES = 10_000, 5
 
 
 @dataclass
 class NumberSummary:
-    """Count, mean, standard deviation, minimum and maximum of numbers, without NaN."""
+    """Count, mean, standard deviation, minimum and maximum of the finite numbers."""
 
     n: int = 0
     mean: float = math.nan
@@ -29,7 +29,7 @@ class NumberSummary:
     _squares: float = 0.0
 
     def add(self, values: NDArray[Any]) -> None:
-        """Add values."""
+        """Add values to the summary."""
         values = values[np.isfinite(values)].astype(np.float64)
         if not len(values):
             return
@@ -41,7 +41,7 @@ class NumberSummary:
         self.n = n
 
     def facts(self) -> dict[str, Any]:
-        """Return JSON-compatible values; None if there are no numbers."""
+        """Return the summary as a dict for JSON, with None where there are no values."""
         names = {"mean": self.mean, "min": self.least, "max": self.largest}
         names["std"] = math.sqrt(self._squares / self.n) if self.n else math.nan
         return {"n": self.n, **{name: None if math.isnan(value) else value for name, value in names.items()}}
@@ -49,12 +49,12 @@ class NumberSummary:
 
 @dataclass
 class TextSummary:
-    """Frequency of each text; None if there are more than `MOST_VALUES` of them."""
+    """Number of rows with each text; None if there are more than `MOST_VALUES` distinct texts."""
 
     counts: Counter[str] | None = field(default_factory=Counter)
 
     def add(self, values: NDArray[Any]) -> None:
-        """Add values."""
+        """Add values to the summary."""
         if self.counts is None:
             return
         unique, counts = np.unique(values, return_counts=True)
@@ -63,7 +63,7 @@ class TextSummary:
             self.counts = None
 
     def facts(self) -> dict[str, Any]:
-        """Return JSON-compatible values: the number of texts, and the shares of rows of the most frequent ones."""
+        """Return the number of distinct values and the share of each, most frequent first, as a dict for JSON."""
         if self.counts is None:
             return {"n_values": None, "shares": {}}
         total = self.counts.total()
@@ -72,7 +72,7 @@ class TextSummary:
 
 
 def summarize_columns(pool: Pool, index: NDArray[np.int64] | None) -> dict[str, dict[str, Any]]:
-    """Summarize every column of a pool over all rows, or over some by sorted numbers; reads it in blocks."""
+    """Summarize every column of a pool, block by block, over all rows or over the sorted row numbers in `index`."""
     return {name: _summary(pool, name, index) for name in pool.columns}
 
 

@@ -1,4 +1,4 @@
-"""Comparison of two subsets of a pool: their overlap, their coverage, and their near-duplicates."""
+"""Comparison of two subsets of a pool: overlap, coverage of clusters and of the pool, near-duplicates, columns."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.kmeans.predict import nearest_labels
 from hkm_dask.metrics import size_balance
 
-#: Most texts of a column whose shares are kept per side, and the least share that is shown.
+#: Most frequent texts of a column whose shares are kept for each subset, and the least share that is shown.
 FREQUENT_VALUES, TOLD_SHARE = 100, 0.005
-#: Bytes of sampled rows searched at once.
+#: Bytes of a subset's rows that are searched at once.
 _DRAW_BYTES = 8 << 20
 
 Facts = dict[str, Any]
@@ -40,14 +40,14 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Measurements of two subsets and of their pool; printing it gives a table.
+    """Measurements of two subsets and of their pool; its repr is a table.
 
     Attributes
     ----------
     facts : dict
-            JSON-compatible: ``settings``; ``overlap``; ``pool``, ``a`` and ``b``, each with ``n_rows`` and, if
-            requested or available, ``levels``, ``distance``, ``near_duplicates`` and ``columns`` (for texts, the shares
-            of those that are frequent in any of the three).
+        Ready for JSON: ``settings``; ``overlap``; and ``pool``, ``a`` and ``b``, each with ``n_rows`` and, if requested
+        and available, ``levels``, ``distance``, ``near_duplicates`` and ``columns``. For text columns these are the
+        shares of the texts that are frequent in at least one of the three.
     """
 
     facts: Facts
@@ -78,32 +78,32 @@ def compare(
     Parameters
     ----------
     a, b : path
-            A file written by ``hkm sample`` or ``hkm dedup``: row numbers in ``.npy``, rows or ids in ``.parquet`` and
-            ``.csv``, ids in ``.txt``; or the pool itself, for all its rows, or a tree, for the rows it clusters.
+        A file written by ``hkm sample`` or ``hkm dedup`` (row numbers in ``.npy``, rows or ids in ``.parquet`` and
+        ``.csv``, ids in ``.txt``), the pool itself for all its rows, or a tree for the rows that it clusters.
     tree : path, optional
-            Tree whose clusters are counted; by default the tree among `a` and `b`.
+        Tree whose covered clusters are counted; by default, the one given as `a` or `b`.
     pool : path, optional
-            Pool; by default that of the tree, or the pool among `a` and `b`.
+        Pool of the rows; by default the pool of the tree, or the one given as `a` or `b`.
     threshold : float
-            Least cosine of two rows of a subset that are near-duplicates.
+        Cosine similarity at or above which two rows of a subset are near-duplicates.
     sample : int
-            Number of random rows of the pool whose distance to the nearest row of each subset is measured; 0 for none.
-        seed : int
-            Seed by which these rows are drawn.
-        memory_limit : int or str, optional
-            Memory in bytes that this process may use.
+        Number of random rows of the pool whose distance to the nearest row of each subset is measured; 0 for none.
+    seed : int
+        Seed of the random rows.
+    memory_limit : int or str, optional
+        Most bytes that this process may use.
 
     Returns
     -------
     Comparison
-            Printing it gives a table.
+        Its repr is a table.
 
     Raises
     ------
     InputError
-            If neither a tree nor a pool is given, the two belong to different pools, or a setting is invalid.
-        StoreError
-            If a store is missing or damaged.
+        If neither a tree nor a pool is given, if they belong to different pools, or if a setting is invalid.
+    StoreError
+        If a store is missing or damaged.
     """
     problems = check_threshold(threshold) + check_whole(sample=sample, seed=seed)
     if problems:
@@ -145,7 +145,7 @@ def _open(
     trees = [path for path in (tree, a, b) if path is not None and (path is tree or kinds[path] == layout.TREE_FORMAT)]
     pools = [path for path in (pool, a, b) if path is not None and (path is pool or kinds[path] == layout.POOL_FORMAT)]
     if not trees and not pools:
-        raise InputError("tree=None should be the tree that the rows are of; give --tree, or --pool for no clusters")
+        raise InputError("tree=None should be the tree of the rows; give --tree, or --pool to omit clusters")
     opened = open_store((trees or pools)[0])
     for path in (*trees, *pools):
         other = open_store(path).pool
@@ -171,7 +171,10 @@ def _overlap(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None, n_rows: i
 
 
 def _coverage(arrays: TreeArrays, index: NDArray[np.int64] | None) -> list[Facts]:
-    """Return for every level how many clusters contain these rows, and how evenly the rows are distributed."""
+    """Count, for each level, the clusters with a row in the subset, and measure how evenly the rows are spread.
+
+    Clusters without any row in the tree are left out.
+    """
     counts, levels = leaf_sizes(arrays, None) if index is None else count_rows(arrays, index), list[Facts]()
     n_left_out = (arrays.n_rows(1) if index is None else len(index)) - int(counts[0].sum())
     for t, own in enumerate(counts, 1):
@@ -201,7 +204,7 @@ def _distances(rows: Rows, index: NDArray[np.int64] | None, sample: int, seed: i
 
 
 def _keep_frequent(columns: list[Facts]) -> None:
-    """Keep, on all sides, the shares of those texts that are frequent on any side."""
+    """Keep the shares of the texts that are frequent in the pool or either subset; modifies `columns`."""
     for name in columns[0]:
         shares = [side[name].get("shares", {}) for side in columns]
         frequent = dict.fromkeys(value for side in shares for value in list(side)[:FREQUENT_VALUES])
@@ -214,7 +217,7 @@ def _keep_frequent(columns: list[Facts]) -> None:
 
 
 def _lines(facts: Facts) -> list[list[str]]:
-    """Return the cells: the name of a measurement, and its values for the pool, a and b."""
+    """Make the cells of the table: a label, then the values of the pool, of a and of b."""
     sides = [facts[key] for key in ("pool", "a", "b")]
     both, n_drawn = facts["overlap"]["n_rows"], facts["settings"]["sample"]
     lines = [["", *(side["name"] for side in sides)], ["rows", *(f"{side['n_rows']:,}" for side in sides)]]
@@ -248,7 +251,7 @@ def _column_lines(name: str, columns: list[Facts], n_rows: list[int]) -> list[li
         ]
     n_values = ["many" if column["n_values"] is None else f"{column['n_values']:,}" for column in columns]
     told = list(columns[0]["shares"])[:TOLD_VALUES]
-    least = [max(TOLD_SHARE, 1.5 / max(1, n)) for n in n_rows]  # a text of a single row is not informative
+    least = [max(TOLD_SHARE, 1.5 / max(1, n)) for n in n_rows]  # a text that occurs in one row is not informative
     told = [v for v in told if any(c["shares"].get(v, 0) >= share for c, share in zip(columns, least, strict=True))]
     shares = [[f"  {value}"[:40], *(f"{column['shares'].get(value, 0):.1%}" for column in columns)] for value in told]
     return [[f"{name}: values", *n_values], *shares]

@@ -1,4 +1,4 @@
-"""Connected components of near pairs, by union-find."""
+"""Connected components of near-duplicate pairs, by union-find."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hkm_dask.compute.jit import kernel
 
 @njit(inline="always")
 def root_of(parent: Any, i: Any) -> Any:
-    """Return the root of `i`'s tree, halving the path."""
+    """Return the root of `i`'s tree, with path halving."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]
@@ -36,25 +36,25 @@ def _flatten(parent):  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class Components:
-    """Rows connected with others; every other row is a component of its own."""
+    """Connected components of at least two rows; every other row is a component of its own."""
 
     rows: NDArray[np.int64]  # (n,): sorted
-    first: NDArray[np.int64]  # (n,): lowest row of each one's component, which identifies it
+    first: NDArray[np.int64]  # (n,): the lowest row of each row's component, which identifies it
 
     def __len__(self) -> int:
         return int((self.rows == self.first).sum())
 
     def chosen(self, *keys: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the row of each component with the least key, in order of `first`; ties by further keys, then number.
+        """Return the row of each component with the least key, in the order of `first`.
 
-        Keys belong to `rows`.
+        Ties are broken by further keys, then by the row number. Keys belong to `rows`.
         """
         order = np.lexsort((self.rows, *keys[::-1], self.first))
         return self.rows[order[np.diff(self.first[order], prepend=-1) != 0]]
 
 
 class UnionFind:
-    """Components of rows whose edges are added piece by piece; 8 bytes per row.
+    """Union-find over rows, with edges added in batches; 8 bytes per row.
 
     >>> union = UnionFind(10)
     >>> union.unite(np.array([5, 9, 1]), np.array([7, 5, 3]))
@@ -67,7 +67,7 @@ class UnionFind:
         self._parent = np.arange(n_rows)
 
     def unite(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> None:
-        """Connect pairs of rows."""
+        """Add edges between rows."""
         _unite(self._parent, np.ascontiguousarray(i), np.ascontiguousarray(j))
 
     def components(self) -> Components:

@@ -1,4 +1,4 @@
-"""Removal of near-duplicates from a pool or a tree: one row is kept of each group connected by cosines."""
+"""Near-duplicates of a pool or a tree: groups of rows connected by high cosine similarity, reduced to one row each."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Deduplication:
     Attributes
     ----------
     rows : ndarray of int64
-            Sorted numbers of the rows kept, as accepted from a file by `Config.subset` and ``hkm cluster --subset``.
-        removed : ndarray of int64
-            Sorted numbers of the other rows.
-        groups : Components
-            Connected rows: `groups.rows`, with the lowest row of each one's group in `groups.first`.
+        Numbers of the rows that are kept, sorted; as a file, input to `Config.subset` and ``hkm cluster --subset``.
+    removed : ndarray of int64
+        Numbers of the removed rows, sorted.
+    groups : Components
+        The groups: `groups.rows`, and in `groups.first` the lowest row of each row's group.
     threshold : float
     """
 
@@ -63,7 +63,7 @@ class Deduplication:
         return len(self.rows) + len(self.removed)
 
     def facts(self) -> dict[str, Any]:
-        """Return summary numbers as JSON-compatible values."""
+        """Return summary counts as a dict for JSON."""
         sizes = np.unique(self.groups.first, return_counts=True)[1]
         return {
             "threshold": self.threshold, "n_rows": self.n_rows, "n_kept": len(self.rows),
@@ -85,7 +85,7 @@ class Deduplication:
         )
 
     def table(self) -> pd.DataFrame:
-        """Return the rows of groups: `row`, `id` if the pool has ids, `group` (its lowest row) and `kept`."""
+        """Tabulate the rows of all groups: `row`, `id` if the pool has ids, `group` (its lowest row) and `kept`."""
         order = np.lexsort((self.groups.rows, self.groups.first))
         rows, first = self.groups.rows[order], self.groups.first[order]
         ids = None if self.pool is None else self.pool.ids(rows)
@@ -96,11 +96,11 @@ class Deduplication:
         self, out: str | os.PathLike[str], *, removed: str | os.PathLike[str] | None = None,
         groups: str | os.PathLike[str] | None = None,
     ) -> None:  # fmt: skip
-        """Write `rows` and, if requested, the `removed` ones and the `table`.
+        """Write `rows`, and optionally the `removed` rows and the `table`.
 
         `out` and `removed` are ``.npy`` files of row numbers, ``.txt`` files of ids, or ``.parquet`` or ``.csv`` files
-        of both with the pool's further columns, as written by `write_subset`; `groups` is a ``.parquet``. Each file
-        appears only when it is complete. Raises InputError if one cannot be created; see `check_targets`.
+        of both and the pool's other columns, written by `write_subset`; `groups` is a ``.parquet`` file. Each file is
+        written atomically. Raises InputError if a path is unsuitable or exists; see `check_targets`.
         """
         check_targets(out, removed, groups)
         if self.pool is not None:
@@ -117,7 +117,7 @@ def check_targets(
     removed: str | os.PathLike[str] | None = None,
     groups: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Raise InputError for files that could not be written, before any work is done.
+    """Raise InputError for paths that cannot be written; called before any work is done.
 
     >>> check_targets("kept.xlsx")
     Traceback (most recent call last):
@@ -144,51 +144,52 @@ def dedup(
     client: Client | None = None,
     memory_limit: int | str | None = None,
 ) -> Deduplication:
-    """Find the near-duplicates of a pool or a tree, and keep one row of each group of them.
+    """Find the near-duplicates of a pool or a tree, and keep one row of each group.
 
-    Two rows are near-duplicates if the cosine of the stored values, computed in float64, is at least `threshold`; a
-    group is a connected component of such pairs. All pairs are found, whatever clusters their rows are in: angles to
-    centroids and products of 16-bit integers exclude those proven to be below the threshold, and the others are
-    computed exactly. All-zero rows have no direction and are kept.
+    Two rows are near-duplicates if their cosine similarity, computed in float64 from the values as stored, is at least
+    `threshold`; groups are the connected components of such pairs. All pairs are found, whatever clusters their rows
+    are in: angles to centroids and int16 products rule out pairs that are provably below the threshold, and the rest
+    are measured. All-zero rows have no direction and are kept.
 
     Parameters
     ----------
     store : path, DataTree, Pool or array of shape (n_samples, n_features)
-            A pool or a tree; of a tree, the rows it clusters.
-        threshold : float
-            Least cosine, above 0 and up to 1; with 1, only rows with the same direction are duplicates.
-        keep : {"closest", "random", "best"}
-            Row to keep of each group: the one closest to its level-1 centroid (of the tree, or else of a quick
-            k-means), a random one, or the one with the largest value of the column `by`. Ties go to the lowest number.
-        by : str, optional
-            A numeric column of the pool, for ``keep="best"``; with ``-`` before it, the smallest value is best. Rows
-            with missing values or NaN come last.
-        subset : path or array of int, optional
-            Examine only these rows: an ``.npy`` of row numbers, or the numbers themselves, sorted and distinct.
-        seed : int
-            Seed of the random numbers.
-        client : distributed.Client, optional
-            Where to run; by default distributed's current client, otherwise threads of this process.
-        memory_limit : int or str, optional
-            Memory in bytes that this process may use when it runs on threads.
+        A pool or a tree; of a tree, the rows that it clusters.
+    threshold : float
+        Cosine similarity, in (0, 1]; with 1, only rows of the same direction are duplicates.
+    keep : {"closest", "random", "best"}
+        Which row of each group to keep: the one closest to its level-1 centroid (for a tree, its own centroid;
+        otherwise that of a quick k-means), a random one, or the one with the largest value in column `by`. Ties go to
+        the lowest row number.
+    by : str, optional
+        A numeric column of the pool, for ``keep="best"``; with a leading ``-``, the smallest value is best. Rows with
+        a missing value or NaN come last.
+    subset : path or array of int, optional
+        Consider only these rows: an ``.npy`` file of row numbers, or sorted, unique row numbers.
+    seed : int
+        Seed of the random numbers.
+    client : distributed.Client, optional
+        Where to run; by default distributed's current client if there is one, otherwise threads of this process.
+    memory_limit : int or str, optional
+        Most bytes that this process may use when it runs on threads.
 
     Returns
     -------
     Deduplication
-            The rows to keep, those removed, and the groups, as row numbers of the pool.
+        The rows to keep, the removed rows, and the groups, as row numbers of the pool.
 
     Raises
     ------
     InputError
-            If settings are invalid (all are reported at once), or rows contain NaN.
-        StoreError
-            If the store is missing or damaged.
-        ComputeError
-            If the memory limit is too small.
+        If settings are invalid (all problems are listed), or rows contain NaN.
+    StoreError
+        If the store is missing or damaged.
+    ComputeError
+        If the memory limit is too small.
 
     See Also
     --------
-    hkm_dask.curation.near_pairs.near_pairs : The near-duplicate pairs among some rows, with their cosines.
+    hkm_dask.curation.near_pairs.near_pairs : Find the near-duplicate pairs among some rows, with their cosines.
 
     Examples
     --------
@@ -248,7 +249,7 @@ def _column_problems(pool: Pool | None, by: str) -> list[str]:
 def _groups(
     opened: CuratedStore, index: NDArray[np.int64] | None, threshold: float, seed: int, runner: Runner
 ) -> tuple[Components, NDArray[np.float32]]:
-    """Return groups of near-duplicates as positions in `index`, and minus the cosine of rows to a centroid."""
+    """Return the groups as positions in `index`, and the negative cosine of each of their rows to its centroid."""
     stored, unit = (runner.place(rows) for rows in opened.some(index))
     if stored.n_rows == 0:
         raise InputError("n_samples=0 should be at least 1; give a pool that has rows")
@@ -270,7 +271,7 @@ def _groups(
 
 
 def _centroids(opened: CuratedStore, n_rows: int) -> NDArray[np.float32] | None:
-    """Return the centroids of the level of a tree whose number is best for the search."""
+    """Return the centroids of the tree level whose number of clusters is closest to the optimum for the search."""
     if opened.arrays is None:
         return None
     wanted, arrays = n_directions(n_rows), opened.arrays
@@ -283,7 +284,7 @@ def _keys(
     opened: CuratedStore, places: NDArray[np.int64], index: NDArray[np.int64] | None, nearness: NDArray[np.float32],
     keep: str, by: str | None, seed: int,
 ) -> Sequence[NDArray[Any]]:  # fmt: skip
-    """Return keys that are least for the row of a group that is kept."""
+    """Return sort keys of which the row to keep has the least in its group."""
     rows = places if index is None else index[places]
     if keep == "random":
         return [random_bits(stream_key(seed, "dedup"), rows)]

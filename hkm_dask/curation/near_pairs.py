@@ -1,4 +1,4 @@
-"""Near-duplicate pairs among some rows of a pool: all pairs whose cosine is at least a threshold."""
+"""Near-duplicate pairs among selected rows of a pool: all pairs whose cosine reaches a threshold."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hkm_dask.data.row_views import SubsetRows, unit_rows
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import ComputeError, InputError
 
-#: Most rows of a block; one product covers a pair of blocks.
+#: Most rows per block; two blocks are multiplied at once.
 _BLOCK_ROWS = 4096
-#: Bytes of a pair while sorted and unsorted pairs coexist.
+#: Bytes per pair, including its copy during sorting.
 _PAIR_BYTES = 3 * 24
 
 
@@ -39,7 +39,7 @@ class Pairs:
 
 
 def check_threshold(threshold: object) -> list[str]:
-    """Describe what is wrong with a threshold.
+    """Return the problem with a threshold, as a list that is empty if it is valid.
 
     >>> check_threshold(1.5)
     ['threshold=1.5 should be a cosine above 0, up to 1; give one like 0.95']
@@ -51,21 +51,21 @@ def check_threshold(threshold: object) -> list[str]:
 
 
 def near_pairs(pool: Pool, rows: NDArray[np.integer], threshold: float, memory_limit: int | str | None = None) -> Pairs:
-    """Find the pairs among some rows of a pool whose cosine is at least `threshold`.
+    """Find all pairs among selected rows of a pool whose cosine is at least `threshold`.
 
-    Every pair is compared, in time quadratic in the number of rows, so this suits a draw but not a pool. A float32
-    product proposes pairs; the cosine of the rows as stored, in float64, decides. All-zero rows have no direction and
-    are in no pair.
+    All pairs are compared, so time grows with the square of the number of rows: use this for a sample, not for a pool.
+    A float32 product finds candidates; the cosine of the rows as stored, computed in float64, decides. All-zero rows
+    have no direction and are in no pair.
 
     Parameters
     ----------
     pool : Pool
     rows : ndarray of int, shape (n,)
-            Row numbers, sorted and distinct.
-        threshold : float
-            Above 0, up to 1.
-        memory_limit : int or str, optional
-            Memory in bytes that this process may use when it runs on threads.
+        Row numbers, sorted and unique.
+    threshold : float
+        Cosine similarity, in (0, 1].
+    memory_limit : int or str, optional
+        Most bytes that this process may use.
 
     Returns
     -------
@@ -75,9 +75,9 @@ def near_pairs(pool: Pool, rows: NDArray[np.integer], threshold: float, memory_l
     Raises
     ------
     InputError
-            If the threshold is invalid, or row numbers are unsorted, repeated or out of range.
-        ComputeError
-            If there are more pairs than memory can hold, as among thousands of copies of one row.
+        If the threshold is invalid, or row numbers are unsorted, repeated or out of range.
+    ComputeError
+        If there are more pairs than fit in memory, as among thousands of copies of one row.
 
     Examples
     --------
@@ -107,7 +107,7 @@ def _concatenate(found: list[Pairs], index: NDArray[np.int64]) -> Pairs:
 
 
 def _pairs_of(rows: Rows, threshold: float, runner: Runner) -> list[Pairs]:
-    # For every thread a block in three forms, the other block, and their product; in addition, the pairs.
+    # Per thread: a block in three forms, a second block, and their product; and the pairs.
     share = runner.memory_budget // (3 * runner.n_threads)
     n = int(max(64, min(_BLOCK_ROWS, share // (20 * rows.n_features + 10 * _BLOCK_ROWS))))
     bounds = list(itertools.pairwise([*range(0, rows.n_rows, n), rows.n_rows]))
@@ -143,7 +143,7 @@ class _Block:
 
     def pairs(self, other: _Block, threshold: float) -> Pairs:
         scores = matmul(self.unit, other.unit.T)
-        # Error of float32 rows of unit length, and of a sum of as many products in any order.
+        # Rounding of unit-length float32 rows, and of a sum of that many products in any order.
         slack = (self.unit.shape[1] + 8) * 2.0**-23
         i, j = map(np.ascontiguousarray, np.nonzero(scores >= threshold - slack))
         kept = (self.start + i < other.start + j) & self.unit[i].any(axis=1) & other.unit[j].any(axis=1)

@@ -1,1 +1,1 @@
-"""Data on disk: layouts, crash-safe stores, and sources of rows."""
+"""Data on disk: layouts, crash-safe stores, and tables of rows."""

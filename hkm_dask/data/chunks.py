@@ -1,4 +1,4 @@
-"""Reading and writing whole chunks of Zarr arrays, on a local disk or in an object store: checked, and crash-safe."""
+"""Read and write whole chunks of Zarr arrays, on a local disk or in an object store, checked and crash-safe."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ from hkm_dask.data.unpacked import check_chunks
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.untrusted import open_regular, reading
 
-#: File beside the chunks of a complete array with the CRC-32C of each: four bytes, little-endian.
+#: File beside the chunks of a complete array: the CRC-32C of each chunk, four bytes, little-endian.
 CHECKSUMS_FILE = "checksums"
 
 
 class ChunkWriter:
-    """Writes one chunk file row by row; see `StoredArray.writer`."""
+    """Writer of one chunk file, row by row; see `StoredArray.writer`."""
 
     def __init__(self, path: Location, spec: ArraySpec, put: Callable[[np.ndarray], int]) -> None:
-        self.crc = 0  # CRC-32C of the chunk with its padding, set when the writer's context is closed
+        self.crc = 0  # CRC-32C of the chunk, including padding, once the writer's context is closed
         self._path, self._spec, self._write = path, spec, put
         self._missing = spec.chunk_rows * spec.row_bytes
 
     def append(self, rows: np.ndarray) -> None:
-        """Write the next rows of the chunk, in the array's dtype and row shape."""
+        """Write the next rows of the chunk, with the array's dtype and row shape."""
         data = np.ascontiguousarray(rows, dtype=self._spec.dtype).reshape(-1).view(np.uint8)
         if data.size > self._missing:
             raise InputError(f"rows={len(rows)} should fit the chunk {self._path}; write whole chunks")
         self._append(data)
 
     def close(self) -> None:
-        """Pad the chunk with zeros, as all chunks of a Zarr array have one length, and write the checksum."""
+        """Pad the chunk with zeros, as all chunks of a Zarr array have the same length, and write the checksum."""
         padding = np.zeros(min(self._missing, layout.MIB), dtype=np.uint8)
         while self._missing:
             self._append(padding[: self._missing])
@@ -76,10 +76,10 @@ class ChunkWriter:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array on disk or in an object store, read and written by whole chunks with every checksum verified.
+    """An array on a disk or in an object store, read and written by whole chunks, with every checksum verified.
 
     Plain arrays of this package (see `layout.ArraySpec`) are read with one ``preadv``, or one request, per chunk
-    directly into the result; all others go through Zarr. Cheap to pickle.
+    directly into the result; all others are read through Zarr. Cheap to pickle.
 
     >>> import tempfile, numpy as np
     >>> from hkm_dask.data.store import create_array
@@ -92,9 +92,9 @@ class StoredArray:
     """
 
     path: str  # absolute path of the array's folder, or its URL
-    spec: ArraySpec  # its layout on disk
-    #: Identifies the chunks it must hold, see `layout.array_fingerprint`; empty while it is being written, and for
-    #: arrays of others. The checksums of the chunks are in the file ``checksums`` beside them.
+    spec: ArraySpec  # storage layout
+    #: Identifies the chunks that it must hold, see `layout.array_fingerprint`; empty while it is written and for arrays
+    #: of other software. The file ``checksums`` beside the chunks lists their checksums.
     fingerprint: str = ""
 
     @property
@@ -104,7 +104,7 @@ class StoredArray:
 
     @property
     def dtype(self) -> np.dtype:
-        """Dtype of the elements."""
+        """Data type of the elements."""
         return self.spec.dtype
 
     @property
@@ -113,7 +113,7 @@ class StoredArray:
         return len(self.spec.shape)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Read as `read` does, by a basic index, as `dask.array.from_array` requires."""
+        """Read by a basic index, like `read`; `dask.array.from_array` requires this."""
         first, *others = index if isinstance(index, tuple) else (index,)
         if not isinstance(first, slice):
             row = operator.index(first) % self.shape[0]
@@ -126,7 +126,7 @@ class StoredArray:
 
     @cached_property
     def place(self) -> Location:
-        """Location of the array."""
+        """Path or URL of the array's folder."""
         return location(self.path)
 
     def chunk_path(self, index: int) -> Location:
@@ -134,10 +134,10 @@ class StoredArray:
         return self.place / "/".join(map(str, ("c", index) + (0,) * (len(self.spec.shape) - 1)))
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Read rows ``start:stop`` from whole, checked chunks; StoreError if one is missing, truncated or altered.
+        """Read rows `start` to `stop` from verified chunks; StoreError if one is missing, truncated or altered.
 
-        If given, `out` (C-contiguous, of the same shape and dtype) receives the rows and is returned, which saves the
-        page faults of newly allocated memory.
+        If given, `out` (C-contiguous, of this shape and dtype) is filled and returned, which saves the page faults of
+        newly allocated memory.
         """
         spec = self.spec
         check_range(start, stop, spec.shape[0], self.path)
@@ -162,7 +162,7 @@ class StoredArray:
             )
 
         if self.fingerprint:
-            listed_checksums(self)  # once, instead of in every thread
+            listed_checksums(self)  # once, not in every thread
         each(read, spec.chunks(start, stop), self.place, spec.chunk_file_bytes)
         return out
 
@@ -171,7 +171,7 @@ class StoredArray:
         return self.read(*self.spec.chunk_range(index))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Gather rows by sorted numbers (int64), reading each chunk once; raises as `check_rows` and `read` do."""
+        """Gather rows by sorted row numbers (int64), reading each chunk once; raises as `check_rows` and `read` do."""
         spec = self.spec
         rows = check_rows(rows, spec.shape[0])
         out = np.empty((len(rows), *spec.shape[1:]), dtype=spec.dtype)
@@ -180,7 +180,7 @@ class StoredArray:
         buffer: np.ndarray | None = None
         for first, last in itertools.pairwise(cuts.tolist()):
             start, stop = spec.chunk_range(int(chunks[first]))
-            # Rows may repeat, so having as many rows as the chunk does not mean that all of them are requested.
+            # Rows may repeat, so having as many rows as the chunk does not imply that they are the whole chunk.
             if last - first == stop - start and (np.diff(rows[first:last]) == 1).all():
                 self.read(start, stop, out[first:last])
                 continue
@@ -191,7 +191,7 @@ class StoredArray:
 
     @contextmanager
     def writer(self, index: int) -> Iterator[ChunkWriter]:
-        """Write one chunk of a plain array row by row; it is put in place when the context ends without an error."""
+        """Write one chunk of a plain array row by row; it is moved into place when the context closes normally."""
         path = self.chunk_path(index)
         if isinstance(path, ObjectPath):
             with self._object_writer(path) as writer:
@@ -235,7 +235,7 @@ class StoredArray:
         failpoint("chunk-written")
 
     def write(self, start: int, values: np.ndarray) -> None:
-        """Write whole chunks, from the start of a chunk to the end of one or of the array; otherwise InputError.
+        """Write whole chunks, from the first row of a chunk to the end of one or of the array; InputError otherwise.
 
         Two tasks must never write to the same chunk.
         """
@@ -259,12 +259,12 @@ class StoredArray:
         each(put, spec.chunks(start, stop), self.place, spec.chunk_file_bytes)
 
     def check(self) -> None:
-        """Check that every chunk file exists with the expected length and the listed checksum.
+        """Check that every chunk file exists, has the right length and ends with the listed checksum.
 
-        Whether its content matches the checksum is checked on reading.
+        The content itself is verified against this checksum when it is read.
         """
         if self.spec.checked:
-            listed_checksums.cache_clear()  # read the list again, even if this process has cached it
+            listed_checksums.cache_clear()  # the list is read again, even if this process has cached it
             for index, checksum in enumerate(self._stored_checksums()):
                 self._check_place(index, checksum)
 
@@ -272,7 +272,7 @@ class StoredArray:
         return each(self.checksum, range(self.spec.n_chunks), self.place)
 
     def checksum(self, index: int) -> int:
-        """Read the CRC-32C at the end of a chunk file; raises StoreError if the file is missing or truncated."""
+        """Read the CRC-32C at the end of a chunk file; StoreError if the file is missing or truncated."""
         path, crc = self.chunk_path(index), np.empty(layout.CRC_BYTES, dtype=np.uint8)
 
         def read() -> int:
@@ -293,13 +293,13 @@ class StoredArray:
         return int.from_bytes(crc.tobytes(), "little")
 
     def seal(self) -> StoredArray:
-        """Write the checksums of all chunks to the file beside them; returns the array bound to them."""
+        """Write the list of the checksums of all chunks, once these are written; return the array bound to it."""
         checksums = np.array(self._stored_checksums(), dtype="<u4")
         write_file(self.place / CHECKSUMS_FILE, checksums.tobytes())
         return replace(self, fingerprint=layout.array_fingerprint(self.spec, checksums))
 
     def _check_place(self, index: int, checksum: int) -> None:
-        """Reject a chunk that is valid in itself, but not the one that was written here."""
+        """Refuse a chunk that is intact but not the one that was written here."""
         if self.fingerprint and checksum != listed_checksums(self)[index]:
             raise self._damage(index, "is another chunk than was written here")
 
@@ -313,11 +313,11 @@ class StoredArray:
         return StoreError(f"{self.path}: {place} {reason}; {self.remedy()}")
 
     def remedy(self) -> str:
-        """Describe how to restore the store of this package that contains the array."""
+        """Return how to restore the nearest store of this package that holds the array."""
         return layout.remedy(next(filter(None, map(stored_format, (self.place, *self.place.parents[:3]))), ""))
 
     def _read_chunk(self, index: int, head: np.ndarray, body: np.ndarray, tail: np.ndarray) -> None:
-        """Fill three byte buffers with one chunk: the rows before the requested ones, these, and the rows after."""
+        """Fill three byte buffers from one chunk: the rows before the requested ones, those, and the rows after."""
         path = self.chunk_path(index)
         crc = np.empty(layout.CRC_BYTES, dtype=np.uint8)
         try:
@@ -348,9 +348,9 @@ class StoredArray:
 
 
 def open_array(path: str | os.PathLike[str]) -> StoredArray:
-    """Open an array on a disk or in an object store: directly if it is of this package, otherwise through Zarr.
+    """Open an array on a disk or in an object store; arrays of this package are read directly, others through Zarr.
 
-    Raises StoreError if there is no array, or if it is not of this package and lacks chunks.
+    StoreError if there is no array, or if it comes from other software and lacks chunks.
     """
     folder = location(path).absolute()
     metadata = read_json(folder / METADATA_FILE) or {}
@@ -364,7 +364,7 @@ def open_array(path: str | os.PathLike[str]) -> StoredArray:
 
 @lru_cache(maxsize=64)
 def listed_checksums(array: StoredArray) -> np.ndarray:
-    """Read the CRC-32C of the chunks of a complete array; raises StoreError if the list is not that of the array."""
+    """Read the CRC-32C values of the chunks of a complete array; StoreError if the list belongs to another array."""
     path, n_bytes = array.place / CHECKSUMS_FILE, layout.CRC_BYTES * array.spec.n_chunks
     try:
         checksums = np.frombuffer(careful(lambda: read_small(path, n_bytes), f"reading {path}"), dtype="<u4")
@@ -376,13 +376,13 @@ def listed_checksums(array: StoredArray) -> np.ndarray:
 
 
 def check_range(start: int, stop: int, n_rows: int, label: str) -> None:
-    """Reject a range of rows that exceeds a table."""
+    """Refuse a range of rows that exceeds the table."""
     if not 0 <= start <= stop <= n_rows:
         raise InputError(f"rows={start}:{stop} should lie within 0:{n_rows} of {label}; give other rows")
 
 
 def check_rows(rows: np.ndarray, n_rows: int) -> np.ndarray:
-    """Return row numbers as int64; raises InputError if they are not integers, unsorted, or out of range.
+    """Return row numbers as int64; InputError if they are not integers, not sorted, or out of range.
 
     >>> check_rows(np.array([0, 7]), 5)
     Traceback (most recent call last):

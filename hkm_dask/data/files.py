@@ -1,4 +1,4 @@
-"""File operations that retry transient errors, explain permanent ones, and never leave partial files."""
+"""File operations that retry transient errors, explain permanent ones, and never leave a file half-written."""
 
 from __future__ import annotations
 
@@ -44,10 +44,9 @@ T = TypeVar("T")
 
 
 def failpoint(name: str) -> None:
-    """Kill this process, as ``kill -9`` would, if the environment requests it; for crash tests.
+    """Kill this process, as ``kill -9`` would, if the environment asks for it; for crash tests.
 
-    ``HKM_FAILPOINT=marked`` kills it when the point "marked" is first reached, ``HKM_FAILPOINT=marked:3`` the third
-    time.
+    ``HKM_FAILPOINT=marked`` exits at the first pass of the point "marked", ``HKM_FAILPOINT=marked:3`` at the third.
     """
     point, _, count = os.environ.get("HKM_FAILPOINT", "").partition(":")
     if point == name and next(_passes[name]) == int(count or 1):
@@ -57,9 +56,9 @@ def failpoint(name: str) -> None:
 def careful(action: Callable[[], T], description: str) -> T:
     """Run one file operation, retrying transient errors and explaining permanent ones.
 
-    `description` says what it does, for the message, such as ``"writing pool.zarr/embeddings/c/0/0"``. Raises
-    StoreError if the disk is full, permission is denied, or an I/O error persists after three retries.
-    FileNotFoundError and NotADirectoryError pass unchanged: the caller decides what a missing file means.
+    `description` names the operation in messages, e.g. ``"writing pool.zarr/embeddings/c/0/0"``. StoreError if the disk
+    is full, permission is lacking, or an I/O error persists after three retries. FileNotFoundError and
+    NotADirectoryError are passed on: only the caller knows what a missing file means.
     """
     for wait in (*_RETRY_SECONDS, None):
         try:
@@ -83,12 +82,12 @@ def careful(action: Callable[[], T], description: str) -> T:
 
 
 def open_input(path: Path) -> BinaryIO:
-    """Open a file made by others, see `open_regular`; raises as `careful` does."""
+    """Open a file that other software made, see `open_regular`; raises as `careful` does."""
     return careful(lambda: open_regular(path), f"reading {path}")
 
 
 def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """Return a path on this machine; raises InputError for a URL, which only stores and their exports can have.
+    """Return a path on this machine; InputError for a URL, as only stores and the draws from them may be remote.
 
     >>> local_path("s3://bucket/config.yaml", "config")
     Traceback (most recent call last):
@@ -97,10 +96,7 @@ written there only; copy it to a disk
     """
     place = location(path, name)
     if isinstance(place, ObjectPath):
-        raise InputError(
-            f"{name}={os.fspath(path)!r} should be a path on this machine, it is read or written there only; "
-            "copy it to a disk"
-        )
+        raise InputError(f"{name}={os.fspath(path)!r} should be a path on this machine; copy it to a disk")
     return place
 
 
@@ -117,7 +113,7 @@ def read_small(path: Location, max_bytes: int) -> bytes:
 def read_json(path: Location) -> dict[str, Any] | None:
     """Parse a JSON object from a file; None if there is no such file.
 
-    Raises StoreError for other content, ``attributes`` that are not an object, or more than `MAX_JSON_BYTES`.
+    StoreError if the content is anything else, if ``attributes`` is not an object, or beyond `MAX_JSON_BYTES`.
     """
     try:
         parsed = parse_json(careful(lambda: read_small(path, MAX_JSON_BYTES), f"reading {path}"))
@@ -133,7 +129,7 @@ def read_json(path: Location) -> dict[str, Any] | None:
 
 
 def write_file(path: Location, data: bytes) -> None:
-    """Write a small file such that a crash leaves the old content or the new, never a part."""
+    """Write a small file atomically: after a crash it has either the old content or the new."""
 
     def write() -> None:
         if isinstance(path, ObjectPath):
@@ -153,16 +149,16 @@ def write_file(path: Location, data: bytes) -> None:
 
 
 def write_whole(target: Location, write: Callable[[Path], None], *, synced: bool = True, new: bool = False) -> None:
-    """Call `write` with a temporary path beside a file, and rename the result to the file once it is on the disk.
+    """Have `write` create a temporary file beside `target`, and rename it once its content is on the disk.
 
-    Unless `synced`, a machine failure may leave a part. A missing folder is created. Remains of killed processes of
-    this machine are removed. For an object store, the file is written to a temporary folder and uploaded. Raises
-    InputError if it must be `new` and another process has created one meanwhile.
+    Without `synced`, a failure of the machine may leave a truncated file. Its folder is created if missing.
+    Temporary files that killed processes of this machine left beside the target are removed. For an object store, the
+    file is written to a temporary folder and uploaded. With `new`, InputError if the target exists by then.
     """
 
     def check_new() -> None:
         if new and (target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target)):
-            raise InputError(f"{target} should be a new file, it was made meanwhile; choose another name")
+            raise InputError(f"{target} should be a new file, but was created during the run; choose another name")
 
     make_folder(target.parent)
     if isinstance(target, ObjectPath):
@@ -192,9 +188,9 @@ def write_whole(target: Location, write: Callable[[Path], None], *, synced: bool
 
 
 def read_attributes(path: str | os.PathLike[str], *, missing_ok: bool = False) -> dict[str, Any]:
-    """Read the attributes of a group or array, never from consolidated metadata.
+    """Read the attributes of a group or array, never from a consolidated copy.
 
-    Raises StoreError if it is damaged or missing; with `missing_ok`, a missing one has no attributes.
+    StoreError if it is damaged or missing; a missing one has no attributes if `missing_ok`.
     """
     metadata = read_json(location(path) / METADATA_FILE)
     if metadata is None and missing_ok:
@@ -205,9 +201,9 @@ def read_attributes(path: str | os.PathLike[str], *, missing_ok: bool = False) -
 
 
 def read_complete(path: str | os.PathLike[str], fmt: str) -> dict[str, Any]:
-    """Read the attributes of a complete group of format `fmt`, after checking all its metadata against the digest.
+    """Read the attributes of a complete group of format `fmt`, after verifying all of its metadata by the digest.
 
-    Raises StoreError if it is missing, of another format or version, incomplete, or was altered since its completion.
+    StoreError if it is missing, of another format or version, incomplete, or altered since it was completed.
     """
     folder = location(path)
     attributes = read_attributes(folder)
@@ -217,7 +213,7 @@ def read_complete(path: str | os.PathLike[str], fmt: str) -> dict[str, Any]:
 
 
 def check_digest(folder: Location, remedy: str = "") -> None:
-    """Check the metadata of a complete group and its content against its digest; raises StoreError if altered."""
+    """Verify the metadata of a complete group and of everything in it by its digest; StoreError if altered."""
     metadata = read_json(folder / METADATA_FILE) or {}
     attributes = metadata.get("attributes") or {}
     listed = (metadata.get("consolidated_metadata") or {}).get("metadata") or {}
@@ -232,7 +228,7 @@ def check_digest(folder: Location, remedy: str = "") -> None:
 
 
 def stored_format(folder: Location) -> str:
-    """Return the attribute ``format`` of a group, empty if it has none or is damaged."""
+    """Return the attribute ``format`` of a group; empty if it has none or is damaged."""
     try:
         kind = ((read_json(folder / METADATA_FILE) or {}).get("attributes") or {}).get("format")
     except StoreError:
@@ -241,7 +237,7 @@ def stored_format(folder: Location) -> str:
 
 
 def similar_store(folder: Location, *formats: str) -> str:
-    """Suggest, as a question, an existing store of these formats whose name is similar to that of a missing one."""
+    """Return the question whether a similarly named store of one of the formats is meant; empty if there is none."""
     if isinstance(folder, ObjectPath) or not folder.parent.is_dir():
         return ""
     with suppress(OSError):
@@ -253,30 +249,30 @@ def similar_store(folder: Location, *formats: str) -> str:
 
 
 def check_own(path: Location) -> None:
-    """Raise StoreError rather than write to what another user may have planted at `path`, a name chosen by us.
+    """Refuse, with a StoreError, to write to what another user may have planted at `path`, a name that we choose.
 
-    That is a symbolic link, a file with another hard link and, in a world-writable folder, a file of another user.
+    That is a symbolic link, a file with several hard links or, in a world-writable folder, a file of another user.
     """
     if isinstance(path, ObjectPath):
-        return  # owned by whoever has the credentials
+        return  # belongs to whoever has the credentials
     try:
         state, parent = path.lstat(), path.parent.stat()
     except OSError:
-        return  # nothing is there, or writing will report the reason
+        return  # nothing exists there, or the write itself will report the error
     linked = stat.S_ISLNK(state.st_mode) or (stat.S_ISREG(state.st_mode) and state.st_nlink > 1)
     foreign = parent.st_mode & stat.S_IWOTH and state.st_uid != os.geteuid()
     if linked or foreign:
         what = "is a link" if linked else f"belongs to another user, {state.st_uid}"
-        raise StoreError(f"{path} {what}, it should be of our own making; look at it and remove it")
+        raise StoreError(f"{path} {what} but should be made by hkm_dask; inspect and remove it")
 
 
 def remove(folder: Location) -> None:
-    """Remove a folder if it exists; of a store the metadata first, so that no remaining part passes for a store."""
+    """Remove a folder if it exists; a store's metadata go first, so that a remnant cannot pass for a store."""
     if isinstance(folder, ObjectPath):
         (folder / METADATA_FILE).unlink()
         folder.remove_tree()
         return
-    check_own(folder)  # otherwise, for a link, the metadata of the store that it points to would be removed
+    check_own(folder)  # a link would have the metadata of another store removed
     if not folder.exists():
         return
     metadata = folder / METADATA_FILE
@@ -287,7 +283,7 @@ def remove(folder: Location) -> None:
 
 
 def make_folder(folder: Location) -> None:
-    """Create a folder and its missing parents, and sync their names to disk."""
+    """Create a folder and its missing parents, and sync their names to the disk."""
     if isinstance(folder, ObjectPath):
         return
     missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110 False if forbidden
@@ -297,7 +293,7 @@ def make_folder(folder: Location) -> None:
 
 
 def folder_problem(folder: Path) -> str | None:
-    """Return what is wrong with a folder for a new file, in the words of an error message; None if it is fine.
+    """Return what should hold for a file to be written into a folder, created if missing; None if it holds.
 
     >>> folder_problem(Path("/dev/null/draws"))
     "be in a folder, '/dev/null' is none; choose another name"
@@ -306,12 +302,12 @@ def folder_problem(folder: Path) -> str | None:
     if not there.is_dir():
         return f"be in a folder, {str(there)!r} is none; choose another name"
     if not os.access(there, os.W_OK | os.X_OK):
-        return f"be in a folder that can be written; change the rights of {str(there)!r}"
+        return f"be in a writable folder; change the permissions of {str(there)!r}"
     return None
 
 
 def sync(path: Location) -> None:
-    """Flush a file or a folder to disk before anything that depends on it; objects need no flush."""
+    """Flush a file or a folder to the disk before anything that depends on it; objects are durable once written."""
     if isinstance(path, ObjectPath):
         return
 
@@ -320,7 +316,7 @@ def sync(path: Location) -> None:
         try:
             os.fsync(fd)
         except OSError as error:
-            # Some file systems cannot sync folders, and give no guarantee that could be used instead.
+            # Some file systems cannot sync a folder; they promise nothing, and nothing can be done about it.
             if error.errno != errno.EINVAL:
                 raise
         finally:
@@ -330,16 +326,16 @@ def sync(path: Location) -> None:
 
 
 def as_buffer(array: np.ndarray) -> memoryview:
-    """Return the bytes of a C-contiguous array, for reading into or writing."""
-    # NumPy's stubs do not declare that an array is a buffer.
+    """Return the bytes of a C-contiguous array, for reading into and writing from."""
+    # NumPy's stubs do not say that an array is a buffer.
     return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 def empty_to_read(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Allocate uninitialized memory for reading a file that begins at a cache line.
+    """Allocate uninitialized, cache-line-aligned memory to read a file into.
 
-    `malloc` places large blocks 16 bytes after a page boundary. Copying pages of a file there can take three times as
-    long, as the processor mistakes subsequent loads for loads of data just stored.
+    Large blocks of `malloc` begin 16 bytes after a page boundary. Some processors copy pages of a file there at a third
+    of the speed, because the next load looks like it depends on the preceding store.
 
     >>> rows = empty_to_read((1000, 3), np.dtype("f4"))
     >>> rows.shape, rows.ctypes.data % 64
@@ -350,18 +346,18 @@ def empty_to_read(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def bytes_to_read(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Return the bytes to allocate so that a part begins at a cache line and holds such an array."""
+    """Return the bytes that hold such an array aligned to a cache line."""
     return math.prod(shape) * dtype.itemsize + _CACHE_LINE
 
 
 def part_to_read(memory: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return the part of an allocation that is such an array, as `empty_to_read` does."""
+    """Return an aligned view of `memory`, as `empty_to_read` allocates it."""
     start = -memory.ctypes.data % _CACHE_LINE
     return memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
 
 def read_into(fd: int, buffers: list[np.ndarray], offset: int = 0) -> int:
-    """Fill consecutive C-contiguous arrays from `offset` of a file; returns the number of bytes read."""
+    """Fill consecutive C-contiguous arrays from a file, from `offset` on; returns the number of bytes read."""
     views = [as_buffer(buffer) for buffer in buffers if buffer.size]
     n_read = 0
     while views and (count := os.preadv(fd, views, offset + n_read)):

@@ -1,4 +1,4 @@
-"""A least-recently-used cache of chunks."""
+"""A cache of chunks that are read repeatedly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class KeptChunks:
-    """Caches the most recently used chunks up to a number of bytes, at least the last; values have ``nbytes``, any key.
+    """A least-recently-used cache of objects with ``nbytes``, limited to `most_bytes` or the last one put.
 
     >>> import numpy as np
     >>> kept = KeptChunks(most_bytes=16)
@@ -25,7 +25,7 @@ class KeptChunks:
         self._n_bytes, self._lock = 0, threading.Lock()
 
     def __reduce__(self) -> tuple[type[KeptChunks], tuple[int]]:
-        return KeptChunks, (self.most_bytes,)  # cached chunks can be read again
+        return KeptChunks, (self.most_bytes,)  # the chunks can be read again
 
     def get(self, key: Hashable) -> Any | None:
         """Return a cached chunk, or None."""
@@ -35,7 +35,7 @@ class KeptChunks:
             return self._chunks.get(key)
 
     def put(self, key: Hashable, chunk: Any) -> None:
-        """Cache a chunk, dropping the least recently used ones if there is no room for all."""
+        """Add a chunk, evicting the least recently used ones if space is short."""
         with self._lock:
             if key not in self._chunks:
                 self._chunks[key] = chunk

@@ -23,14 +23,14 @@ ASSIGNMENT_FORMAT = "hkm_dask.assignment"
 FORMATS = (POOL_FORMAT, TREE_FORMAT, ASSIGNMENT_FORMAT)
 FORMAT_VERSION = 2
 
-# Arrays of a pool. The arrays of a tree are named after their level by `hierarchy.tree`.
+# Arrays of a pool. The arrays of a tree are named by their level, in `hierarchy.tree`.
 EMBEDDINGS = "embeddings"
 IDS = "ids"
 MEAN = "mean"
-# Names reserved for arrays of a pool and columns of a subset, which no further column can have.
+# Names that a pool or a subset uses itself: none of them can be an additional column.
 OWN_COLUMNS = frozenset({EMBEDDINGS, IDS, MEAN, "row", "id", "distance"})
 
-# Pattern for names of further columns, which become folders; missing values have a mask in another array.
+# Valid names of additional columns, which become folders; a column with missing values has a mask beside it.
 COLUMN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MISSING_SUFFIX = ".missing"
 
@@ -47,7 +47,7 @@ MIB = 2**20
 MIN_CHUNK_BYTES = MIB
 MAX_CHUNK_BYTES = 64 * MIB
 CHUNKS_PER_POOL = 64
-# Each id read is a Python object, so a chunk of ids is limited by rows, not by bytes on disk.
+# Each id is a Python object while it is read, so a chunk of ids is bounded by rows, not by bytes on disk.
 MAX_ID_CHUNK_ROWS = 2**18
 
 CRC_BYTES = 4
@@ -66,7 +66,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Layout of an array on disk, as needed to read its chunks directly.
+    """Storage layout of one array, as far as it is needed to read the chunks directly.
 
     >>> spec = ArraySpec((10, 3), np.dtype("f4"), chunk_rows=4, checked=True, plain=True)
     >>> spec.n_chunks, spec.row_bytes, spec.chunk_file_bytes, spec.chunk_range(2)
@@ -74,11 +74,11 @@ class ArraySpec:
     """
 
     shape: tuple[int, ...]
-    dtype: np.dtype  # type of the elements, in native byte order; ``object`` for variable-length strings
-    chunk_rows: int  # rows in one storage chunk; the last chunk is padded to this number on disk
-    #: Whether every chunk ends with a CRC-32C. A missing chunk of such an array is an error, not a fill value.
+    dtype: np.dtype  # element type, in native byte order; ``object`` for variable-length strings
+    chunk_rows: int  # rows per storage chunk; on disk the last chunk is padded to this length
+    #: Whether every chunk ends with a CRC-32C. In such an array a missing chunk is a loss, not a fill value.
     checked: bool
-    plain: bool  # whether a chunk file holds only full-width rows and the CRC-32C, and so is readable without Zarr
+    plain: bool  # whether a chunk file holds only full-width rows and the CRC-32C, readable without Zarr
 
     @cached_property
     def row_bytes(self) -> int:
@@ -92,21 +92,21 @@ class ArraySpec:
 
     @property
     def chunk_file_bytes(self) -> int:
-        """Length in bytes of every chunk file of a plain array, with padding and checksum."""
+        """Length in bytes of every chunk file of a plain array, including padding and checksum."""
         return self.chunk_rows * self.row_bytes + CRC_BYTES
 
     def chunks(self, start: int, stop: int) -> range:
-        """Return the numbers of the chunks that hold rows ``start:stop``."""
+        """Return the numbers of the chunks that hold the rows `start` to `stop`."""
         return range(start // self.chunk_rows, -(-stop // self.chunk_rows) if start < stop else 0)
 
     def chunk_range(self, index: int) -> tuple[int, int]:
-        """Return the first row of chunk `index`, and one past its last row."""
+        """Return the first row of chunk `index`, and the row after its last."""
         start = index * self.chunk_rows
         return start, min(start + self.chunk_rows, self.shape[0])
 
 
 def array_fingerprint(spec: ArraySpec, checksums: np.ndarray) -> str:
-    """Identify the content of an array by the hexadecimal SHA-256 of its shape, dtype, chunking and chunk checksums.
+    """Identify the content of an array by a hexadecimal SHA-256 of its shape, dtype, chunk rows and chunk checksums.
 
     >>> array_fingerprint(ArraySpec((3, 2), np.dtype("f4"), 3, checked=True, plain=True), np.array([7]))[:8]
     '8e465a48'
@@ -116,7 +116,7 @@ def array_fingerprint(spec: ArraySpec, checksums: np.ndarray) -> str:
 
 
 def metadata_digest(attributes: Mapping[str, Any], consolidated: Mapping[str, Any]) -> str:
-    """Identify the metadata of a group by the hexadecimal SHA-256 of its attributes and those of its content.
+    """Identify the metadata of a group by a hexadecimal SHA-256 of its attributes and those of all its members.
 
     >>> metadata_digest({"complete": True, "digest": "is left out"}, {})[:8]
     'c3e45d3c'
@@ -126,7 +126,7 @@ def metadata_digest(attributes: Mapping[str, Any], consolidated: Mapping[str, An
 
 
 def absent_value(dtype: np.dtype) -> Any:
-    """Return the fill value, read for a missing chunk by readers that check nothing, which cannot pass for data.
+    """Return the fill value, which an unchecked reader gets for a missing chunk: it cannot be mistaken for data.
 
     >>> absent_value(np.dtype("f4")), absent_value(np.dtype("i4")), absent_value(np.dtype(object))
     (-inf, -2147483648, 'a chunk is missing')
@@ -136,12 +136,12 @@ def absent_value(dtype: np.dtype) -> Any:
     if dtype.kind in "iu":
         return np.iinfo(dtype).min or np.iinfo(dtype).max
     if dtype.kind == "b":
-        return True  # marks the value as missing, in a mask
+        return True  # in a mask: missing
     return "a chunk is missing"
 
 
 def parse_array_spec(metadata: Mapping[str, Any]) -> ArraySpec | None:
-    """Derive the layout of an array from its parsed ``zarr.json``; None if only Zarr can read it."""
+    """Parse the layout of an array from its ``zarr.json``; None if only Zarr can read the array."""
     try:
         if metadata["zarr_format"] != 3 or metadata["node_type"] != "array":
             return None
@@ -168,9 +168,9 @@ def parse_array_spec(metadata: Mapping[str, Any]) -> ArraySpec | None:
 
 
 def chunk_rows(n_rows: int, row_bytes: int, *, chunk_mb: float | None = None) -> int:
-    """Return the rows of a storage chunk: a 64th of the pool, from 1 to 64 MiB; or `chunk_mb` MiB, at most 64.
+    """Choose the rows per storage chunk: a 64th of the pool within 1 to 64 MiB, or `chunk_mb` MiB, at most 64.
 
-    Thus a small pool still has work for every core, and no reader needs more than 64 MiB to verify a checksum.
+    Thus even a small pool keeps every core busy, and no reader needs more than 64 MiB to verify a checksum.
 
     >>> chunk_rows(1_000_000, 1536)
     15625
@@ -194,8 +194,8 @@ def block_bounds(n_rows: int, row_bytes: int, *, max_bytes: int, min_blocks: int
         chunks  |0   |4   |8   |12  |16 |
         blocks  |0   |4        |12      |     max_bytes = 8 rows, unit_rows = 4
 
-    Returns the first row of every block, followed by `n_rows`: int64, shape (n_blocks + 1,). A block has at most
-    `max_bytes`, or is one chunk of `unit_rows` rows; there are at least `min_blocks`, if there are as many chunks.
+    Returns the first row of every block, followed by `n_rows`, as int64 (n_blocks + 1,). A block has at most
+    `max_bytes` or is one chunk of `unit_rows` rows; there are at least `min_blocks` if there are as many chunks.
 
     >>> block_bounds(18, 1, max_bytes=8, unit_rows=4)
     array([ 0,  4, 12, 18])
@@ -205,15 +205,15 @@ def block_bounds(n_rows: int, row_bytes: int, *, max_bytes: int, min_blocks: int
     units = -(-n_rows // unit_rows)
     units_per_block = max(1, max_bytes // max(1, row_bytes * unit_rows))
     n_blocks = min(units, max(-(-units // units_per_block), min_blocks, 1))
-    # Integers only: floats would lose precision beyond 2**53.
+    # Integer arithmetic only: float64 is not exact beyond 2**53.
     cuts = np.arange(n_blocks, dtype=np.int64) * units // max(1, n_blocks) * unit_rows
     return np.append(cuts, np.int64(n_rows))
 
 
 def spans(offsets: np.ndarray, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-    """Find rows ``first:last`` of concatenated tables: yields the number of each table, and the range of rows in it.
+    """Locate rows in a table of stacked parts; yields (part, start, stop), with rows relative to the part.
 
-    `offsets`, int64, holds the first row of every table, and the number of all rows.
+    `offsets` (int64) holds the first row of every part, followed by the total number of rows.
 
     >>> list(spans(np.array([0, 3, 3, 8]), 1, 5))
     [(0, 1, 3), (2, 0, 2)]
@@ -226,7 +226,7 @@ def spans(offsets: np.ndarray, first: int, last: int) -> Iterator[tuple[int, int
 
 
 def float_dtype(dtype: np.dtype) -> np.dtype | None:
-    """Return the dtype in which rows are read: floats stay as they are, integers become a float that holds them.
+    """Return the dtype in which rows are read: floats are kept, integers become a float that holds them.
 
     >>> [str(float_dtype(np.dtype(code))) for code in ("f2", ">f4", "f8", "u1", "i8", "c8", "U3")]
     ['float16', 'float32', 'float64', 'float32', 'float64', 'None', 'None']
@@ -239,7 +239,7 @@ def float_dtype(dtype: np.dtype) -> np.dtype | None:
 
 
 def check_shape(shape: tuple[int, ...], label: str) -> tuple[int, int]:
-    """Return the shape of a table of rows; raises InputError if it is not 2-D, or has no rows or no columns.
+    """Return the shape of a table of rows; InputError if it is not 2-D, or has no rows or no columns.
 
     >>> check_shape((5,), "a.npy")
     Traceback (most recent call last):
@@ -255,12 +255,12 @@ def check_shape(shape: tuple[int, ...], label: str) -> tuple[int, int]:
 
 
 def remedy(fmt: str = "") -> str:
-    """Describe how to restore a damaged store of format `fmt`."""
+    """Return how to restore a damaged store of format `fmt`."""
     return _REMEDIES.get(fmt, "make it again from its source")
 
 
 def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
-    """Raise StoreError if a store's attributes are of another format or version, or do not mark it as complete.
+    """Refuse, with a StoreError, a store of another format or version, or one that is not marked complete.
 
     >>> check_marker({"format": "hkm_dask.pool", "format_version": 2}, POOL_FORMAT, "a.zarr")
     Traceback (most recent call last):
@@ -282,7 +282,7 @@ def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
 
 
 def _named(fmt: str) -> str:
-    """Return the name of a format for messages.
+    """Return a format in words.
 
     >>> _named(POOL_FORMAT), _named(ASSIGNMENT_FORMAT)
     ('a pool', 'an assignment')
@@ -292,7 +292,7 @@ def _named(fmt: str) -> str:
 
 
 def wip_path(path: str | os.PathLike[str]) -> Location:
-    """Return the path at which a store is built before it is renamed to `path`.
+    """Return the path where a store is built before it is renamed to `path`.
 
     >>> wip_path("/data/pool.zarr").name
     'pool.zarr.wip'
@@ -302,7 +302,7 @@ def wip_path(path: str | os.PathLike[str]) -> Location:
 
 
 def work_path(path: str | os.PathLike[str]) -> Location:
-    """Return the folder for checkpoints and scratch files of the run that builds a store.
+    """Return the folder for the checkpoints and scratch files of the run that builds a store.
 
     >>> work_path("/data/tree.zarr").name
     'tree.zarr.work'

@@ -1,4 +1,4 @@
-"""Lazy arrays of a store for xarray, with every chunk checked when it is read."""
+"""Lazy xarray views of a store's arrays, with every chunk verified when it is read."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hkm_dask.data.objects import Location, each
 
 
 def checked_arrays(group: xr.Dataset, folder: Location) -> xr.Dataset:
-    """Return a group opened by xarray with Dask arrays whose chunks are checked when they are read.
+    """Replace the arrays of an opened group by Dask arrays whose chunks are verified when they are read.
 
-    Reading fails if another store has replaced this one. Arrays are named by their content, so that a Dask cluster does
-    not confuse them with cached ones.
+    Reads fail once another store has taken this one's place. The arrays are named by their content, so that no cluster
+    reuses cached results of another one.
     """
     names = list(map(str, group.data_vars))
     stored = each(open_array, [folder / name for name in names], folder)

@@ -1,4 +1,4 @@
-"""Exclusive writers in an object store: a lock object, written conditionally and renewed while it is held."""
+"""One writer per store in an object store: a lock object, written conditionally and renewed while it is held."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hkm_dask.data.objects import ObjectPath
 from hkm_dask.errors import StoreError
 from hkm_dask.untrusted import parse_json
 
-#: A lock not renewed for this many seconds, by the clock of the store, has expired.
+#: A lock that was not renewed for this many seconds, by the store's clock, has expired.
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = LEASE_SECONDS / 4
 
@@ -45,17 +45,17 @@ class _Lease:
         self._thread.start()
 
     def _content(self) -> bytes:
-        """Return the holder as JSON; it differs at every renewal, as an object's tag depends on its content."""
+        """Return the lock's content; it changes with every renewal, as an object's tag depends on it."""
         return json.dumps({**self._own, "renewal": next(self._count)}).encode()
 
     def _keep(self) -> None:
         while not self._done.wait(RENEW_SECONDS):
-            # A store that does not respond now may do so next time, and the lock is checked again before completion.
+            # If the store does not answer now, it may answer next time; completing a store checks the lock again.
             with suppress(StoreError):
                 self.renew()
 
     def renew(self) -> None:
-        """Renew the lock; raises StoreError if another process has taken it."""
+        """Extend the lease; StoreError if another process has taken the lock."""
         with self._lock:
             if self._e_tag is None:
                 return
@@ -78,17 +78,17 @@ class _Lease:
     def release(self) -> None:
         self._done.set()
         self._thread.join()
-        with suppress(StoreError, FileNotFoundError):  # otherwise it expires a minute later
+        with suppress(StoreError, FileNotFoundError):  # otherwise it expires within a minute
             self.renew()
             self._place.unlink()
 
 
 @contextmanager
 def lease(target: ObjectPath) -> Iterator[None]:
-    """Prevent other processes from building the same store, with the object ``.NAME.lock`` beside it.
+    """Keep all other processes from building the same store, by the object ``.NAME.lock`` beside it.
 
-    It is renewed while it is held. A lock whose process has died on this machine, or that was not renewed for
-    `LEASE_SECONDS`, is taken over. Raises StoreError, with process id and host, if another process holds it.
+    The lock is renewed while it is held. A lock is taken over if its process has died on this machine, or if it was not
+    renewed for `LEASE_SECONDS`. StoreError, with its id and host, if another process holds it.
     """
     held = _held[target] = _Lease(target)
     try:
@@ -99,14 +99,14 @@ def lease(target: ObjectPath) -> Iterator[None]:
 
 
 def check_lease(place: ObjectPath) -> None:
-    """Raise StoreError if this process has held the lock of `place` and lost it, so the store must not be completed."""
+    """Refuse, with a StoreError, to complete the store at `place` if this process held its lock but lost it."""
     for target, held in list(_held.items()):
         if place in (target, target.with_name(f"{target.name}.wip")) or target in place.parents:
             held.renew()
 
 
 def _acquire(place: ObjectPath, target: ObjectPath, content: bytes) -> str | None:
-    """Write the lock; returns its tag, or None if the store does not support conditional writes."""
+    """Write the lock and return its tag; None if the store does not support conditional writes."""
     for _ in range(3):
         try:
             return place.write_if(content)
@@ -123,7 +123,7 @@ def _acquire(place: ObjectPath, target: ObjectPath, content: bytes) -> str | Non
         except FileNotFoundError:
             continue
         if holder == parse_json(content):
-            return e_tag  # the response to the first attempt was lost, and the library has tried again
+            return e_tag  # the response to the first attempt was lost, and the library retried
         if not (_is_dead(holder) or age > LEASE_SECONDS):
             break
         with suppress(FileExistsError, FileNotFoundError):  # another process was faster
@@ -138,7 +138,7 @@ def _acquire(place: ObjectPath, target: ObjectPath, content: bytes) -> str | Non
 
 
 def _holder(place: ObjectPath) -> tuple[str, float, dict[str, Any]]:
-    """Return the tag of the lock, its age by the clock of the store, and its holder."""
+    """Return the tag of the lock, its age by the store's clock, and its holder."""
     state, content = place.state(), place.read_bytes()
     try:
         parsed = parse_json(content)
@@ -152,7 +152,7 @@ def _holder(place: ObjectPath) -> tuple[str, float, dict[str, Any]]:
 
 
 def _now(place: ObjectPath) -> datetime:
-    """Return the time by the clock of the store, which may differ from the local one."""
+    """Return the time by the store's clock, which may differ from ours."""
     probe = place.with_name(f"{place.name}.{uuid.uuid4().hex}")
     probe.write_bytes(b"")
     try:

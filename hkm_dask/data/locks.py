@@ -1,4 +1,4 @@
-"""Exclusive writers: a lock on a file beside the store, released when the process ends."""
+"""One writer per store: a lock on a file beside it, which is released when the process that holds it ends."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 @contextmanager
 def lock(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Prevent other processes from building the same store.
+    """Keep all other processes from building the same store.
 
-    It is a ``flock`` on a hidden file beside `path`, whose folder is created if missing, and is released when the
-    process ends for whatever reason. For an object store see `leases.lease`. Raises StoreError, with process id and
-    host, if another process holds it.
+    The lock is a ``flock`` on a hidden file beside `path`, whose folder is created if missing; it is released when the
+    process ends, however it ends. For object stores see `leases.lease`. StoreError, with its
+    id and host, if another process holds the lock.
     """
     target = location(path).absolute()
     if isinstance(target, ObjectPath):
@@ -43,13 +43,13 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        # Unlinked while it is held: a process that opened it before notices that its file is gone, and opens it again.
+        # Unlinked while still held: a process that opened it before finds its file gone, and opens it again.
         file.unlink(missing_ok=True)
         os.close(fd)
 
 
 def check_lock(place: Location) -> None:
-    """Raise StoreError if the lock of a store was lost, so it must not be completed; a lock on disk cannot be."""
+    """Refuse, with a StoreError, to complete a store whose lock was lost, as can happen in an object store."""
     if isinstance(place, ObjectPath):
         check_lease(place)
 
@@ -71,7 +71,7 @@ def _acquire(file: Path, target: Path) -> int:
             warnings.warn(f"{file.parent} knows no locks: start no second run on {target}", stacklevel=4)
         try:
             if os.fstat(fd).st_ino == file.stat().st_ino:
-                with suppress(OSError):  # on a full disk the holder is not recorded
+                with suppress(OSError):  # on a full disk, the holder is not recorded
                     os.ftruncate(fd, 0)
                     os.pwrite(fd, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
                 return fd

@@ -1,4 +1,4 @@
-"""`.npy` files: safe parsing of untrusted headers, and files of known shape written in pieces by several tasks."""
+"""`.npy` files: safe parsing of headers, and files of known shape that several tasks write in pieces."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from hkm_dask.data.objects import Location, ObjectPath
 from hkm_dask.errors import InputError
 
 NPY_MAGIC: bytes = npy_format.MAGIC_PREFIX
-#: Most bytes of a header: NumPy's own limit, beyond which it suspects an attack on the parser.
+#: Maximum bytes of a header: NumPy's own limit, to protect the parser.
 MAX_NPY_HEADER = 10_000
 _VERSIONS = ((1, 0), (2, 0), (3, 0))
-#: Most bytes of the header of a file written by this package.
+#: Maximum bytes of the header of an array that this package wrote.
 _HEADER_BYTES = 1024
-#: Python before 3.11.8 and 3.12.2 can fail if two threads parse at the same time (gh-106905).
+#: Before 3.11.8 and 3.12.2, Python may fail if two threads parse at the same time (gh-106905).
 _parsing = threading.Lock()
 
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """The content of a `.npy` header."""
+    """The parsed header of a `.npy` file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype  # as stored, with byte order
@@ -47,12 +47,12 @@ class NpyHeader:
 
 
 def read_npy_header(file: IO[bytes], label: str, n_bytes: int | None = None) -> NpyHeader:
-    """Parse the header of an untrusted `.npy` stream with NumPy, without allocating what it announces.
+    """Parse the header of a `.npy` stream with NumPy, without trusting it: nothing is allocated by its claims.
 
-    Raises InputError if it is not a `.npy`, is truncated, holds pickled objects, or the whole `.npy`, of `n_bytes`, is
-    shorter or longer than the header says.
+    InputError if it is not a `.npy`, truncated, holds pickled objects, or if `n_bytes`, the length of the whole `.npy`,
+    differs from what the header implies.
     """
-    # NumPy would read as many bytes as the header announces, up to 4 GiB.
+    # NumPy would read as many bytes as the header claims to have, up to 4 GiB.
     start = io.BytesIO(file.read(npy_format.MAGIC_LEN + 4 + MAX_NPY_HEADER))
     try:
         version = npy_format.read_magic(start)
@@ -80,12 +80,12 @@ def read_npy_header(file: IO[bytes], label: str, n_bytes: int | None = None) -> 
 
 
 def _read_header(start: io.BytesIO, version: tuple[int, int]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Parse a header after the magic bytes with NumPy, which may raise any error."""
+    """Have NumPy parse a header, after the magic bytes; it may raise exceptions of many types."""
     with _parsing:
         if version == (1, 0):
             return npy_format.read_array_header_1_0(start, max_header_size=MAX_NPY_HEADER)
         if version == (3, 0):
-            # NumPy has no public reader for version 3, which is version 2 in UTF-8 without the quirks of Python 2.
+            # NumPy has no public reader of version 3, which is version 2 in UTF-8 without the quirks of Python 2.
             length = int.from_bytes(start.read(4), "little")
             ast.literal_eval(start.read(length).decode("utf-8"))
             start.seek(npy_format.MAGIC_LEN)
@@ -109,7 +109,7 @@ def read_npy(file: IO[bytes], label: str, n_bytes: int | None = None) -> np.ndar
 
 
 def read_npy_rows(place: Location, start: int, stop: int) -> np.ndarray:
-    """Read rows ``start:stop`` of a `.npy` file written by this package, without reading the others."""
+    """Read rows `start` to `stop` of a `.npy` file of this package, without reading the others."""
 
     def read() -> np.ndarray:
         header = _header(place)
@@ -133,7 +133,7 @@ def _header(place: Location) -> NpyHeader:
 
 @lru_cache(maxsize=4096)
 def _header_of_object(place: ObjectPath) -> NpyHeader:
-    """Read a header with one request for many reads: a name chosen by this package never refers to another array."""
+    """Cache headers, to save requests: a name is never reused for another array."""
     return read_npy_header(io.BytesIO(place.read(0, _HEADER_BYTES)[0]), place.url)
 
 
@@ -153,7 +153,7 @@ def npy_pieces(array: np.ndarray, n_bytes: int) -> Iterator[bytes | memoryview]:
 
 
 def create_npy(path: str | Path, shape: tuple[int, int], dtype: np.dtype) -> int:
-    """Create a sparse `.npy` file of zeros; returns the number of bytes before its first row.
+    """Create a sparse `.npy` file of zeros; returns the offset of its first row in bytes.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -179,7 +179,7 @@ def create_npy(path: str | Path, shape: tuple[int, int], dtype: np.dtype) -> int
 
 
 def write_npy_rows(path: str | Path, offset: int, start: int, rows: np.ndarray) -> None:
-    """Write rows from row `start` on to a file made by `create_npy`, which returned `offset`, in the file's dtype."""
+    """Write rows, in the file's dtype, from row `start` on, to a file for which `create_npy` returned `offset`."""
     values = np.ascontiguousarray(rows)
 
     def write() -> None:
@@ -190,7 +190,7 @@ def write_npy_rows(path: str | Path, offset: int, start: int, rows: np.ndarray) 
 
 
 def write_at(fd: int, values: np.ndarray, position: int) -> None:
-    """Write all bytes of an array to an open file at a position."""
+    """Write all bytes of an array to an open file, starting at a byte position."""
     left = as_buffer(values)
     while left:
         done = os.pwrite(fd, left, position)

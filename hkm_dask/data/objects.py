@@ -1,7 +1,7 @@
-"""Locations in object stores, given by URL, with the part of the `pathlib.Path` interface that stores need.
+"""Paths in object stores: the part of the `pathlib.Path` API that stores need, in as few requests as possible.
 
-An object appears as a whole or not at all, and exists when its request is answered; there are no folders, only common
-prefixes of names, and nothing can be renamed. The library used is obstore, which retries, and gives up after a time.
+An object appears as a whole or not at all, and is durable once its request is answered. There are no folders, only
+common prefixes of names, and nothing can be renamed. Built on obstore, which retries and times out.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import numpy as np
 
 from hkm_dask.errors import InputError, StoreError
 
-#: Concurrent requests of a process for one purpose.
+#: Maximum number of concurrent requests of one process for one purpose.
 MAX_REQUESTS = 16
-#: Bytes of concurrent requests, in addition to the first.
+#: Maximum bytes in flight in these requests, unless a single one has more.
 MAX_BYTES = 64 << 20
 _SCHEMES = ("s3", "gs", "az")
-# A URL, of which pathlib merges the two slashes. A scheme of one letter would be a drive.
+# A URL; pathlib merges its two slashes. A single letter would be a drive.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _OF_STORES = re.compile(r"(AWS|GOOGLE|AZURE)_")
 _SEGMENT = re.compile(r"[^/?#@\\\x00-\x1f\x7f]+")
@@ -45,11 +45,11 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class ObjectPath(os.PathLike[str]):
-    """A location in an object store: an object, or all objects whose names begin with it; cheap to pickle.
+    """A path in an object store: an object, or the prefix of the objects below it; cheap to pickle.
 
-    Methods are those of `pathlib.Path`, with the same errors if nothing is there. A one-line StoreError is raised if
-    the store does not respond, has no such bucket or denies access; credentials, endpoint and region come from the
-    usual environment variables.
+    Its methods are those of `pathlib.Path`, and raise the same errors if nothing is there. One-line StoreError if the
+    store does not answer, does not know the bucket or denies access. Credentials, endpoint and region come from the
+    environment variables that other tools use, too.
 
     >>> place = ObjectPath("s3://bucket/runs/tree.zarr")
     >>> str(place / "level_1"), place.name, place.with_name("a.zarr").key
@@ -89,33 +89,33 @@ class ObjectPath(os.PathLike[str]):
 
     @property
     def parent(self) -> ObjectPath:
-        """The location above; for a bucket, the bucket itself."""
+        """The parent path; a bucket is its own parent."""
         return ObjectPath(self.url.rpartition("/")[0]) if self.key else self
 
     @property
     def parents(self) -> list[ObjectPath]:
-        """The locations above, the nearest first."""
+        """The parent paths, nearest first."""
         return [self.parent, *self.parent.parents] if self.key else []
 
     def __truediv__(self, name: str | os.PathLike[str]) -> ObjectPath:
         return ObjectPath(f"{self.url}/{os.fspath(name)}") if os.fspath(name) else self
 
     def with_name(self, name: str) -> ObjectPath:
-        """Return the sibling location with another name."""
+        """Return the sibling with another name."""
         return self.parent / name
 
     def absolute(self) -> ObjectPath:
-        """Return the location itself."""
+        """Return itself."""
         return self
 
     def relative_to(self, other: ObjectPath) -> PurePosixPath:
-        """Return the rest of the URL after that of a location above."""
+        """Return the part of the path that follows a parent."""
         return PurePosixPath(self.key).relative_to(other.key)
 
     # -- queries -------------------------------------------------------------------------------------------------------
 
     def is_file(self) -> bool:
-        """Tell whether there is an object with this name."""
+        """Tell whether there is an object of this name."""
         try:
             self.size()
         except FileNotFoundError:
@@ -123,11 +123,11 @@ class ObjectPath(os.PathLike[str]):
         return True
 
     def is_dir(self) -> bool:
-        """Tell whether there are objects below it."""
+        """Tell whether there are objects below this path."""
         return next(self._below(), None) is not None
 
     def exists(self) -> bool:
-        """Tell whether there is an object, or any below it."""
+        """Tell whether there is an object here or below."""
         return self.is_dir() or self.is_file()
 
     def is_symlink(self) -> bool:
@@ -151,7 +151,7 @@ class ObjectPath(os.PathLike[str]):
         yield from (ObjectPath(f"{self.bucket}/{name}") for name in sorted(names))
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
-        """Yield the matches of a pattern, component by component."""
+        """Yield the paths that match, level by level."""
         head, _, rest = pattern.partition("/")
         places = [place for place in self.iterdir() if fnmatchcase(place.name, head)]
         if not rest:
@@ -165,7 +165,7 @@ class ObjectPath(os.PathLike[str]):
             yield from (place for place, found in zip(wanted, there, strict=True) if found)
 
     def rglob(self, pattern: str) -> Iterator[ObjectPath]:
-        """Yield objects at any depth below it whose name matches."""
+        """Yield the objects at any depth below whose names match."""
         yield from (place for place in self._below() if fnmatchcase(place.name, pattern))
 
     def _below(self) -> Iterator[ObjectPath]:
@@ -175,14 +175,14 @@ class ObjectPath(os.PathLike[str]):
             for page in obstore.list(self.client, self.key or None):
                 yield from (ObjectPath(f"{self.bucket}/{item['path']}") for item in page)
 
-    # -- content -------------------------------------------------------------------------------------------------------
+    # -- reading and writing -------------------------------------------------------------------------------------------
 
     def read_bytes(self) -> bytes:
         """Read the object."""
         return self.read()[0]
 
     def read(self, start: int = 0, n_bytes: int | None = None) -> tuple[bytes, int]:
-        """Read bytes from `start` on, or the last ones if it is negative; also returns the size of the object."""
+        """Read bytes from `start` on, or the last `-start` ones if it is negative; also return the object's size."""
         import obstore
 
         options: dict[str, Any] = {}
@@ -195,7 +195,7 @@ class ObjectPath(os.PathLike[str]):
             return bytes(found.bytes()), int(found.meta["size"])
 
     def read_into(self, buffers: Iterable[np.ndarray]) -> int:
-        """Fill consecutive byte arrays with the object, as far as it goes; returns its size."""
+        """Fill consecutive byte arrays from the object; returns the object's size in bytes."""
         import obstore
 
         with self._answers("reading"):
@@ -208,7 +208,7 @@ class ObjectPath(os.PathLike[str]):
         return len(data)
 
     def open(self, mode: str = "rb") -> io.BytesIO:
-        """Read the object, and return it as a file."""
+        """Read the object into an in-memory file."""
         assert mode == "rb"
         return io.BytesIO(self.read_bytes())
 
@@ -217,18 +217,18 @@ class ObjectPath(os.PathLike[str]):
         self._put(data)
 
     def write_pieces(self, pieces: Iterator[bytes | memoryview]) -> None:
-        """Write an object too large to assemble in memory: a few pieces at a time, as a whole or not at all."""
+        """Write an object too large for memory, a few pieces at a time; it appears as a whole or not at all."""
         self._put(pieces, use_multipart=True)
 
     def write_if(self, data: bytes, e_tag: str | None = None) -> str:
-        """Write it if there is none, or if the existing one has this tag; otherwise raises FileExistsError.
+        """Write the object only if there is none, or only over the one with tag `e_tag`; else FileExistsError.
 
         Returns the tag of the new object.
         """
         return str(self._put(data, mode="create" if e_tag is None else {"e_tag": e_tag}, use_multipart=False)["e_tag"])
 
     def upload(self, file: Path) -> None:
-        """Upload the content of a file."""
+        """Upload a file."""
         self._put(file)
 
     def _put(self, data: Any, **options: Any) -> Any:
@@ -238,28 +238,28 @@ class ObjectPath(os.PathLike[str]):
             return obstore.put(self.client, self.key, data, **options)
 
     def state(self) -> Any:
-        """Return its ``last_modified``, by the clock of the store, and its ``e_tag``."""
+        """Return its ``last_modified``, by the store's clock, and its ``e_tag``."""
         import obstore
 
         with self._answers("reading"):
             return obstore.head(self.client, self.key)
 
     def copy_to(self, other: ObjectPath) -> None:
-        """Copy the object within its bucket, on the server side."""
+        """Copy the object within its bucket, on the server."""
         import obstore
 
         with self._answers("copying"):
             obstore.copy(self.client, self.key, other.key)
 
     def unlink(self, missing_ok: bool = True) -> None:
-        """Remove the object if it exists."""
+        """Remove the object, if it exists."""
         import obstore
 
         with self._answers("removing"):
             obstore.delete(self.client, self.key)
 
     def remove_tree(self, but: str = "") -> None:
-        """Remove all objects below it, except the one with the name `but`."""
+        """Remove all objects below this path, except the one named `but`."""
         import obstore
 
         with self._answers("removing"):
@@ -272,37 +272,37 @@ class ObjectPath(os.PathLike[str]):
     def rmdir(self) -> None:
         """Do nothing: there are no folders."""
 
-    # -- the client ----------------------------------------------------------------------------------------------------
+    # -- client --------------------------------------------------------------------------------------------------------
 
     @property
     def client(self) -> Any:
-        """The obstore client of its bucket."""
+        """The obstore client of the bucket."""
         return _open(self.bucket, _environment())
 
     @contextmanager
     def _answers(self, doing: str) -> Iterator[None]:
-        """Convert errors of the library to those of a file system, or to a one-line message."""
+        """Convert the library's exceptions to those of a file system, or to a one-line StoreError."""
         from obstore import exceptions
 
         try:
             yield
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
-            raise FileExistsError(errno.EEXIST, "it is another by now", self.url) from error
+            raise FileExistsError(errno.EEXIST, "it has changed", self.url) from error
         except (exceptions.BaseError, OSError) as error:
             text = str(error)
             if isinstance(error, exceptions.NotSupportedError) or "501 Not Implemented" in text:
-                raise OSError(errno.ENOTSUP, "the store does not know how", self.url) from error
+                raise OSError(errno.ENOTSUP, "the store does not support it", self.url) from error
             if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text:
                 raise FileNotFoundError(errno.ENOENT, "no such object", self.url) from error
             raise StoreError(f"{doing} {self.url} failed: {_sentence(error, self.bucket)}") from error
 
 
-#: Where files of this package may be.
+#: A local path or one in an object store.
 Location: TypeAlias = Path | ObjectPath
 
 
 def location(path: str | os.PathLike[str], name: str = "path") -> Location:
-    """Return the location of a path on this machine, or of a URL in an object store.
+    """Parse a path: a local one, or a place in an object store if it is a URL.
 
     >>> location("file:///data/pool.zarr"), str(location("s3://bucket/pool.zarr/"))
     (PosixPath('/data/pool.zarr'), 's3://bucket/pool.zarr')
@@ -316,7 +316,7 @@ a path
     text = os.fspath(path)
     found = _URL.fullmatch(text)
     if found is None:
-        return Path(path).expanduser() if text.startswith("~/") else Path(path)  # quoted, or after "="
+        return Path(path).expanduser() if text.startswith("~/") else Path(path)  # quoted, or after a "="
     scheme, rest = found[1].lower(), found[2].rstrip("/")
     if scheme == "file":
         return Path(f"/{rest}")
@@ -325,13 +325,13 @@ a path
         raise InputError(f"{shown} should begin with s3://, gs://, az:// or file://; or give a path")
     parts = rest.split("/")
     if len(parts) < 2 or any(part in (".", "..") or not _SEGMENT.fullmatch(part) for part in parts):
-        rule = f"should be {scheme}://BUCKET/NAME, of plain parts with a slash between them, without keys or options"
+        rule = f"should be {scheme}://BUCKET/NAME, with plain parts separated by slashes, without keys or options"
         raise InputError(f"{name}={_without_secret(text)!r} {rule}; credentials are taken from the environment")
     return ObjectPath(f"{scheme}://{rest}")
 
 
 def whole_path(place: Location) -> Location:
-    """Return the absolute path of a location to be recorded, without ``..``, as the folder before it may be removed.
+    """Return the absolute path to be stored, without ``..``, as the folder before it may be removed later.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -342,13 +342,13 @@ def whole_path(place: Location) -> Location:
     place = place.absolute()
     if isinstance(place, ObjectPath) or ".." not in place.parts:
         return place
-    # A later component may be a link, which is not resolved, as its target may change.
+    # The parts after the last ``..`` may be links, which may be redirected later.
     last = len(place.parts) - place.parts[::-1].index("..")
     return Path(*place.parts[:last]).resolve().joinpath(*place.parts[last:])
 
 
 def zarr_store(place: Location) -> Any:
-    """Return the store for Zarr and xarray with its root at a location."""
+    """Return the root of a store in the form that Zarr and xarray accept."""
     if not isinstance(place, ObjectPath):
         return str(place)
     from zarr.storage import ObjectStore
@@ -357,9 +357,9 @@ def zarr_store(place: Location) -> Any:
 
 
 def each(function: Callable[[S], T], items: Iterable[S], place: Location, n_bytes: int = 0) -> list[T]:
-    """Apply a function that reads or writes at `place` to items of `n_bytes` each.
+    """Apply a function that reads or writes at `place` to all items, each of `n_bytes`.
 
-    In an object store it is applied concurrently, to as many items as `MAX_BYTES` allows.
+    In an object store, several run concurrently, as many as fit into `MAX_BYTES`.
     """
     todo = list(items)
     at_once = min(MAX_REQUESTS, len(todo), max(1, MAX_BYTES // max(1, n_bytes)))
@@ -374,13 +374,13 @@ def _without_secret(text: str) -> str:
 
 
 def _environment() -> tuple[tuple[str, str], ...]:
-    """Return the environment variables that configure clients."""
+    """Return the environment variables on which clients depend."""
     return tuple(sorted(item for item in os.environ.items() if _OF_STORES.match(item[0])))
 
 
 @lru_cache(maxsize=64)
 def _open(url: str, environment: tuple[tuple[str, str], ...]) -> Any:
-    """Return the client of a bucket, or of a location in it."""
+    """Return the client of a bucket, or of a path in it."""
     try:
         from obstore.store import from_url
     except ImportError as error:
@@ -395,7 +395,7 @@ def _open(url: str, environment: tuple[tuple[str, str], ...]) -> Any:
         raise InputError(f"{url} cannot be opened: {_first_line(error)}; check the URL and the environment") from error
 
 
-#: Environment variables with the credentials for each kind of store.
+#: Environment variables with the credentials of each kind of store.
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -404,7 +404,7 @@ _CREDENTIALS = {
 
 
 def _sentence(error: Exception, bucket: str) -> str:
-    """Describe an error of the library, with the remedy."""
+    """Describe an error of the library, and its remedy."""
     from obstore import exceptions
 
     text = str(error)
@@ -412,14 +412,14 @@ def _sentence(error: Exception, bucket: str) -> str:
         return f"there is no bucket {bucket}; make it, or check its name, the endpoint and the region"
     if "169.254.169.254" in text or "metadata.google.internal" in text:
         named = _CREDENTIALS[bucket.partition(":")[0]]
-        return f"there are no credentials; set {named}, or what your store asks for"
+        return f"no credentials were found; set {named}, or those that your store needs"
     denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
     if denied or re.search(r"status code: 40[13]", text):
         code = re.search(r"<Code>(\w+)</Code>", text)
         why = f"access denied ({code[1]})" if code else "access denied"
         return f"{why}; check the credentials and what they may do in {bucket}"
     if "error sending request" in text or "timed out" in text or "timeout" in text:
-        return "the store does not answer; check AWS_ENDPOINT_URL and the network, and run the same command again"
+        return "the store does not respond; check AWS_ENDPOINT_URL and the network, and run the same command again"
     return f"{_first_line(error)}; check the store, and run the same command again"
 
 

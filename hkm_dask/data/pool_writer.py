@@ -1,4 +1,4 @@
-"""Writing a pool: conversion of rows, their statistics, and the arrays beside the embeddings."""
+"""Writing of pools: conversion and statistics of the rows, ids and columns, and the attributes."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from hkm_dask.data.row_views import unit_rows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 
-#: Most repeated ids named in a message.
+#: Number of repeated ids named in a message.
 _NAMED_IDS = 3
 
 
 @dataclass
 class Stats:
-    """Statistics of rows collected while they are written."""
+    """Statistics of rows, gathered while they are written."""
 
     total: np.ndarray  # float64 (n_features,): sum of the rows
     max_abs: float = 0.0  # largest absolute value
-    n_zero_rows: int = 0  # all-zero rows
-    nonfinite: list[np.ndarray] = field(default_factory=list)  # int64: numbers of source rows with NaN or Inf
-    n_overflows: int = 0  # finite values that the stored dtype cannot hold
+    n_zero_rows: int = 0  # rows that are all zero
+    nonfinite: list[np.ndarray] = field(default_factory=list)  # int64: numbers of the source rows with NaN or Inf
+    n_overflows: int = 0  # finite values that the stored dtype cannot represent
     n_overflow_rows: int = 0  # rows with such values
     checksums: list[int] = field(default_factory=list)  # CRC-32C of every chunk
-    rounding: Rounding | None = None  # if rows are stored in fewer bits than they had
+    rounding: Rounding | None = None  # if the stored dtype is narrower than that of the source
 
     def add(self, other: Stats) -> None:
         """Add the statistics of the rows that follow."""
         with np.errstate(invalid="ignore"):
-            # Inf − Inf, if values overflowed, for which an error is raised at the end.
+            # Inf − Inf, if values overflowed; an error is raised for these at the end.
             self.total += other.total
         self.max_abs = max(self.max_abs, other.max_abs)
         self.n_zero_rows += other.n_zero_rows
@@ -56,16 +56,16 @@ class Stats:
 
 
 def pool_dtype(dtype: Any) -> np.dtype:
-    """Return the dtype in which a pool stores embeddings; raises InputError unless it is float16 or float32."""
+    """Return the dtype in which a pool stores embeddings; InputError if it is neither float16 nor float32."""
     with suppress(TypeError):
         stored = np.dtype(dtype)
         if stored in (np.float16, np.float32):
             return stored
-    raise InputError(f"dtype={dtype} should be float16 or float32; leave it out to keep what the sources have")
+    raise InputError(f"dtype={dtype} should be float16 or float32; leave it out to keep that of the sources")
 
 
 def check_space(target: Location, n_bytes: int) -> None:
-    """Raise StoreError if the disk has no room for a pool of `n_bytes` at `target`."""
+    """Refuse, with a StoreError, to start a pool of `n_bytes` at `target` if its disk lacks the space."""
     if isinstance(target, ObjectPath):
         return
     free = shutil.disk_usage(target.parent).free
@@ -77,14 +77,14 @@ def check_space(target: Location, n_bytes: int) -> None:
 
 
 def create_embeddings(group: Location, shape: tuple[int, int], dtype: np.dtype, chunk_rows: int) -> StoredArray:
-    """Create the array of embeddings of a pool, in chunks of `chunk_rows` rows, or of all if there are fewer."""
+    """Create the embeddings array of a pool, in chunks of `chunk_rows` rows, or of all rows if there are fewer."""
     chunks, dims = (min(chunk_rows, shape[0]), shape[1]), (layout.SAMPLE, layout.FEATURE)
     store.create_array(group, layout.EMBEDDINGS, shape=shape, dtype=dtype, chunks=chunks, dims=dims)
     return open_array(group / layout.EMBEDDINGS)
 
 
 def convert(piece: np.ndarray, dtype: np.dtype, normalize: bool) -> np.ndarray:
-    """Convert rows to the form that a pool stores; NaN, Inf and overflow pass, and are counted by `measure`.
+    """Convert rows to the form that a pool stores; NaN, Inf and overflows pass, and are counted by `measure`.
 
     >>> convert(np.array([[3.0, 4.0]]), np.dtype("f4"), True)
     array([[0.6, 0.8]], dtype=float32)
@@ -94,7 +94,7 @@ def convert(piece: np.ndarray, dtype: np.dtype, normalize: bool) -> np.ndarray:
 
 
 def measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats:
-    """Compute statistics of rows, except checksums, from the rows before and after `convert`, and their numbers.
+    """Gather the statistics, except checksums, of rows: `piece` as read, `stored` as converted, and their `numbers`.
 
     >>> rows = np.array([[0, 0], [1, -3], [np.nan, 0]], np.float32)
     >>> stats = measure(rows, rows, np.arange(10, 13))
@@ -112,7 +112,7 @@ def measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats
         if not sound.all():
             stats.nonfinite.append(numbers[~sound])
     stats.max_abs = max(-low, high)
-    # An all-zero row begins with a zero; few others do, so not all values need to be compared.
+    # A zero row begins with a zero, which few others do, so only these candidates are searched.
     candidates = np.flatnonzero(wide[:, 0] == 0)
     stats.n_zero_rows = int((~wide[candidates].any(axis=1)).sum())
     return stats
@@ -121,7 +121,7 @@ def measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats
 def write_chunk(
     array: StoredArray, index: int, pieces: Iterable[tuple[np.ndarray, np.ndarray]], normalize: bool
 ) -> Stats:
-    """Write a chunk of embeddings from pieces of rows and their numbers; returns the statistics of the rows."""
+    """Write one chunk of a pool's embeddings from pairs of rows and row numbers; returns the rows' statistics."""
     stats = Stats(np.zeros(array.spec.shape[1]))
     with array.writer(index) as chunk:
         for piece, numbers in pieces:
@@ -136,11 +136,11 @@ def write_chunk(
 
 
 def check_overflow(stats: Stats, dtype: np.dtype) -> None:
-    """Raise InputError if rows have finite values that the stored dtype cannot hold."""
+    """Refuse, with an InputError, rows with finite values that the stored dtype cannot represent."""
     if stats.n_overflows:
         remedy = "store float32" if dtype == np.float16 else "scale the embeddings down"
         raise InputError(
-            f"n_overflows={stats.n_overflows} should be 0: so many values, in {stats.n_overflow_rows} rows, exceed "
+            f"n_overflows={stats.n_overflows} should be 0: that many values, in {stats.n_overflow_rows} rows, exceed "
             f"{float(np.finfo(dtype).max):.6g}, the largest {dtype}; {remedy}"
         )
 
@@ -148,8 +148,9 @@ def check_overflow(stats: Stats, dtype: np.dtype) -> None:
 def write_column(group: Location, name: str, pieces: Iterable[np.ndarray], n_samples: int) -> None:
     """Write one value per row of a pool: the ids, or a further column.
 
-    Values come in pieces of int64, float64, bool or objects (str), masked if some may be missing: if any is, a mask is
-    written to ``NAME.missing``. Raises InputError if their number is not `n_samples`, or they are of several kinds.
+    The values come in pieces of int64, float64, bool or objects (str). Masked pieces may have missing values; if any is
+    missing, a mask ``NAME.missing`` is written beside the array. InputError if there are more or fewer values than
+    `n_samples`, or of several kinds.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -183,9 +184,9 @@ def write_column(group: Location, name: str, pieces: Iterable[np.ndarray], n_sam
 
 
 def write_ids(group: Location, pieces: Iterable[np.ndarray], n_samples: int, remedy: str) -> None:
-    """Write the ids of all rows of a pool as `write_column` does, with 8 bytes of memory per row.
+    """Write the ids of all rows of a pool as `write_column` does, using 8 bytes of memory per row.
 
-    Raises InputError, ending with `remedy`, if an id occurs twice and so would identify two rows.
+    If an id occurs twice, and would thus stand for two rows, InputError with `remedy`.
     """
     keys = np.empty(n_samples, np.int64)
     write_column(group, layout.IDS, with_keys(pieces, keys), n_samples)
@@ -201,7 +202,7 @@ def write_ids(group: Location, pieces: Iterable[np.ndarray], n_samples: int, rem
 def _flush(
     array: Location, start: int, step: int, n_samples: int, waiting: Sequence[np.ndarray]
 ) -> tuple[int, list[np.ndarray]]:
-    """Write the whole chunks among pending values; returns the start of the next chunk, and the remaining values."""
+    """Write the whole chunks among the waiting values; return the row of the next chunk and the remaining values."""
     values = np.ma.concatenate(waiting) if np.ma.isMaskedArray(waiting[0]) else np.concatenate(waiting)
     whole = len(values) if start + len(values) == n_samples else len(values) // step * step
     open_array(array).write(start, np.ma.getdata(values)[:whole])
@@ -222,10 +223,10 @@ def finish(
     n_dropped: int = 0,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the mean and the attributes of a pool, and mark it as complete; raises InputError if values overflowed.
+    """Write the mean and the attributes of a pool, and mark it complete; InputError if values overflowed.
 
-    Embeddings are written before, as are ids and further columns if it has any. `sources` describes its inputs, of
-    which `n_dropped` rows were left out.
+    The embeddings, ids and further columns are already written. `sources` names what the pool was made from, and
+    `n_dropped` counts the source rows that were left out.
     """
     embeddings = open_array(group / layout.EMBEDDINGS)
     spec = embeddings.spec

@@ -1,4 +1,4 @@
-"""Sources of rows: one interface for arrays in memory, `.npy` files and Zarr arrays."""
+"""Tables of rows: one interface to arrays in memory, `.npy` files and Zarr arrays."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from hkm_dask.data.npy import read_npy_header
 from hkm_dask.data.objects import Location, location
 from hkm_dask.errors import InputError, StoreError
 
-#: Origin of gathered rows: the `Rows.key` of the table they come from, and their numbers in it (int64).
+#: Origin of rows gathered from another table: the `Rows.key` of that table, and the row numbers in it (int64).
 Origin = tuple[tuple[Hashable, ...], np.ndarray]
 
-#: Files that `hkm ingest` reads, but that are not read as rows directly.
+#: Files that only `hkm ingest` can read.
 _FOR_INGEST = (".parquet", ".npz", ".arrow", ".safetensors")
 
 
 class Rows(ABC):
-    """A table of rows that can be read by blocks and gathered; picklable, and cheap to pickle unless in memory."""
+    """A table of rows that can be read by blocks and gathered; cheap to pickle unless it is in memory."""
 
     n_rows: int
     n_features: int
     dtype: np.dtype  # float16, float32 or float64: the dtype in which rows are read
-    #: Identifies the content in caches of processes that outlive a run: by the fingerprint, or otherwise by a name made
-    #: when rows are opened, as nothing else shows reliably that a file was not modified since.
+    #: Identifies the content for caches in processes that outlive a run: by a fingerprint, or else by a random name
+    #: given on opening, as nothing proves that a file without a fingerprint was not modified since.
     key: tuple[Hashable, ...]
-    label: str  # name for messages
-    chunk_rows: int = 1  # rows of a storage chunk, which is read as a whole; 1 if any rows can be read alone
+    label: str  # name of the table in messages
+    chunk_rows: int = 1  # rows per storage chunk, which is read as a whole; 1 if single rows can be read
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row as it is read."""
+        """Bytes of one row as read."""
         return self.n_features * self.dtype.itemsize
 
     @property
@@ -53,17 +53,17 @@ class Rows(ABC):
         return self.n_rows, self.n_features
 
     def bounds(self, max_bytes: int, min_blocks: int = 1) -> np.ndarray:
-        """Return block boundaries at whole storage chunks, for blocks of `max_bytes`; see `layout.block_bounds`."""
+        """Return the bounds of blocks, whole storage chunks, at most `max_bytes` as read; see `layout.block_bounds`."""
         return layout.block_bounds(
             self.n_rows, self.row_bytes, max_bytes=max_bytes, min_blocks=min_blocks, unit_rows=self.chunk_rows
         )
 
     @abstractmethod
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Read consecutive rows, C-contiguous and of `dtype`; raises InputError if the range exceeds the table.
+        """Read consecutive rows as a C-contiguous array of `dtype`; InputError if the range exceeds the table.
 
-        The caller may keep them but, for arrays in memory, must not write to them. If given, `out`, of the same shape
-        and dtype, receives the rows and is returned, which saves the page faults of new memory in a loop over blocks.
+        The caller may keep the array, but must not modify it if the rows are in memory. If given, `out`, of its shape
+        and dtype, is filled and returned, which saves page faults in loops over blocks.
         """
 
     @abstractmethod
@@ -71,7 +71,7 @@ class Rows(ABC):
         """Gather rows by sorted numbers (int64), reading each storage chunk once; C-contiguous, of `dtype`."""
 
     def _describe(self, shape: tuple[int, ...], dtype: np.dtype, label: str) -> None:
-        """Set the attributes from those of an array; raises InputError if it cannot be read as a table of floats."""
+        """Set the attributes of rows by an array's shape and dtype; InputError if it is not a table of numbers."""
         self.label = label
         self.n_rows, self.n_features = layout.check_shape(shape, label)
         read_as = layout.float_dtype(dtype)
@@ -102,14 +102,14 @@ class ArrayRows(Rows):
     array([0, 1, 2, 3])
     """
 
-    #: The rows from which these were gathered, by increasing numbers, if known.
+    #: The table from which these rows were gathered, with increasing row numbers, if known.
     origin: Origin | None = None
 
     def __init__(self, array: np.ndarray, label: str = "array") -> None:
         check_unmasked(array, label)
         self.array = np.asarray(array)
         self._describe(self.array.shape, self.array.dtype, label)
-        # The address of an array is reused after it is deleted, a random name is not; it is pickled as well.
+        # An array's address is reused after it is freed, a random number is not; it is pickled with the rows.
         self.key = ("array", uuid.uuid4().hex)
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -123,7 +123,7 @@ class ArrayRows(Rows):
 
 
 def check_unmasked(array: Any, label: str) -> None:
-    """Reject a masked array with missing values, as what is beneath the mask is not data.
+    """Refuse a masked array with missing values, as the data under the mask are undefined.
 
     >>> check_unmasked(np.ma.masked_equal([[1, 2], [3, 4]], 2), "X")
     Traceback (most recent call last):
@@ -135,10 +135,10 @@ def check_unmasked(array: Any, label: str) -> None:
 
 
 class NpyRows(Rows):
-    """Rows of a `.npy` file, read by blocks; not memory-mapped, as a mapping counts as resident and can raise SIGBUS.
+    """Rows of a `.npy` file, read by blocks; not memory-mapped, as mappings count as resident memory and end in SIGBUS.
 
-    `offset` and `n_bytes` locate an uncompressed member of a `.npz`. Raises InputError as `npy.read_npy_header` does,
-    and StoreError if a file that is not this package's `scratch` is replaced or modified before all rows are read.
+    `offset` and `n_bytes` locate an uncompressed member of a `.npz`. InputError as in `npy.read_npy_header`; StoreError
+    if a file that is not our own `scratch` is replaced or modified before all rows are read.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class NpyRows(Rows):
         self._fortran, self._watched = header.fortran_order, not scratch
 
     def _place(self, shape: tuple[int, ...], stored: np.dtype, offset: int, state: os.stat_result, label: str) -> None:
-        """Set the location of the contiguous rows in the file, and the identity of the file."""
+        """Set the location of the C-ordered rows in the file, and the state by which a modified file is recognized."""
         self._describe(shape, stored, label)
         self._stored, self._fortran, self._data = stored, False, offset
         self._state, self._watched = file_state(state), True
@@ -178,7 +178,7 @@ class NpyRows(Rows):
         with Path(self.path).open("rb", buffering=0) as file:
             if self._watched and file_state(os.fstat(file.fileno())) != self._state:
                 raise StoreError(f"{self.label} was replaced or written to meanwhile; run the command again")
-            # Contiguous runs of the file: all rows are one run, or in Fortran order each column is one.
+            # Contiguous ranges of the file: all rows, or in Fortran order single columns.
             for column, values in enumerate(stored if self._fortran else [stored]):
                 first = column * self.n_rows + start if self._fortran else start * self.n_features
                 n_read = read_into(file.fileno(), [values], self._data + first * self._stored.itemsize)
@@ -191,7 +191,7 @@ class NpyRows(Rows):
         out = np.empty((len(rows), self.n_features), dtype=self.dtype)
         if len(rows) == 0:
             return out
-        # Rows that are close are read together: a gap of a few pages costs less than another call.
+        # Nearby rows are read together: reading a gap of a few pages costs less than another call.
         gap = max(1, 2**14 // max(1, self._stored.itemsize * self.n_features))
         span = max(1, 2**23 // max(1, self._stored.itemsize * self.n_features))
         breaks = (np.diff(rows) > gap) | (np.diff((rows - rows[0]) // span) > 0)
@@ -203,15 +203,15 @@ class NpyRows(Rows):
 
 
 def file_state(state: os.stat_result) -> tuple[int, int, int]:
-    """Return a value that changes if another file replaces this one, or it is modified."""
+    """Return what distinguishes a file from others at its path, and from itself before a modification."""
     return state.st_size, state.st_mtime_ns, state.st_ino
 
 
 class ZarrRows(Rows):
-    """Rows of a Zarr array at a path or URL, or of the array `name` in the group there; see `chunks.open_array`.
+    """Rows of a Zarr array, at a path or URL, or named `name` in the group there; see `chunks.open_array`.
 
-    Chunks of this package are read directly and checked, others through Zarr. Raises StoreError if the array does not
-    have, or no longer has, the known `fingerprint`, or if values exceed `max_abs`.
+    Chunks of this package are read directly and verified, others through Zarr. StoreError if the array lacks the
+    expected `fingerprint`, is replaced, or has values above `max_abs`.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class ZarrRows(Rows):
         self.key = ("zarr", self.label, self.array.fingerprint or uuid.uuid4().hex)
 
     def head(self, n_rows: int) -> ZarrRows:
-        """Return the first `n_rows` of them."""
+        """Return a table of the first `n_rows` rows."""
         if n_rows == self.n_rows:
             return self
         rows = copy.copy(self)
@@ -247,14 +247,14 @@ class ZarrRows(Rows):
     def _within_bound(self, rows: np.ndarray) -> np.ndarray:
         if self._max_abs is not None and rows.size:
             largest = max_abs(rows)
-            if not largest <= self._max_abs:  # also if it is NaN
+            if not largest <= self._max_abs:  # true for NaN, too
                 fact = f"values reach {largest:.6g}, its attributes say max_abs={self._max_abs:.6g}"
                 raise StoreError(f"{self.label}: {fact}; {self.array.remedy()}")
         return rows
 
 
 def max_abs(rows: np.ndarray) -> float:
-    """Return the largest absolute value of C-contiguous floats, NaN above all: positive floats sort like their bits."""
+    """Return the largest absolute value of C-contiguous floats, NaN if any: positive floats sort as their bits do."""
     n_bytes, sign = rows.dtype.itemsize, 1 << (8 * rows.dtype.itemsize - 1)
     largest = int(rows.view(f"i{n_bytes}").max())
     most_negative = int(rows.view(f"u{n_bytes}").max())
@@ -283,9 +283,9 @@ class RemoteZarrRows(Rows):
 
 
 def as_rows(x: Any) -> Rows:
-    """Return rows of an array, a `zarr.Array`, a pool, or a path to a `.npy` file, a pool or a Zarr array.
+    """Return the rows of an array, a `zarr.Array`, a pool, or a path to a `.npy` file, a pool or a Zarr array.
 
-    Only headers are read. Raises InputError if `x` is none of these, and StoreError if a pool is incomplete.
+    Only headers are read. InputError if `x` is none of these, StoreError if a pool is incomplete.
 
     >>> as_rows(np.zeros((3, 2), dtype=np.float32))
     ArrayRows(array, 3 × 2 float32)

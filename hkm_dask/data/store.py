@@ -1,4 +1,4 @@
-"""Crash-safe stores: the stage commit, resuming, groups and arrays."""
+"""Crash-safe stores: the stage commit, resuming, and the creation of groups and arrays."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 
 PathLike = str | os.PathLike[str]
-#: Marks an incomplete store in an object store as one of this package, which may be resumed or removed.
+#: File in an incomplete store in an object store: the store is ours, and may be continued or removed.
 _BEGUN_FILE = ".unfinished"
 _OF_ROOT = (_BEGUN_FILE, METADATA_FILE)
-#: Suffixes of files, which a store, being a folder, should not have.
+#: Suffixes of files, which a folder should not have.
 _OF_FILES = (
     ".arrow", ".csv", ".feather", ".html", ".json", ".jsonl", ".npy", ".npz", ".parquet", ".safetensors", ".tsv",
     ".txt", ".yaml", ".yml",
 )  # fmt: skip
 
-#: Files synced concurrently.
+#: Number of files synced concurrently.
 _SYNCS_AT_ONCE = 16
 
 
 def _retired_path(target: Location) -> Location:
-    # Hidden, so that it never collides with a store that a user has moved to NAME.old.
+    # Hidden and named by us, so that a store which a user moves to NAME.old is kept.
     return target.with_name(f".{target.name}.retired")
 
 
 def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
-    """Raise InputError if a destination is taken or, with `overwrite`, is not a store of this package.
+    """Refuse, with an InputError, a path that exists or, with `overwrite`, one that is not a store of hkm_dask.
 
-    A name with the suffix of a file is rejected as well: whoever gives it probably wants another command.
+    If nothing exists there, a name with the suffix of a file is refused: whoever gives it wants another command.
 
     >>> check_destination("clusters.parquet")
     Traceback (most recent call last):
@@ -80,7 +80,7 @@ def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
     empty = target.is_dir() and not any(target.iterdir())
     begun = isinstance(target, ObjectPath) and (target / _BEGUN_FILE).is_file()
     if not (stored_format(target).startswith("hkm_dask.") or empty or begun) or target.is_symlink():
-        raise InputError(f"{target} should be a store of hkm_dask to be overwritten, it is none; give another path")
+        raise InputError(f"{target} should be a store of hkm_dask to be overwritten, but is not one; give another path")
 
 
 @contextmanager
@@ -91,10 +91,10 @@ def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Ite
 
         NAME.wip/ ──(chunks, check, fsync, marker: `mark_complete`)──> rename ──> NAME, fsync of the parent folder
 
-    Yields ``NAME.wip``, or NAME itself in an object store, where nothing can be renamed: there only the marker makes it
-    a store, and no reader accepts it before. With `overwrite`, a store of this package at `path` is replaced; it stays
-    until the new one is complete. With `keep`, unfinished work of a former run is resumed, and kept on an error;
-    otherwise it is removed at the start and on an error.
+    Yields ``NAME.wip``; in an object store, where nothing can be renamed, NAME itself, which no reader accepts before
+    it is marked complete. With `overwrite`, a store of hkm_dask at `path` is replaced, once the new one is complete.
+    With `keep`, what an earlier run left unfinished is continued, and kept on an error; otherwise it is removed at the
+    beginning and on an error.
     """
     target = location(path).absolute()
     settle(target)
@@ -113,7 +113,7 @@ def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Ite
         elif isinstance(target, ObjectPath):
             (target / _BEGUN_FILE).unlink()
     except BaseException:
-        # Whatever cannot be removed now is removed by the next run; the original error must not be hidden.
+        # What cannot be removed now is removed by the next run; this must not hide the original error.
         with suppress(StoreError, OSError):
             if not keep or not (wip / METADATA_FILE).is_file():  # or it was rejected before it was begun
                 remove(wip)
@@ -121,7 +121,7 @@ def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Ite
 
 
 def unfinished_path(target: Location) -> Location:
-    """Return where a store is built: beside its path, or in place in an object store that has none there."""
+    """Return where the next store is built: beside its path, or at it in an object store without a complete one."""
     wip = wip_path(target)
     return target if isinstance(target, ObjectPath) and not wip.exists() and not is_complete(target) else wip
 
@@ -132,7 +132,7 @@ def is_complete(folder: Location) -> bool:
 
 
 def _replace(target: Location, wip: Location) -> None:
-    """Replace a store, if there is one, by a complete one."""
+    """Move a complete store to its path, replacing the old one if there is one."""
     if isinstance(target, ObjectPath) and isinstance(wip, ObjectPath):
         return _copy_over(target, wip)
     assert isinstance(target, Path)
@@ -148,9 +148,9 @@ def _replace(target: Location, wip: Location) -> None:
 
 
 def _copy_over(target: ObjectPath, wip: ObjectPath) -> None:
-    """Replace a store by a copy within an object store, marker last; `settle` completes an interrupted copy.
+    """Replace a store by a copy of another within an object store, the marker last; `settle` finishes a replacement.
 
-    Between removing the old marker and writing the new one neither can be read; the new store is complete beside it.
+    Between the removal of the old marker and the writing of the new one, only the new store beside it is complete.
     """
     write_file(target / _BEGUN_FILE, b"")
     (target / METADATA_FILE).unlink()
@@ -173,25 +173,25 @@ def resumable(
     work: Location | None = None,
     is_empty: Callable[[Location], bool] | None = None,
 ) -> Iterator[Location | None]:
-    """Build a store under its lock, resuming an interrupted run; if it is complete, build nothing.
+    """Build a store under its lock, continuing an interrupted run; build nothing if it is complete.
 
     ::
 
-            restart                    start over; a complete store stays until the new one replaces it
-            NAME.wip fits              resume it, even beside a complete NAME: it can only be an interrupted restart
-            NAME fits, no such wip     yield None
-            neither exists             start
-            NAME.wip `is_empty`        start over: nothing would be lost
-            otherwise                  InputError with the obstacles
+        restart                    begin again; a complete store is kept until the new one is complete
+        NAME.wip fits              continue it, even beside a complete NAME: it must be an interrupted restart
+        NAME fits, no such wip     yield None
+        neither exists             begin
+        NAME.wip `is_empty`        begin again: nothing would be lost
+        otherwise                  InputError with the obstacles
 
-        Yields ``NAME.wip``, or NAME in an object store, to be filled and marked as in `staged`; None if the complete
-        store is the requested one. `obstacles` gets an existing folder, ``NAME.wip`` or the complete store, and returns
-        the reasons why it is not the requested one, one line each. `work` is the folder for the run's checkpoints and
-        scratch files, see `layout.work_path`: leftovers of dead runs are removed at the start, scratch files on an
-        error, and all of it at the end.
+    Yields ``NAME.wip``, or NAME in an object store, to be filled and marked as in `staged`; None if the complete store
+    is the requested one. `obstacles` is given an existing folder, ``NAME.wip`` or the complete store, and returns one
+    line for each reason why it is not what is requested. `work` is the folder of the run's checkpoints and scratch
+    files, see `layout.work_path`: leftovers of dead runs are cleared from it at the beginning, scratch files on an
+    error, and it is removed at the end.
 
-        Raises InputError also if a restart would replace something that is not a store of this package, and StoreError
-        if another process is building the store, or the disk is full or fails.
+    InputError also if a restart would replace anything but a store of hkm_dask; StoreError if another process is
+    building the store, or the disk is full or fails.
 
     >>> import tempfile
     >>> def build(path, seed):
@@ -222,9 +222,9 @@ def resumable(
             check_destination(target, overwrite=True)
             remove(wip)
         if wip.exists() and not (wip / METADATA_FILE).exists():
-            remove(wip)  # its identity is lost, so its content could belong to any run
+            remove(wip)  # its metadata are lost, so its content cannot be trusted
         if work is not None:
-            # Without an unfinished store, checkpoints belong to a run that died after completing it, or was discarded.
+            # Without an unfinished store, checkpoints belong to a run that died after completion, or was discarded.
             clear = sweep_scratch if wip.exists() else remove
             clear(work)
         problems = obstacles(wip) if wip.exists() else []
@@ -245,17 +245,17 @@ def resumable(
                 yield folder
         except BaseException:
             if work is not None:
-                # The original error must not be hidden; the next run sweeps again.
+                # This must not hide the original error; the next run sweeps again.
                 with suppress(StoreError, OSError):
                     sweep_scratch(work)
-                    work.rmdir()  # if it has no checkpoints
+                    work.rmdir()  # unless it keeps a checkpoint
             raise
         if work is not None:
             remove(work)
 
 
 def settle(path: PathLike) -> None:
-    """Complete the interrupted replacement of a store, locked by the caller, between or after its two renames."""
+    """Finish or undo a replacement that was interrupted between or after its two renames; the caller has the lock."""
     target = location(path).absolute()
     if isinstance(target, ObjectPath):
         wip = wip_path(target)
@@ -266,12 +266,12 @@ def settle(path: PathLike) -> None:
     check_own(retired)
     if isinstance(retired, Path) and retired.exists() and not target.exists():
         careful(lambda: retired.rename(target), f"moving the old {target} back")
-    # If both exist, the new one is complete.
+    # If both exist, the new store is complete.
     remove(retired)
 
 
 def create_group(path: PathLike, attributes: Mapping[str, Any] | None = None) -> Location:
-    """Create a Zarr group, or set attributes of an existing one: JSON values without NaN."""
+    """Create a Zarr group, or update the attributes of an existing one with JSON values (without NaN)."""
     folder = location(path).absolute()
     careful(lambda: folder.mkdir(parents=True, exist_ok=True), f"making {folder}")
     old = (read_json(folder / METADATA_FILE) or {}).get("attributes") or {}
@@ -286,7 +286,7 @@ def _write_group(
     if consolidated is not None:
         metadata["consolidated_metadata"] = _inline(consolidated)
     elif isinstance(folder, ObjectPath):
-        # Nothing can be renamed there, so it has its final name: other readers must reject it until it is complete.
+        # Nothing can be renamed there, so the store already has its name; other readers must refuse it until complete.
         metadata["unfinished"] = {"must_understand": True}
     write_file(folder / METADATA_FILE, json.dumps(metadata, indent=2, allow_nan=False).encode())
 
@@ -306,15 +306,14 @@ def create_array(
     compressed: bool = False,
     attributes: Mapping[str, Any] | None = None,
 ) -> zarr.Array:
-    """Create an array whose chunks are all on disk with a CRC-32C; an existing one is replaced.
+    """Create an array whose chunks are all written, with a CRC-32C each; an existing one is replaced.
 
-    Full-width chunks (spanning all but the first axis) can be read without Zarr. A missing group is created. The dtype
-    is ``str`` for variable-length strings, which are always compressed with Zstandard; other arrays are if they are
-    small and compress well (`compressed`). Returns the array opened such that every chunk is written; its fill value
-    cannot pass for data, see `layout.absent_value`.
+    Chunks of full width (in all axes but the first) can be read without Zarr. The group is created if missing. The
+    dtype ``str`` is for strings of variable length, which are always compressed with Zstandard; other arrays are if
+    `compressed`, for small ones that compress well. Returns the array, configured to write every chunk; its fill value
+    cannot be mistaken for data, see `layout.absent_value`.
 
-    Raises InputError for a name with other characters than letters, digits, ``_``, ``-`` and ``.``, as it could lead
-    out of the group.
+    InputError if the name has characters other than letters, digits, ``_``, ``-`` and ``.``: it could leave the group.
     """
     if not layout.COLUMN_NAME.fullmatch(name):
         raise InputError(f"name={name!r} should be letters, digits, '_', '-' or '.'; give a plain name")
@@ -323,7 +322,7 @@ def create_array(
         create_group(group)
     text = dtype is str or np.dtype(dtype).kind in "UTO"
     fill = layout.absent_value(np.dtype(object if text else dtype))
-    objects: dict[str, Any] = {}  # in an object store, metadata is collected here, and written in one request
+    objects: dict[str, Any] = {}  # for object stores, the metadata are made in memory and sent at once
     made = careful(
         lambda: zarr.create_array(
             MemoryStore(objects) if isinstance(group, ObjectPath) else str(group),
@@ -351,15 +350,15 @@ def create_array(
 
 
 def sweep(path: PathLike) -> None:
-    """Remove remains of killed writers from a store: files that end in ``.partial``."""
+    """Remove ``*.partial`` files, which writers that died left in a store."""
     folder = location(path)
-    if isinstance(folder, Path):  # object stores have no partial objects
+    if isinstance(folder, Path):  # object stores have no partial files
         for file in list(folder.rglob(f"*{PARTIAL_SUFFIX}")):
             file.unlink(missing_ok=True)
 
 
 def sweep_scratch(folder: Location) -> None:
-    """Remove scratch files from a folder of checkpoints: ``*.npy``, ``*.partial`` and folders of shared arrays."""
+    """Remove scratch files from a checkpoint folder: ``*.npy``, ``*.partial`` and folders of shared arrays."""
     for path in [*folder.glob("*.npy"), *folder.glob(f"*{PARTIAL_SUFFIX}")]:
         careful(partial(path.unlink, missing_ok=True), f"removing {path}")
     for path in folder.glob("shared-*"):
@@ -369,10 +368,10 @@ def sweep_scratch(folder: Location) -> None:
 def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -> None:
     """Check, sync and mark a group as complete: the commit of a stage.
 
-    Every chunk file is checked for, everything is synced, and finally the group's metadata is atomically replaced by
-    metadata with the attributes, ``complete`` and the consolidated metadata. So this package and plain xarray read the
-    same marker, which exists only when everything else does. Nothing may be writing to the group. Raises StoreError if
-    a chunk is missing or truncated.
+    Every chunk file of the group is checked and everything is synced. Finally the group's metadata are replaced
+    atomically by metadata with the attributes, ``complete`` and the consolidated metadata, so that this marker, which
+    plain xarray reads as well, exists only if everything else does. Nothing may be writing to the group meanwhile.
+    StoreError if a chunk is missing or truncated.
     """
     group = location(path).absolute()
     sweep(group)
@@ -381,7 +380,7 @@ def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -
     consolidated = {folder.relative_to(group).as_posix(): metadata for folder, metadata in nodes}  # type: ignore[arg-type]
     failpoint("checked")
     if isinstance(group, Path):
-        with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:  # disks handle concurrent syncs together
+        with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:  # a disk syncs many files in about the time of one
             for _ in pool.map(sync, (*group.rglob("*"), group)):
                 pass
     failpoint("synced")
@@ -393,10 +392,10 @@ def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -
 
 
 def _seal(folder: Location) -> dict[str, Any]:
-    """Return the metadata of a node; an array is first bound to its chunks, or checked if it already is."""
+    """Return the metadata of a node, after binding an array to its chunks, or checking that it still has them."""
     metadata = read_json(folder / METADATA_FILE) or {}
     if metadata.get("node_type") != "array":
-        # Zarr has one flat list at the root, and an empty list in each group below it.
+        # Zarr keeps one flat list at the root, and marks each group below as consolidated.
         return {**metadata, "consolidated_metadata": _inline({})}
     array = open_array(folder)
     if array.fingerprint or not array.spec.checked:

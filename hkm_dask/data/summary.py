@@ -1,4 +1,4 @@
-"""Summaries of stores: aligned lines for a terminal, a small table for a notebook, light or dark."""
+"""Short descriptions of stores: aligned lines for a terminal, a small table for a notebook."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from hkm_dask.errors import printable
 
 _BARS = "▁▂▃▄▅▆▇█"
 _N_BINS = 16
-#: Width of lines in a terminal.
+#: Terminal width, in columns, that lines are wrapped to.
 _WIDTH = 79
-# Only colors derived from the notebook's, so that it is readable in light and dark themes.
+# Only the notebook's own colors, so that it is legible in light and dark themes.
 _LINE = "1px solid rgba(128,128,128,.35)"
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Distribution of numbers >= 1, in bins of equal ratio; empty if there are none."""
+    """Histogram of positive integers in logarithmic bins; empty if there are none."""
 
     counts: NDArray[np.int64]
 
     @classmethod
     def of(cls, values: NDArray[np.integer]) -> Histogram:
-        """Count values >= 1.
+        """Count positive values.
 
         >>> print(Histogram.of(np.array([1, 1, 2, 1000])))
         █▅             ▅
@@ -40,12 +40,12 @@ class Histogram:
         return cls(np.histogram(logs, bins=_N_BINS, range=reach)[0])
 
     def __str__(self) -> str:
-        """Draw one character per bin, with heights relative to the fullest; blank for empty bins."""
+        """Return one character per bin, with height relative to the fullest bin; blank for empty bins."""
         scale = (len(_BARS) - 1) / max(1, int(self.counts.max(initial=0)))
         return "".join(_BARS[round(count * scale)] if count else " " for count in self.counts.tolist()).rstrip()
 
     def to_html(self) -> str:
-        """Draw it as HTML in the color of the text."""
+        """Return an SVG drawing in the text color."""
         top, bars = max(1, int(self.counts.max(initial=0))), []
         for place, count in enumerate(self.counts.tolist()):
             if count:
@@ -60,7 +60,7 @@ Cell = str | Histogram
 
 @dataclass(frozen=True)
 class Summary:
-    """A title, pairs of names and facts, and a table whose first row holds the column names.
+    """A title, name-value pairs, and a table whose first row has the column names.
 
     >>> summary = Summary("Pool of 3 samples", [("ids", "yes")], [["level", "clusters"], ["1", "20"]])
     >>> print(summary)
@@ -89,12 +89,12 @@ class Summary:
         return "\n".join(map(printable, lines))
 
     def _words(self) -> list[int]:
-        """Return the non-numeric columns, which are left-aligned."""
+        """Return the columns that are not numeric; these are left-aligned."""
         columns = zip(*self.table[1:], strict=True)
         return [i for i, cells in enumerate(columns) if not all(str(c)[:1].isdigit() for c in cells if str(c))]
 
     def to_html(self) -> str:
-        """Return HTML for a notebook."""
+        """Return the summary as HTML for a notebook."""
         parts = [f"<div><b>{_escaped(self.title)}</b></div>"]
         if self.facts:
             rows = [f"<tr>{_td(name, 'left', dim=True)}{_td(value, 'left')}</tr>" for name, value in self.facts]
@@ -126,7 +126,7 @@ def _escaped(text: str) -> str:
 
 
 def pairs(rows: Sequence[tuple[str, object]]) -> list[str]:
-    """Return lines with names and values.
+    """Format names and values as aligned lines.
 
     >>> pairs([("ids", "yes"), ("samples", 3)])
     ['  ids      yes', '  samples  3']
@@ -136,7 +136,7 @@ def pairs(rows: Sequence[tuple[str, object]]) -> list[str]:
 
 
 def wrapped(head: str, text: str) -> list[str]:
-    """Return lines of a text wrapped beside a head, to the width of a default terminal.
+    """Wrap a text beside a heading, to the default width of terminals.
 
     >>> print(*wrapped("  level 1  ", "labels, distances, members, sizes and inertia agree; " * 2), sep="\\n")
       level 1  labels, distances, members, sizes and inertia agree; labels,
@@ -146,7 +146,7 @@ def wrapped(head: str, text: str) -> list[str]:
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return lines of a table with right-aligned columns.
+    """Format rows as lines with right-aligned columns.
 
     >>> aligned([["level", "k"], ["1", "2000"]])
     ['  level     k', '      1  2000']
@@ -157,7 +157,7 @@ def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def size_text(n_bytes: float) -> str:
-    """Return a number of bytes in readable form.
+    """Format a number of bytes for people.
 
     >>> size_text(512), size_text(3 << 20)
     ('512 bytes', '3.0 MiB')

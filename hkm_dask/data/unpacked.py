@@ -1,4 +1,4 @@
-"""Uncompressed size of Zarr chunks, determined before they are decompressed: a few bytes may expand to gigabytes."""
+"""Limits on the unpacked size of compressed Zarr chunks, checked before unpacking: a few bytes may become gigabytes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from hkm_dask.data.objects import Location, ObjectPath
 from hkm_dask.errors import StoreError
 from hkm_dask.untrusted import open_regular
 
-#: A chunk may expand to this multiple of the bytes implied by its shape and dtype, or this many, for filters and text.
+#: Size limits of a chunk: a multiple of the bytes implied by its shape and dtype, and a minimum for filters and text.
 _TIMES, _LEAST = 16, 256 * MIB
-#: Largest expansion factor of deflate.
+#: Largest compression ratio of deflate.
 _DEFLATE_RATIO = 1032
 _HEADER_BYTES = 18
 
 
 def check_chunks(folder: Location, array: zarr.Array, start: int, stop: int) -> None:
-    """Reject chunks of rows ``start:stop`` of an array made by others if they expand to far too much.
+    """Refuse chunks with rows `start` to `stop` of another software's array if their unpacked size is far too large.
 
-    The size announced in a header is used; data without one is decompressed once, discarding it, if it could be too
-    large.
+    The size is read from the header; chunks without one are unpacked once, without keeping the result, if they could be
+    too large.
     """
     compressors = () if array.shards else array.compressors
     named = [getattr(one, "codec_id", None) or type(one).__name__.removesuffix("Codec") for one in compressors]
@@ -49,7 +49,7 @@ def check_chunks(folder: Location, array: zarr.Array, start: int, stop: int) -> 
 
 
 def _state(path: Location) -> tuple[int, object]:
-    """Return the size of a file, and a value that identifies its state."""
+    """Return the size of a file, and its time or tag."""
     if isinstance(path, ObjectPath):
         state = path.state()
         return state["size"], state["e_tag"]
@@ -65,7 +65,7 @@ def _is_too_large(path: Location, kind: str, limit: int, size: int, time: object
     with path.open() if isinstance(path, ObjectPath) else open_regular(path) as file:
         if kind in _ANNOUNCED:
             return _ANNOUNCED[kind](file.read(_HEADER_BYTES)) > limit
-        with suppress(OSError, EOFError, zlib.error, lzma.LZMAError):  # Zarr rejects damaged data
+        with suppress(OSError, EOFError, zlib.error, lzma.LZMAError):  # Zarr will refuse damaged chunks
             for piece in _STREAMS[kind](file):
                 n_bytes += piece
                 if n_bytes > limit:
@@ -90,7 +90,7 @@ def _deflated(file: IO[bytes]) -> Iterator[int]:
 
 
 def _zstd(header: bytes) -> int:
-    """Return the size announced by the first frame (RFC 8878); 0 if there is none."""
+    """Read the content size of the first frame (RFC 8878); 0 if it is not given."""
     descriptor = header[4] if len(header) > 4 else 0
     single = descriptor >> 5 & 1
     width = (single, 2, 4, 8)[descriptor >> 6]

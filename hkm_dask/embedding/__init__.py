@@ -1,1 +1,1 @@
-"""Embedding of texts, images and rasters into a pool."""
+"""Embedding of texts, images and rasters into one pool."""

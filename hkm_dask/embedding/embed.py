@@ -1,4 +1,4 @@
-"""Embedding of texts, images, rasters or other items with an encoder into a pool: streamed, batched, resumable."""
+"""Embedding of texts, images, rasters or other items into a pool by an encoder: streamed, in batches, resumable."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ from hkm_dask.events import emit
 
 STAGE = "embed"
 PLAN = "embedding"  # attribute of a pool that records how it was embedded
-# Items that a thread reads before it prepares them: whole photographs take 60 MB each, prepared ones little.
+# Items that a thread reads before preparing them: photographs can take 60 MB each, prepared items much less.
 ITEMS_AT_ONCE = 16
 MAX_THREADS = 8
 
 
 class ItemSource(Protocol):
-    """Items of any kind to be embedded, readable in any order; properties may be plain attributes."""
+    """Items to be embedded, of any kind, with random access; plain attributes may implement the properties."""
 
     @property
     def name(self) -> str:
-        """Name of the source, recorded in the pool's ``sources``."""
+        """Name of the source, listed in the pool's ``sources``."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes when an item or its data changes; a run is resumed only with the same fingerprint."""
+        """Identifies the items and their metadata: a run resumes only if it is the same."""
         ...
 
     @property
     def ids(self) -> Pieces | None:
-        """Returns the ids of all items in order, in pieces (arrays of int64 or of str objects).
+        """Function that yields the ids of all items in order, in pieces (arrays of int64 or of str objects).
 
-        `hkm_dask.data.ids.id_pieces` makes it from ids in memory. None if items have only row numbers.
+        `hkm_dask.data.ids.id_pieces` makes it from ids in memory. None if row numbers suffice.
         """
         ...
 
     @property
     def columns(self) -> Mapping[str, Pieces]:
-        """Further columns of the items by name, like `ids`, of int64, float64 or str objects."""
+        """Metadata of the items by name: functions like `ids`, of int64, float64 or str objects."""
         ...
 
     def __len__(self) -> int:
@@ -64,15 +64,15 @@ class ItemSource(Protocol):
         ...
 
     def read(self, first: int, last: int) -> Sequence[Any]:
-        """Read items ``first:last``, one per row of the pool; may be called by several threads at once."""
+        """Read the items `first` to `last` (exclusive), one per row of the pool; must be thread-safe."""
         ...
 
 
 class Encoder(ABC):
-    """Converts items to embeddings; the same items in the same batch give the same embeddings.
+    """Turns items into embeddings; the same batch of items always gives the same embeddings.
 
-    `fingerprint` changes when embeddings may change; a run is resumed only with the same one. `name` is, for example,
-    the model's folder.
+    The `fingerprint` changes whenever the embeddings may: a run resumes only if it is the same. The `name` is, for
+    example, the model's folder.
     """
 
     name: str
@@ -80,12 +80,12 @@ class Encoder(ABC):
     n_features: int
 
     def prepare(self, items: Sequence[Any]) -> Sequence[Any]:
-        """Do the work that is possible per item, such as resizing; may be called by several threads at once."""
+        """Preprocess items independently of each other, e.g. resize them; must be thread-safe."""
         return items
 
     @abstractmethod
     def encode(self, prepared: Sequence[Any]) -> np.ndarray:
-        """Embed a batch of prepared items as float32 of shape (n, n_features); called by a single thread."""
+        """Embed one batch of prepared items: float32 of shape (n, n_features). Called by one thread."""
 
     def __call__(self, items: Sequence[Any]) -> np.ndarray:
         """Embed items as float32 of shape (n, n_features)."""
@@ -104,23 +104,22 @@ def embed(
     threads: int | None = None,
     restart: bool = False,
 ) -> Pool:
-    """Embed the items of a source into a pool.
+    """Embed the items of a source and store the embeddings in a pool.
 
-    Everything runs in this process: threads read and prepare items ahead of the encoder. A finished chunk of the pool
-    survives any crash. The same call resumes from there and gives the same bits, as batches never span chunks; it
-    refuses to resume with another source, encoder or setting, and names the difference. On a finished pool it computes
-    nothing.
+    Runs in this process: threads read and prepare items ahead of the encoder. Finished chunks of the pool survive any
+    crash. The same call resumes and gives bitwise the same pool, since batches do not cross chunks; it refuses to
+    resume with another source, encoder or setting, and lists the differences. For a finished pool, it computes nothing.
 
-    `source` comes, for example, from `texts.open_texts`, `images.open_images` or `raster_patches.open_windows`,
-    `encoder` from `encoders.text_encoder` or `encoders.image_encoder`; it gets `batch_size` items at once. Rows are
-    stored as `dtype`, float16 or float32, and with `normalize` scaled to unit length; all-zero rows stay zero. A
-    storage chunk has `chunk_mb` MiB, at most 64, by default a 64th of the pool, at least 1: a crash costs the chunk in
-    progress. `threads`, by default one per core and at most 8, read and prepare items, and do not affect the bits. With
-    `restart` it starts over, ignoring existing results; a complete pool stays until the new one replaces it.
+    `source` is for example from `texts.open_texts`, `images.open_images` or `raster_patches.open_windows`, `encoder`
+    from `encoders.text_encoder` or `encoders.image_encoder`; it gets `batch_size` items at once. Rows are stored as
+    `dtype`, float16 or float32; `normalize` scales them to unit length, except all-zero rows. Storage chunks have
+    `chunk_mb` MiB, at most 64, by default 1/64 of the pool, at least 1: a crash loses only the chunk in progress.
+    `threads`, by default one per core but at most 8, read and prepare items; their number does not affect the result.
+    `restart` discards existing work; a complete pool stays until the new one is complete.
 
-    Raises InputError if the source is empty or an item unreadable, a setting is out of range, the pool has other
-    settings, or the encoder returns NaN, Inf or values that overflow `dtype`, naming the item; StoreError if another
-    process is writing the pool, or the disk is full or fails.
+    Raises InputError if the source is empty, an item cannot be read, a setting is out of range, the existing pool was
+    made differently, or the encoder returns NaN, Inf or values that overflow `dtype` (naming the item); StoreError if
+    another process is writing the pool, or the disk is full or fails.
 
     >>> import tempfile
     >>> from hkm_dask.embedding.descriptors import Hog
@@ -162,7 +161,7 @@ def _plan(
     chunk_mb: float | None,
     threads: int,
 ) -> dict[str, Any]:
-    """Check the settings, and return everything that affects the bits of the pool."""
+    """Check the settings; returns everything that determines the bits of the pool."""
     n_items = len(source)
     settings = (
         ("batch_size", batch_size, "leave it out"),
@@ -171,7 +170,7 @@ def _plan(
     )
     problems = [f"{name}={value} should be at least 1; {fix}" for name, value, fix in settings if value < 1]
     problems += [
-        f"column={name} should be a name that no pool or subset uses; call it otherwise"
+        f"column={name} should be a name that no pool or subset uses; rename it"
         for name in source.columns
         if name in layout.OWN_COLUMNS or name.startswith("level_")
     ]
@@ -194,10 +193,10 @@ def _plan(
 
 
 def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
-    """Describe how a pool, complete or not, differs from the requested one."""
+    """List the reasons why an existing pool, complete or not, is not the requested one."""
     attributes = read_attributes(folder, missing_ok=True)
     if not attributes and folder.suffix == layout.wip_path("").suffix:
-        return []  # a run was stopped before it started
+        return []  # a run that was stopped before it began
     kind = "is another store" if attributes else "is no pool"
     if attributes.get("format") != layout.POOL_FORMAT or PLAN not in attributes:
         return [f"{folder} should be a pool that was embedded, it {kind}; give another path, or use --restart"]
@@ -212,7 +211,7 @@ def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
 
 
 def _is_empty(wip: Location) -> bool:
-    """Tell whether an unfinished pool has no embeddings yet, for example because its first items were unreadable."""
+    """Return whether an unfinished pool made by `_begin` has no embeddings, for example after its first read failed."""
     attributes = read_attributes(wip)
     if attributes.get("format") != layout.POOL_FORMAT or PLAN not in attributes:
         return False
@@ -228,14 +227,14 @@ def _short(value: Any) -> str:
 
 
 def _begin(wip: Location, plan: dict[str, Any], source: ItemSource) -> StoredArray:
-    """Create or open the unfinished pool; ids and columns come first, so that errors in them are found early."""
+    """Create or open the unfinished pool; ids and columns are written first, so that errors in them show early."""
     shape, dtype = (plan["n_items"], plan["n_features"]), np.dtype(plan["dtype"])
     if not wip.exists():
         pool_writer.check_space(wip, shape[0] * shape[1] * dtype.itemsize)
     store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION, PLAN: plan})
     store.sweep(wip)
     if source.ids is not None:
-        remedy = "give every item an id of its own, or leave the ids out"
+        remedy = "give every item a unique id, or omit the ids"
         pool_writer.write_ids(wip, source.ids(), shape[0], remedy)
     for name, pieces in source.columns.items():
         pool_writer.write_column(wip, name, pieces(), shape[0])
@@ -251,7 +250,7 @@ def _begin(wip: Location, plan: dict[str, Any], source: ItemSource) -> StoredArr
 
 @dataclass
 class _Job:
-    """One run over a source."""
+    """One pass through a source."""
 
     source: ItemSource
     encoder: Encoder
@@ -263,7 +262,7 @@ class _Job:
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> pool_writer.Stats:
-        """Embed every missing chunk; returns the statistics of all chunks, in order."""
+        """Embed all missing chunks; returns the statistics of all chunks, merged in order."""
         spec = self.array.spec
         finished = self._finished()
         self._n_done = sum(stop - start for start, stop in map(spec.chunk_range, finished))
@@ -275,7 +274,7 @@ class _Job:
         return stats
 
     def _finished(self) -> dict[int, pool_writer.Stats]:
-        """Check the chunks finished by an earlier run, and compute their statistics."""
+        """Check and measure the chunks finished by an earlier run."""
         spec = self.array.spec
         finished: dict[int, pool_writer.Stats] = {}
         for index in range(spec.n_chunks):
@@ -287,7 +286,7 @@ class _Job:
             except StoreError as error:
                 emit("warning", message=f"{error}; it is embedded again")
                 continue
-            # Over whole chunks as stored, so that the sums do not depend on interruptions.
+            # Measured from whole chunks as stored, so that sums do not depend on whether a run was interrupted.
             finished[index] = pool_writer.measure(rows, rows, np.arange(*spec.chunk_range(index)))
             finished[index].checksums.append(self.array.checksum(index))
         if finished:
@@ -299,7 +298,7 @@ class _Job:
         yield from itertools.pairwise([*range(start, stop, self.batch_size), stop])
 
     def _ahead(self, chunks: Sequence[int]) -> Generator[Sequence[Any], None, None]:
-        """Yield the prepared items of every batch of some chunks, while threads prepare the next batches."""
+        """Yield the prepared items of every batch of the given chunks, while threads prepare the next batches."""
         spans = (span for index in chunks for span in self._batches(index))
         executor = ThreadPoolExecutor(self.threads, thread_name_prefix="hkm-embed")
         try:
@@ -317,7 +316,7 @@ class _Job:
             if len(prepared) != stop - start:
                 raise InputError(
                     f"{self.source.name}: n_items={len(prepared)} should be {stop - start} for items {start}:{stop}; "
-                    "mend the source or the encoder"
+                    "fix the source or the encoder"
                 )
             ready.extend(prepared)
         return ready
@@ -332,24 +331,24 @@ class _Job:
         return pool_writer.write_chunk(self.array, index, [(rows, np.arange(start, stop))], normalize=False)
 
     def _embed_batch(self, prepared: Sequence[Any], first: int, last: int) -> np.ndarray:
-        """Embed one batch, and reject values that a pool cannot hold."""
+        """Embed one batch; raises InputError for embeddings that a pool cannot store."""
         embedded = np.asarray(self.encoder.encode(prepared))
         shape = (last - first, self.encoder.n_features)
         if embedded.shape != shape or embedded.dtype.kind != "f":
             got = f"{embedded.dtype}{embedded.shape}"
-            raise InputError(f"{self.encoder.name}: embeddings={got} should be floats of {shape}; mend the encoder")
+            raise InputError(f"{self.encoder.name}: embeddings={got} should be floats of {shape}; fix the encoder")
         rows = pool_writer.convert(embedded, self.array.spec.dtype, self.normalize)
         stats = pool_writer.measure(embedded, rows, np.arange(first, last))
         if stats.nonfinite:
             raise InputError(
                 f"{self.encoder.name}: embedding={self._name(int(stats.nonfinite[0][0]))} should be finite, it has NaN "
-                "or Inf; look at that item, or take another model"
+                "or Inf; check that item, or use another model"
             )
         pool_writer.check_overflow(stats, rows.dtype)
         return rows
 
     def _name(self, item: int) -> str:
-        """Name an item by its id, if it has one."""
+        """Describe an item for messages, with its id if it has one."""
         name = f"item {item} of {self.source.name}"
         if self.source.ids is None:
             return name

@@ -1,4 +1,4 @@
-"""Images to be embedded: files in a folder and its subfolders, or in a `.zip`."""
+"""Images to be embedded: the files in a folder and its subfolders, or in a `.zip`."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from hkm_dask.untrusted import open_regular, read_regular, reading
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 STAGE = "check"
-#: Most pixels of an image, read from its header before decoding: the limit at which Pillow warns of an attack.
+#: Most pixels per image, checked in the header before decoding: from here on Pillow warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
-#: Most scans of a progressive JPEG of that size, each of which may visit all pixels. Most have ten.
+#: Most scans of a progressive JPEG of `MAX_PIXELS`, since each may visit all pixels. Most files have ten.
 MAX_SCANS = 20
 _JPEG_SCAN = b"\xff\xda"
-#: Bytes of decoded images read at once, a few photographs.
+#: Bytes of decoded images that are read at once; a few photographs.
 READ_BYTES = 256 * MIB
-#: Most bytes of an image file, those of as many pixels with 6 bytes each.
+#: Most bytes of an image file: `MAX_PIXELS` at 6 bytes each.
 MAX_FILE_BYTES = 512 * MIB
-#: Compression methods of a .zip whose output is limited by the size it announces.
+#: Compression methods of a .zip whose output is bounded by the declared size.
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-#: Thumbnails that are cached, some 10 kB each.
+#: Cached thumbnails, of about 10 kB each.
 _KEPT_THUMBNAILS = 4096
 
 
 class Files(NamedTuple):
     """Image files of a folder or an archive."""
 
-    states: list[tuple[str, str]]  # relative path of every file, with slashes, and a value that shows changes
-    read: Callable[[str], bytes]  # reads the file at a path; may be called by several threads at once
+    states: list[tuple[str, str]]  # path of every file from the root, with slashes, and a stamp that reveals changes
+    read: Callable[[str], bytes]  # reads the file with a path; thread-safe
 
 
 def _folder_files(root: Path) -> Files:
-    """List the files in a folder and its subfolders, without hidden files and linked folders."""
+    """List the files in a folder and its subfolders, without hidden ones; links to folders are not followed."""
     states = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -61,7 +61,7 @@ def _folder_files(root: Path) -> Files:
 
 
 def _zip_files(path: Path) -> Files:
-    """List the files in a ``.zip``, without hidden files."""
+    """List the files in a ``.zip``, without hidden ones."""
     with reading(f"folder={path} should be a folder or a .zip file, it cannot be read", "copy it again"):
         open_regular(path).close()
         archive = zipfile.ZipFile(path)
@@ -74,7 +74,7 @@ def _zip_files(path: Path) -> Files:
 
 
 def read_zipped(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read a file of an archive; ValueError if it is too large or uses another method, KeyError if missing."""
+    """Read a file of an archive; ValueError if it is too large or its compression unsupported, KeyError if missing."""
     info = archive.getinfo(name)
     if info.file_size > MAX_FILE_BYTES:
         raise ValueError(f"it has {info.file_size:,} bytes, more than {MAX_FILE_BYTES:,}")
@@ -84,10 +84,10 @@ def read_zipped(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 class Images:
-    """Images of a folder or an archive, in order of their paths; a source for `hkm_dask.embedding.embed.embed`.
+    """Images of a folder or an archive, sorted by path; a source for `hkm_dask.embedding.embed.embed`.
 
-    Their relative paths, `names`, are the ids. The fingerprint covers the paths, and the size and time of each file (in
-    an archive, size and checksum).
+    The ids are `names`, their paths from the root. The fingerprint covers the paths and the size and time of each file
+    (in an archive, size and checksum).
     """
 
     columns = NO_COLUMNS
@@ -108,10 +108,10 @@ class Images:
             yield np.array(self.names[start : start + ID_PIECE_ROWS], dtype=object)
 
     def read(self, first: int, last: int) -> Sequence[np.ndarray]:
-        """Read images ``first:last``, each uint8 of shape (height, width, 3): red, green and blue.
+        """Read the images `first` to `last` (exclusive), each as RGB, uint8 of shape (height, width, 3).
 
-        Images are rotated upright by their metadata; of animations, the first frame is read. `InputError` names an
-        unreadable image. Images beyond `READ_BYTES` are read on each access, so that only a few are in memory together.
+        Images are rotated according to their EXIF data; of animations, the first frame is read. Raises InputError for
+        an unreadable image. Images beyond `READ_BYTES` are read when accessed, each time, so that few are in memory.
         """
         names, images, n_bytes = self.names[first:last], list[np.ndarray](), 0
         while len(images) < len(names) and n_bytes < READ_BYTES:
@@ -122,16 +122,16 @@ class Images:
 
     def _read(self, name: str) -> np.ndarray:
         problem = f"{self.name}: image={name} should be readable, it is not"
-        with reading(problem, "mend it, or leave all such images out with skip_unreadable (--skip-unreadable)"):
+        with reading(problem, "fix it, or leave out all such images with skip_unreadable (--skip-unreadable)"):
             return decode(self._files.read(name))
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Read images by row numbers in any order; see `read`."""
+        """Read images by row number, in any order; see `read`."""
         return [self.read(int(row), int(row) + 1)[0] for row in rows]
 
 
 class _Images(Sequence[np.ndarray]):
-    """Images in memory, followed by others that are read on access."""
+    """Images in memory, followed by images that are read when accessed."""
 
     def __init__(self, read: Callable[[str], np.ndarray], images: Sequence[np.ndarray], later: Sequence[str]) -> None:
         self._read, self._images, self._later = read, images, later
@@ -156,11 +156,11 @@ class _Images(Sequence[np.ndarray]):
 
 
 def decode(data: bytes, at_least: int | None = None) -> np.ndarray:
-    """Decode an image file to red, green and blue, uint8 of shape (height, width, 3).
+    """Decode an image file as RGB, uint8 of shape (height, width, 3).
 
-    A JPEG that will be scaled down to `at_least` pixels per side may be decoded at a lower resolution, which is faster.
-    Raises `ValueError` if it is not an image, the range of its values is unknown, or its header announces more than
-    `MAX_PIXELS`; for a truncated file, whatever Pillow raises.
+    With `at_least`, a JPEG may be decoded at a lower resolution, at least that many pixels per side, which is faster.
+    Raises ValueError if the data is not an image, its value range is unknown, or its header gives more than
+    `MAX_PIXELS`; for truncated data, whatever Pillow raises.
 
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (4, 3), "red").save(file, "PNG")
@@ -184,7 +184,7 @@ def decode(data: bytes, at_least: int | None = None) -> np.ndarray:
         if upright.mode in ("I", "F"):
             raise ValueError(f"its mode is {upright.mode}, whose range is not known")
         if upright.mode.startswith("I;16"):
-            # Pillow itself would clip 16-bit values at 255 instead of scaling them.
+            # Pillow would clip values above 255 of 65535.
             gray = (np.asarray(upright) >> 8).astype(np.uint8)
             return np.repeat(gray[:, :, None], 3, axis=2)
         return np.asarray(upright.convert("RGB"))
@@ -192,7 +192,7 @@ def decode(data: bytes, at_least: int | None = None) -> np.ndarray:
 
 @functools.cache
 def _formats() -> list[str]:
-    """Return the formats that Pillow decodes itself, whatever a file's name: for EPS it would run Ghostscript."""
+    """List the formats that Pillow decodes itself, independent of file names; for EPS it would run Ghostscript."""
     Image.init()
     return [name for name in Image.OPEN if name != "EPS"]
 
@@ -200,10 +200,10 @@ def _formats() -> list[str]:
 def open_images(path: str | os.PathLike[str], *, skip_unreadable: bool = False, threads: int | None = None) -> Images:
     """Open images to be embedded, sorted by path.
 
-    `path` is a folder, searched with its subfolders, or a ``.zip``, with ``.jpg``, ``.png``, ``.webp``, ``.bmp``,
-    ``.gif``, ``.tif`` or ``.ppm`` files. Other files are ignored, with a warning that counts them. With
-    `skip_unreadable`, unreadable images are left out instead of raising an error when they are read: every image is
-    then decoded once in advance, by one thread per core or `threads`. Raises InputError if there are no images.
+    They are in a folder or its subfolders, or in a ``.zip``: ``.jpg``, ``.png``, ``.webp``, ``.bmp``, ``.gif``,
+    ``.tif``, ``.ppm``. Other files are ignored and counted in a warning. With `skip_unreadable`, unreadable images are
+    left out instead of raising an error later: every image is decoded once in advance, by one thread per core or by
+    `threads`. Raises InputError if there are no images.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -228,18 +228,18 @@ def open_images(path: str | os.PathLike[str], *, skip_unreadable: bool = False, 
     if left_out:
         kinds = first_few([kind for kind, _ in left_out.most_common()])
         emit("warning", message=f"{left_out.total():,} files that are no images by their name ({kinds}) were left out")
-    check_unicode(names, f"folder={root}")  # as they become ids
+    check_unicode(names, f"folder={root}")  # before they become ids
     images = Images(files, sorted(names), str(root))
     return _readable(images, files, threads) if skip_unreadable else images
 
 
 def _readable(images: Images, files: Files, threads: int | None) -> Images:
-    """Decode all images, and keep those for which that succeeds."""
+    """Decode all images and keep those that can be decoded."""
 
     def works(name: str) -> bool:
         try:
             decode(files.read(name))
-        except Exception:  # Pillow does not document its errors for malformed data
+        except Exception:  # Pillow does not document what it raises for arbitrary bytes
             return False
         return True
 
@@ -260,7 +260,7 @@ def _readable(images: Images, files: Files, threads: int | None) -> Images:
 
 
 class ImageFiles:
-    """Image files by name, relative to a folder or within a ``.zip``: only files inside it, within limits.
+    """Read access to image files by name, in a folder or a ``.zip``: only those inside it, within size limits.
 
     Raises InputError if `path` is neither.
     """
@@ -277,7 +277,7 @@ class ImageFiles:
 
     def _jpeg(self, name: str, size: int) -> bytes:
         """Make a JPEG of at most `size` pixels per side; raises InputError if there is no such image inside."""
-        with reading(f"image={name[:200]!r} should be an image in {self.path}", "mend it, or leave it out"):
+        with reading(f"image={name[:200]!r} should be an image in {self.path}", "fix it, or leave it out"):
             pixels = decode(self.read(name), at_least=size)
         image, file = Image.fromarray(pixels), io.BytesIO()
         image.thumbnail((size, size))
@@ -285,7 +285,7 @@ class ImageFiles:
         return file.getvalue()
 
     def read(self, name: str) -> bytes:
-        """Read a file; raises ValueError, or any error of reading, if there is no such file inside."""
+        """Read a file; raises ValueError, or whatever reading raises, if there is no such file inside."""
         if self._archive is not None:
             return read_zipped(self._archive, name)
         target = (self._root / name).resolve()  # an absolute name replaces the folder

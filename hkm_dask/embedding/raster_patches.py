@@ -1,8 +1,8 @@
-"""Patches of rasters larger than memory as input of an image encoder, read by windows, each with its location.
+"""Patches of rasters larger than memory, as items for an image encoder: read by windows, with their positions.
 
-A patch is identified by its row in the pool; by its id, such as ``scene.tif[256x256+512+1024]`` (width, height, left
-and top in pixels, in ImageMagick's notation); and by its location, in the columns ``raster``, ``top``, ``left``,
-``longitude`` and ``latitude``. The pool and every exported subset include ids and columns.
+A patch is identified by its row in the pool; by its id, like ``scene.tif[256x256+512+1024]`` (width, height, left and
+top in pixels, in ImageMagick's notation); and by its position, the columns ``raster``, ``top``, ``left``, ``longitude``
+and ``latitude``. The pool and every exported subset have ids and columns.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 from hkm_dask.untrusted import reading
 
-# Size of GDAL's cache of decoded blocks, by default a twentieth of the machine's memory.
+# GDAL's cache of decoded blocks; its default is a twentieth of the machine's memory.
 CACHE_BYTES = 256 * MIB
-#: Most patches, ten times as many as in the largest pool so far.
+#: Most patches in total; ten times the largest pool so far.
 MAX_PATCHES = 10**10
 _OPEN_RASTERS = 4
-# Neighboring patches of a row of windows are read together unless the gap between them exceeds this many widths.
+# Patches of one row are read in one window unless a gap between two is wider than this many patches.
 _WIDEST_GAP = 4
 
 
 class Windows:
     """Square patches of rasters in reading order, one raster after another; made by `open_windows`.
 
-    It is a source for `hkm_dask.embedding.embed.embed`. One lock guards the files, as GDAL's readers are not
-    thread-safe, and are fastest in order. GDAL decodes the blocks of a tiled GeoTIFF on all cores.
+    A source for `hkm_dask.embedding.embed.embed`. A lock guards the files, since GDAL's readers are single-threaded and
+    fastest in sequence. GDAL decodes the blocks of a tiled GeoTIFF on all cores.
 
-    The columns give the location of patches: ``raster`` (its number), ``top`` and ``left`` in pixels, int64; and for
-    rasters with coordinates, ``longitude`` and ``latitude`` of the center in degrees (WGS 84), float64, NaN for rasters
-    without. If no raster has a coordinate reference system, the columns are ``x`` and ``y``.
+    The columns give the position of each patch: ``raster`` (its number), ``top`` and ``left`` in pixels, int64; and if
+    a raster has coordinates, ``longitude`` and ``latitude`` of the center in degrees (WGS 84), float64, NaN for rasters
+    without a coordinate system. If no raster has a coordinate system, they are named ``x`` and ``y``.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Windows:
     ) -> None:
         self.rasters, self.size, self.step, self.value_range = tuple(rasters), size, step, value_range
         self.name = self.rasters[0].name + (f" and {len(rasters) - 1} more" if len(rasters) > 1 else "")
-        # Numbers of patches that fit down and across each raster.
+        # Number of patches down and across each raster.
         self._grids = np.array([((r.height - size) // step + 1, (r.width - size) // step + 1) for r in rasters])
         self._first = np.concatenate([[0], self._grids.prod(axis=1).cumsum()])
         self.ids: Pieces | None = self._ids
@@ -80,7 +80,7 @@ class Windows:
         return int(self._first[-1]) if self._kept is None else len(self._kept)
 
     def positions(self, rows: slice | NDArray[np.integer] | None = None) -> NDArray[np.int64]:
-        """Return raster number, top and left in pixels, for some or all rows of the pool: int64 of shape (n, 3)."""
+        """Return raster number, top and left in pixels of the given rows of the pool, or of all: int64 (n, 3)."""
         chosen = rows if isinstance(rows, np.ndarray) else np.arange(*(rows or slice(None)).indices(len(self)))
         numbers = chosen if self._kept is None else self._kept[chosen]
         raster = np.searchsorted(self._first, numbers, side="right") - 1
@@ -88,10 +88,10 @@ class Windows:
         return np.stack([raster, down * self.step, across * self.step], axis=1)
 
     def coordinates(self, rows: slice | NDArray[np.integer] | None = None) -> NDArray[np.float64]:
-        """Return the centers of patches for some or all rows of the pool: float64 of shape (n, 2).
+        """Return the centers of the patches of the given rows of the pool, or of all: float64 of shape (n, 2).
 
-        Degrees of longitude and latitude (WGS 84), NaN for rasters without; x and y if no raster has a coordinate
-        reference system.
+        Longitude and latitude in degrees (WGS 84), NaN for rasters without a coordinate system; x and y if no raster
+        has one.
         """
         positions = self.positions(rows)
         points = np.full((len(positions), 2), np.nan)
@@ -115,10 +115,10 @@ class Windows:
             yield self.positions(rows)[:, number] if number < 3 else self.coordinates(rows)[:, number - 3]
 
     def read(self, first: int, last: int) -> list[NDArray[np.uint8]]:
-        """Read the patches of rows ``first:last`` of the pool; adjacent ones in a single window.
+        """Read the patches `first` to `last` (exclusive) of the pool; adjacent patches are read in one window.
 
-        Each is red, green and blue, uint8 of shape (size, size, 3); missing pixels are black. Raises `StoreError` if a
-        raster is unreadable.
+        Each is RGB, uint8 of shape (size, size, 3); missing pixels are black. Raises StoreError if a raster cannot be
+        read.
         """
         positions = self.positions(slice(first, last))
         apart = (np.diff(positions[:, :2], axis=0) != 0).any(axis=1) | (
@@ -129,18 +129,18 @@ class Windows:
             if len(run):
                 raster, top, left = run[0].tolist()
                 strip = self._read(self.rasters[raster], _window(top, left, self.size, run[-1, 2] + self.size - left))
-                # Copied, so that a retained patch does not keep the whole strip alive.
+                # Copied, so that keeping a patch does not keep the whole strip in memory.
                 patches += [strip[:, begin : begin + self.size].copy() for begin in (run[:, 2] - left).tolist()]
         return patches
 
     def picture(self, raster: int = 0, *, width: int = 1024) -> NDArray[np.uint8]:
-        """Draw one raster at most `width` pixels wide, averaged: uint8 of shape (height, width, 3)."""
+        """Render one raster, averaged to at most `width` pixels across: uint8 of shape (height, width, 3)."""
         source = self.rasters[raster]
         width = min(width, source.width)
         return self._read(source, shape=(max(1, round(source.height * width / source.width)), width))
 
     def _read(self, raster: Raster, window: Any = None, shape: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-        """Read a window, or all, as red, green and blue, averaged to a shape if one is given."""
+        """Read a window or the whole raster as RGB, averaged to a shape if one is given."""
         from rasterio.enums import Resampling
 
         with self._dataset(raster) as data:
@@ -153,7 +153,7 @@ class Windows:
     def _to_colors(
         self, values: NDArray[Any], missing: NDArray[np.bool_] | None, table: NDArray[np.uint8] | None
     ) -> NDArray[np.uint8]:
-        """Convert values of a raster, (bands, height, width), to red, green and blue."""
+        """Convert the values of a raster, (bands, height, width), to RGB."""
         if table is not None:
             colors = table[values[0]]
         else:
@@ -168,7 +168,7 @@ class Windows:
         return colors
 
     def _find_kept(self, max_missing: float) -> NDArray[np.int64] | None:
-        """Return the numbers of patches with few enough missing pixels; None for all."""
+        """Return the numbers of the patches with few enough missing pixels; None if that is all of them."""
         if max_missing >= 1 or not any(raster.has_gaps for raster in self.rasters):
             return None
         kept, n_rows, done = [], int(self._grids[:, 0].sum()), 0
@@ -189,7 +189,7 @@ class Windows:
 
     @contextmanager
     def _dataset(self, raster: Raster) -> Iterator[Any]:
-        """Yield an open raster, to one thread at a time; the last few stay open."""
+        """Yield an open raster, for one thread at a time; the last few stay open."""
         import rasterio
 
         damage = reading(f"{raster.path} cannot be read", "copy it again", StoreError)
@@ -211,22 +211,22 @@ def open_windows(
     bounds: tuple[float, float, float, float] | None = None,
     max_missing: float = 1.0,
 ) -> Windows:
-    """Divide rasters into patches, one every `step` pixels from the top left corner, as far as whole patches fit.
+    """Divide rasters into patches, every `step` pixels from the top left corner, as far as whole patches fit.
 
-    The remainder at the right and bottom margins is in no patch. Rasters are read by windows and so may be larger than
-    memory. Tiled GeoTIFF is best: a window reads only the tiles it touches. JPEG and PNG have no windows: GDAL decodes
-    their lines in order, once if they are read in order, holding few of them. Only a progressive JPEG must be held
-    whole, as coefficients of 2 bytes per value; a warning then gives the size.
+    The margins at the right and bottom that do not fill a patch are left out. Rasters are read by windows and so may be
+    larger than memory. Tiled GeoTIFF is best: a window reads only the tiles it touches. JPEG and PNG have no windows:
+    GDAL decodes their lines in sequence and holds few of them, so that reading patches in order decodes them once. Only
+    a progressive JPEG must be held whole, as coefficients of 2 bytes per value; a warning gives the size.
 
-    Rasters are GeoTIFF, JPEG or PNG (or other formats of GDAL), or folders of these, in natural order. A patch has
-    `size` pixels per side, and the next one is `step` away in both directions, by default `size`, without overlap.
-    Three `bands`, counted from 1, become red, green and blue, or one becomes gray; by default the first three, or the
-    first. `value_range` are the values that become black and white, and those beyond them; required if a raster does
-    not have 8 bits. `bounds` are west, south, east and north, in degrees, for a raster without coordinates of its own.
-    `max_missing` is the largest share of missing pixels in a patch (by a nodata value, a mask or an alpha band); by
-    default even empty patches are kept. Below 1, it takes a pass over the masks.
+    Rasters are GeoTIFF, JPEG or PNG (or another format of GDAL), or folders of these, in natural order. Patches have
+    `size` pixels per side and are `step` apart in both directions; by default `size`, so that they do not overlap.
+    Three `bands`, numbered from 1, become red, green and blue, or one becomes gray; by default the first three, or the
+    first. `value_range` gives the values for black and white, and values beyond are clipped; it is required unless
+    rasters have 8 bits. `bounds` are west, south, east and north, in degrees, of a raster without coordinates.
+    `max_missing` is the largest share of missing pixels (by a nodata value, a mask or an alpha band) in a patch; by
+    default even empty patches are kept. Values below 1 cost a pass over the masks.
 
-    Raises InputError with every problem: rasters that cannot be opened, are smaller than a patch, or need a setting.
+    Raises InputError with all problems: rasters that cannot be opened or are smaller than a patch, missing settings.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -280,7 +280,7 @@ def _wrong_settings(
     if value_range is not None and not value_range[0] < value_range[1]:
         problems.append(f"value_range={value_range} should rise; give the value of black, then that of white")
     if bounds is not None and not (bounds[0] < bounds[2] and bounds[1] < bounds[3]):
-        problems.append(f"bounds={bounds} should be west, south, east, north; bring them into this order")
+        problems.append(f"bounds={bounds} should be west, south, east, north; give them in this order")
     if not 0 <= max_missing <= 1:
         problems.append(f"max_missing={max_missing} should be between 0 and 1; it is a share of a patch")
     return problems

@@ -1,4 +1,4 @@
-"""Raster files: reading their headers, and opening them with GDAL through rasterio."""
+"""Raster files: their headers, and opening them with GDAL through rasterio."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hkm_dask.events import emit
 from hkm_dask.ingestion.folders import natural_key
 from hkm_dask.untrusted import open_regular, reading
 
-SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")  # of files searched for in a folder
-#: Most bytes that must be decoded at once for a raster, whatever its size.
+SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")  # files used in a folder
+#: Most bytes of a raster that may be decoded at once, regardless of its size.
 MAX_BLOCK_BYTES = 512 * MIB
 _DRIVERS = {
     b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
@@ -34,13 +34,13 @@ _FRAMES = (0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF, *_SCANS)
 
 @dataclass(frozen=True)
 class Raster:
-    """The header of a raster."""
+    """Header of a raster."""
 
     path: Path
-    name: str  # with the folders in which it differs from the other rasters
+    name: str  # includes the folders that distinguish it from the other rasters
     height: int
     width: int
-    bands: tuple[int, ...]  # from 1: those for red, green and blue, or the one for gray
+    bands: tuple[int, ...]  # from 1: the three that become red, green and blue, or the one that becomes gray
     dtype: str  # of these bands
     # x = t[0] * column + t[1] * row + t[2] and y = t[3] * column + t[4] * row + t[5]
     transform: tuple[float, ...] | None
@@ -49,10 +49,10 @@ class Raster:
     stamp: tuple[int, int]  # size of the file in bytes, and its modification time in nanoseconds
 
     def coordinates(self, rows: NDArray[np.floating], columns: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return coordinates, float64 (n, 2), of points in pixels; (0.5, 0.5) is the center of the first pixel.
+        """Convert points in pixels to coordinates, float64 (n, 2); the center of the first pixel is (0.5, 0.5).
 
-        They are degrees of longitude and latitude (WGS 84), x and y without a coordinate reference system, and NaN if
-        the raster has none.
+        Longitude and latitude in degrees (WGS 84); x and y if the raster has no coordinate reference system; NaN if it
+        has no coordinates.
         """
         if self.transform is None:
             return np.full((len(rows), 2), np.nan)
@@ -67,9 +67,9 @@ class Raster:
 
 
 def list_rasters(rasters: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Return absolute paths of files, and of those with known `SUFFIXES` in folders, in natural order.
+    """List the absolute paths of files, and of files with the known `SUFFIXES` in folders, in natural order.
 
-    Raises `InputError` with every path that is missing or repeated.
+    Raises InputError with every path that does not exist or is repeated.
     """
     given = [rasters] if isinstance(rasters, str | os.PathLike) else list(rasters)
     problems = [] if given else ["rasters=[] should name at least one file; give files or folders"]
@@ -98,10 +98,10 @@ def describe_raster(
     bands: Sequence[int] | None = None,
     bounds: tuple[float, float, float, float] | None = None,
 ) -> Raster:
-    """Read the header of a raster; by default its first three bands, or the first, are used.
+    """Read the header of a raster; by default its first three bands are used, or the first.
 
-    Raises `InputError` if it cannot be opened, lacks such bands, or has coordinates although `bounds` (west, south,
-    east and north in degrees) are given.
+    Raises InputError if it cannot be opened, lacks these bands, or has coordinates although `bounds` (west, south, east
+    and north in degrees) are given.
     """
     from rasterio.enums import MaskFlags
 
@@ -113,7 +113,7 @@ def describe_raster(
             height, width = data.height, data.width
             dtypes, driver = data.dtypes, data.driver
             flags = data.mask_flag_enums
-            # For all bands, as most files interleave them.
+            # Over all bands, since most files interleave them.
             block_bytes = sum(
                 math.prod(shape) * np.dtype(kind).itemsize
                 for shape, kind in zip(data.block_shapes, dtypes, strict=True)
@@ -162,25 +162,25 @@ def describe_raster(
 
 
 def open_raster(path: Path) -> Any:
-    """Open a raster as `rasterio.DatasetReader`, for one thread at a time; raises `OSError` if GDAL cannot."""
+    """Open a raster as a `rasterio.DatasetReader`, for one thread at a time; raises OSError if GDAL cannot."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # photographs need no coordinates
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # photographs have no coordinates and need none
         suffix = path.suffix.lower()
         with open_regular(path) as file:
             start = file.read(4)
         driver = next((name for magic, name in _DRIVERS.items() if start.startswith(magic)), None)
         if driver is None and suffix in SUFFIXES:
-            # GDAL detects formats by content, and some formats refer to other files or to URLs.
+            # GDAL would detect the format from the content, and some formats refer to other files or to URLs.
             raise OSError("its first bytes are of none of these")
         threads = {"num_threads": "all_cpus"} if suffix in (".tif", ".tiff") else {}
         return rasterio.open(path, driver=driver, **threads)
 
 
 def color_table(data: Any, band: int) -> NDArray[np.uint8] | None:
-    """Return the palette of a band (from 1) of an open raster: (256, 3), or None if its values are not indices."""
+    """Return the palette (256, 3) of a band (from 1) of an open raster; None if its values are not indices."""
     from rasterio.enums import ColorInterp
 
     if data.colorinterp[band - 1] != ColorInterp.palette or data.dtypes[band - 1] != "uint8":
@@ -192,7 +192,7 @@ def color_table(data: Any, band: int) -> NDArray[np.uint8] | None:
 
 
 def is_progressive(path: Path) -> bool:
-    """Tell whether a JPEG is progressive, so that no line is complete before the end of the file.
+    """Return whether a JPEG has several scans, so that no line is complete before the end of the file.
 
     >>> import tempfile
     >>> from PIL import Image

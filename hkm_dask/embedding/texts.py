@@ -1,4 +1,4 @@
-"""Texts to be embedded: `.txt` with one per line, `.jsonl`, parquet, or a folder of these, read in pieces."""
+"""Texts to be embedded: `.txt` with one text per line, `.jsonl`, parquet, or a folder of these; read in pieces."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ STAGE = "index"
 
 
 class Texts:
-    """Texts of one or more files, one file after another; a source for `hkm_dask.embedding.embed.embed`.
+    """Texts of one or several files, concatenated; a source for `hkm_dask.embedding.embed.embed`.
 
-    The fingerprint covers the content of all files, what is read from them, and `known_by`, the origin of the ids.
+    The fingerprint covers the content of all files, the settings for reading them, and `known_by`, which identifies the
+    origin of the ids.
     """
 
     columns = NO_COLUMNS
@@ -41,7 +42,7 @@ class Texts:
         return int(self._offsets[-1])
 
     def read(self, first: int, last: int) -> list[str]:
-        """Read texts ``first:last``; `InputError` names the position of an invalid one."""
+        """Read the texts `first` to `last` (exclusive); raises InputError with the position of an invalid one."""
         parts = layout.spans(self._offsets, first, last)
         return [text for number, start, stop in parts for text in self.files[number].read(start, stop)]
 
@@ -51,14 +52,15 @@ def open_texts(
 ) -> Texts:
     """Open texts to be embedded.
 
-    One pass over each file counts and locates its texts and computes its fingerprint; afterwards only a few texts are
-    in memory at a time (for parquet, a row group).
+    One pass over each file counts, locates and fingerprints its texts; afterwards only a few are in memory at a time
+    (for parquet, one row group).
 
-    `path` is a ``.txt`` file with a text per line, a ``.jsonl`` file with an object per line, a ``.parquet`` file, or a
-    folder of files of one of these kinds, read in natural order; all in UTF-8. `column` is the key or column of the
-    texts, by default ``"text"``, and `ids` that of the ids, integers or strings. Without it, rows of a single file have
-    no ids, or their line numbers if some were skipped, and those of a folder have ``"file:line"``. With `skip_empty`,
-    empty texts are left out. Raises InputError if there is nothing to read, it is unreadable, or there are empty texts.
+    `path` is a ``.txt`` file with one text per line, a ``.jsonl`` file with one object per line, a ``.parquet`` file,
+    or a folder of files of one of these kinds, read in natural order; UTF-8. `column` is the key or column of the
+    texts, by default ``"text"``, and `ids` that of the ids: integers or strings. Without `ids`, rows of one file are
+    identified by their numbers, or by their line numbers if some were skipped, and rows of a folder by ``"file:line"``.
+    With `skip_empty`, empty texts are left out. Raises InputError if there is nothing to read, a file cannot be read,
+    or there are empty texts.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +79,7 @@ def open_texts(
     if empty and not skip_empty:
         file, place = empty[0]
         raise InputError(
-            f"n_empty_texts={len(empty)} should be 0, the first is {file.unit} {place} of {file.path}; mend them, or "
+            f"n_empty_texts={len(empty)} should be 0, the first is {file.unit} {place} of {file.path}; fix them, or "
             "leave them out with skip_empty (--skip-empty)"
         )
     if empty:
@@ -98,7 +100,7 @@ def _find(root: Path) -> list[Path]:
     if len(held) != 1:
         kinds = "several kinds: " + ", ".join(held) if held else "none"
         raise InputError(
-            f"input={root} should hold files of one kind ({', '.join(SUFFIXES)}), it holds {kinds}; sort it"
+            f"input={root} should hold files of one kind ({', '.join(SUFFIXES)}), it holds {kinds}; separate them"
         )
     return sorted(paths, key=natural_key)
 

@@ -172,7 +172,7 @@ def _obstacles(folder: Location, identity: dict[str, Any]) -> list[str]:
     """Describe how an assignment, finished or not, differs from the requested one."""
     stored = read_attributes(folder, missing_ok=True)
     if stored.get("format", layout.ASSIGNMENT_FORMAT) != layout.ASSIGNMENT_FORMAT:
-        return [f"{folder} should be an assignment of hkm_dask, it is something else; give another path"]
+        return [f"{folder} should be an assignment of hkm_dask, but is something else; give another path"]
     lines, facts = [], {"tree_digest": "tree", "pool_fingerprint": "pool", "format_version": "format_version"}
     if "ids_fingerprint" in stored:  # not written by an earlier version
         facts["ids_fingerprint"] = "ids of the pool"

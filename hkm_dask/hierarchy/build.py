@@ -182,7 +182,7 @@ def _obstacles(folder: Location, target: Location, config: Config, source: Clust
     if finished:
         read_complete(folder, layout.TREE_FORMAT)
     if attributes and attributes.get("format") != layout.TREE_FORMAT:
-        return [f"{folder} should be a tree of hkm_dask, it is something else; give another path"]
+        return [f"{folder} should be a tree of hkm_dask, but is something else; give another path"]
     made = attributes.get("format_version", layout.FORMAT_VERSION)
     if made != layout.FORMAT_VERSION:
         return [f"{folder}: format_version={made} should be {layout.FORMAT_VERSION} for this hkm_dask; use --restart"]

@@ -1,4 +1,4 @@
-"""Ingestion of raw embeddings into a pool: one pass that converts, checks, sums and writes whole chunks."""
+"""Ingestion of embeddings into a pool: one pass that converts, checks, sums and writes whole chunks."""
 
 from __future__ import annotations
 
@@ -31,20 +31,18 @@ if TYPE_CHECKING:
     from distributed import Client
 
 STAGE = "ingest"
-# Bytes read by a task at once: small enough for the cache, large enough to make the overhead of a call negligible.
+# Bytes that a task reads at once: small enough for the cache, large enough to amortize the cost of a call.
 PIECE_BYTES = 4 * layout.MIB
-# Chunks submitted at once per thread; progress is reported and statistics are merged after each round.
+# Chunks per thread and round; progress is reported and statistics are merged after each round.
 CHUNKS_PER_ROUND = 8
-_ID_REMEDY = (
-    "give every row an id of its own, or leave the ids out and carry what they are as a column with keep (--keep)"
-)
+_ID_REMEDY = "give every row a unique id, or omit the ids and store them as a column with keep (--keep)"
 
 
 @dataclass(frozen=True)
 class ChunkJob:
-    """A picklable description of how to write chunks ``index:stop`` of the pool.
+    """Picklable description of a task: write the chunks `index` to `stop` of the pool.
 
-    Their source rows are in `segments`, numbered from `first`; rows whose numbers are in `dropped` are left out.
+    Their source rows are in `segments`, numbered from `first`; rows with the numbers in `dropped` are left out.
     """
 
     array: StoredArray
@@ -71,48 +69,47 @@ def ingest(
     overwrite: bool = False,
     client: Client | None = None,
 ) -> Pool:
-    """Put raw embeddings into a pool: chunked and checksummed, with mean, range and fingerprint.
+    """Write embeddings to a pool: chunked, checksummed, with their mean, range and fingerprint.
 
-    It takes one pass, out of core: a task reads a few MiB at a time and writes whole chunks. The same sources and
-    settings give bitwise the same pool with any number of workers. The pool appears under its name only when it is
+    The data is read once and out of core: a task reads a few MiB at a time and writes whole chunks. The same sources
+    and settings give bitwise the same pool with any number of workers. The pool appears under its name only when it is
     complete.
 
     Parameters
     ----------
     sources : path, np.ndarray, zarr.Array, or a sequence of these
-            ``.npy``, ``.npz`` and ``.safetensors`` files; parquet and Arrow files with a list column; folders of such
-            shards, read in natural order, or with the layout of clip-retrieval or of ``save_to_disk`` of Hugging Face's
-            datasets; folders of such folders; Zarr arrays and groups; arrays in memory. Tables (n, n_features) are
-            concatenated.
+        ``.npy``, ``.npz`` and ``.safetensors`` files; parquet and Arrow files with a list column; folders of such
+        shards in natural order, of clip-retrieval, or of ``save_to_disk`` of Hugging Face's datasets; folders of such
+        folders; Zarr arrays and groups; arrays in memory. All are (n, n_features) tables and are concatenated.
     pool : path
-            Folder to create, or a URL such as ``s3://bucket/pool.zarr``.
+        Folder to create, or a URL like ``s3://bucket/pool.zarr``.
     dtype : {"float16", "float32"}, optional
-            Dtype to store; by default float16 if all sources are, otherwise float32.
+        Stored type; by default float16 if all sources are float16, otherwise float32.
     normalize : bool, default False
-            Scale every row to unit length; all-zero rows stay zero.
+        Scale every row to unit length; all-zero rows stay zero.
     ids : str or array-like, optional
-            Name of the ids in each source (a column of parquet or Arrow, or of the metadata in a clip-retrieval folder;
-            a member of a ``.npz``; a tensor; an array of a Zarr group), or the ids of all rows: integers or strings.
-        column : str, optional
-            Name of the embeddings in each source (a column, a member, an array, a tensor, a subfolder), if it has
-            several candidates.
+        Name of the ids in each source (a column of parquet, Arrow or clip-retrieval metadata, a member of a ``.npz``, a
+        tensor, an array of a Zarr group), or the ids of all rows: integers or strings.
+    column : str, optional
+        Name of the embeddings in each source (a column, member, array, tensor or subfolder), for sources with several
+        candidates.
     keep : sequence of str, optional
-            Further columns to copy to the pool and to every subset: columns of parquet, Arrow or a pool, or members of
-            ``.npz`` and tensors with one value per row; numbers, text or booleans. Missing values stay missing. Columns
-            of a pool are kept by default if every source has them.
-        ids_file : path, optional
-            The ids of all rows, for sources without ids: a ``.npy``, a ``.txt`` with one per line, or a table (CSV or
-            TSV with a header, parquet, Arrow) with the column `ids`, and further columns named by `keep`. A column of a
-            CSV is numeric or boolean if all its values are; ``007`` is text.
-        drop_nonfinite : bool, default False
-            Leave out rows with NaN, Inf or missing values. Unless ids are given, the ids are then the row numbers in
-            the sources.
-        chunk_mb : float, optional
-            Size of a storage chunk in MiB, at most 64; by default a 64th of the pool, at least 1.
-        overwrite : bool, default False
-            Replace an existing pool, which stays until the new one is complete.
+        Other columns of parquet, Arrow or a pool, or ``.npz`` members and tensors with one value per row, to copy to
+        the pool and to every subset: numbers, text or booleans. Missing values stay missing. The columns of a pool are
+        kept by default if every source has them.
+    ids_file : path, optional
+        The ids of all rows, for sources without ids: a ``.npy``, a ``.txt`` with one id per line, or a table (CSV or
+        TSV with a header, parquet, Arrow) with the ids in column `ids` and other columns that `keep` may name. A CSV
+        column is numeric or boolean if all its values are; ``007`` is text.
+    drop_nonfinite : bool, default False
+        Leave out rows with NaN, Inf or missing values. If no ids are given, the ids are then the row numbers in the
+        sources.
+    chunk_mb : float, optional
+        Size of a storage chunk in MiB, at most 64; by default 1/64 of the pool, at least 1.
+    overwrite : bool, default False
+        Replace an existing pool; the old one stays until the new one is complete.
     client : distributed.Client, optional
-            Where to run; by default distributed's current client, otherwise threads of this process.
+        Where to run; by default distributed's current client if there is one, otherwise threads of this process.
 
     Returns
     -------
@@ -122,9 +119,9 @@ def ingest(
     Raises
     ------
     InputError
-            If `pool` exists, a source cannot be read, rows contain NaN or Inf, or values overflow `dtype`.
-        StoreError
-            If another process is writing the pool, or the disk is full or fails.
+        If `pool` exists, a source cannot be read, rows contain NaN or Inf, or values overflow `dtype`.
+    StoreError
+        If another process is writing the pool, or the disk is full or fails.
 
     Examples
     --------
@@ -145,7 +142,7 @@ def ingest(
         with Runner() if table.in_memory else runner_for(client) as runner:
             dropped = np.zeros(0, dtype=np.int64)
             if not drop_nonfinite:
-                has_ids = _write_ids(wip, table, dropped)  # before the long pass, to find errors in them early
+                has_ids = _write_ids(wip, table, dropped)  # invalid ids are found before the long pass
             stats = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
             if stats.nonfinite:
                 dropped = _rows_to_drop(stats, table, drop_nonfinite)
@@ -169,7 +166,7 @@ def ingest(
 
 @contextmanager
 def _scratch(target: Location) -> Iterator[Path]:
-    """Yield a folder beside the pool for unpacking; it replaces one left by a killed run."""
+    """Yield a scratch folder beside the pool; it is emptied first, of files left by a run that died, and removed."""
     if isinstance(target, ObjectPath):
         with tempfile.TemporaryDirectory(prefix="hkm-") as temporary:
             yield Path(temporary)
@@ -194,7 +191,7 @@ def _write_embeddings(
     dropped: np.ndarray,
     normalize: bool,
 ) -> Stats:
-    """Write all chunks, and merge their statistics in order, whichever finished first."""
+    """Write all chunks, merging their statistics in order, independent of the order in which tasks finish."""
     n_samples = table.n_rows - len(dropped)
     array = pool_writer.create_embeddings(group, (n_samples, table.n_features), dtype, chunk_rows)
     stats = Stats(np.zeros(table.n_features))
@@ -207,14 +204,14 @@ def _write_embeddings(
 
 
 def _source_row(array: StoredArray, row: int, table: Sources, dropped: np.ndarray) -> int:
-    """Return the position of a pool row in the sources, which is shifted by the rows dropped before it."""
+    """Return the source row of a row of the pool: its number plus the number of rows dropped before it."""
     if row >= array.spec.shape[0]:
         return table.n_rows
     return row + int(np.searchsorted(dropped - np.arange(len(dropped)), row, side="right"))
 
 
 def _runs(array: StoredArray, table: Sources, dropped: np.ndarray) -> list[tuple[int, int]]:
-    """Return the ranges of chunks for each task: one chunk, or all that must be read from the same starting point."""
+    """Group the chunks into runs [first, last), one per task: chunks read from the same starting place go together."""
     runs: list[tuple[int, int]] = []
     place: tuple[int, int] | None = None
     for index in range(array.spec.n_chunks):
@@ -228,7 +225,7 @@ def _runs(array: StoredArray, table: Sources, dropped: np.ndarray) -> list[tuple
 
 
 def _rounds(runs: Sequence[tuple[int, int]], n_threads: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield the ranges submitted at once: `CHUNKS_PER_ROUND` chunks per thread, and at least a range per thread."""
+    """Batch the runs: `CHUNKS_PER_ROUND` chunks per thread, and at least one run for each thread."""
     batch: list[tuple[int, int]] = []
     for run in runs:
         if len(batch) >= n_threads and run[1] - batch[0][0] > CHUNKS_PER_ROUND * n_threads:
@@ -246,7 +243,7 @@ def _job(array: StoredArray, run: tuple[int, int], table: Sources, dropped: np.n
 
 
 def write_chunks(job: ChunkJob) -> Stats:
-    """Write the chunks of a job; returns the statistics of their rows, with the checksum of each chunk."""
+    """Write the chunks of a job; returns the statistics of their rows, with a checksum of each chunk."""
     total = Stats(np.zeros(job.array.spec.shape[1]))
     for index, pieces in groupby(_kept_rows(job), itemgetter(0)):
         rows = ((piece, numbers) for _, piece, numbers in pieces)
@@ -255,7 +252,7 @@ def write_chunks(job: ChunkJob) -> Stats:
 
 
 def _kept_rows(job: ChunkJob) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Read the source rows of a job without those dropped, in pieces: chunk number, rows, row numbers."""
+    """Read the source rows of a job in pieces, without dropped rows; yields chunk index, rows and row numbers."""
     spec, row = job.array.spec, job.first
     written = spec.chunk_range(job.index)[0]
     for segment in job.segments:
@@ -279,7 +276,7 @@ def _rows_to_drop(stats: Stats, table: Sources, drop_nonfinite: bool) -> np.ndar
     if not drop_nonfinite:
         raise InputError(
             f"n_nonfinite_rows={len(rows)} should be 0, NaN or Inf stands in rows {first_few(rows)} "
-            f"(the first: {table.locate(int(rows[0]))}); mend them, or leave them out with drop_nonfinite "
+            f"(the first: {table.locate(int(rows[0]))}); fix them, or leave them out with drop_nonfinite "
             "(--drop-nonfinite)"
         )
     return rows
@@ -289,7 +286,7 @@ def _rows_to_drop(stats: Stats, table: Sources, drop_nonfinite: bool) -> np.ndar
 
 
 def _write_ids(group: Location, table: Sources, dropped: np.ndarray) -> bool:
-    """Write the ids of the kept rows, or their source row numbers if some were dropped; tells if there are any."""
+    """Write the ids of the kept rows, or their source row numbers if rows were dropped; returns whether it did."""
     if table.ids is None and len(dropped) == 0:
         return False
     n_rows, step, n_kept = table.n_rows, layout.MAX_ID_CHUNK_ROWS, table.n_rows - len(dropped)

@@ -1,4 +1,4 @@
-"""Members of untrusted `.npz` files: rows are read in place or unpacked, ids are streamed."""
+"""Members of `.npz` files: rows read in place or unpacked, ids streamed; headers are checked against the file."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from hkm_dask.errors import InputError, StoreError
 from hkm_dask.ingestion.tables import Column, array_column
 from hkm_dask.untrusted import open_regular, reading
 
-#: Methods of numpy.savez and numpy.savez_compressed. With others, a few bytes may expand beyond memory.
+#: Methods of numpy.savez and numpy.savez_compressed. Others may expand a few bytes beyond the size of memory.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-#: Most arrays in one file, each of whose headers is read.
+#: Most arrays per file, since each has a header to read.
 MAX_MEMBERS = 10_000
-#: Embeddings of at least this size that compress to less than a hundredth are rejected as an attack.
+#: From this size on, embeddings that compress to less than 1/100 are taken for a decompression bomb.
 _BOMB_BYTES, _BOMB_RATIO = 64 * layout.MIB, 100
 _ZIP_HEADER_BYTES = 30
 
 
 @dataclass(frozen=True)
 class Member:
-    """One array of a `.npz` file: its location, and the content of its header."""
+    """One array of a `.npz` file: its location and its header."""
 
     path: Path
     info: zipfile.ZipInfo
@@ -40,7 +40,7 @@ class Member:
 
     @property
     def label(self) -> str:
-        """Name for messages."""
+        """Name of the member for messages."""
         return f"{self.path}[{self.info.filename.removesuffix('.npy')}]"
 
 
@@ -61,10 +61,9 @@ def read_members(path: Path) -> dict[str, Member]:
 
 
 def member_rows(member: Member, label: str, scratch: Path | None) -> Rows:
-    """Return the rows of a member: in place if it is uncompressed, otherwise unpacked into `scratch`.
+    """Return the rows of a member: in place if it is stored uncompressed, otherwise unpacked into `scratch`.
 
-    Raises InputError if it is unreadable, or expands so much that it must be an attack, and StoreError if the disk has
-    no room for it.
+    Raises InputError if it is unreadable or a decompression bomb; StoreError if the disk is too full to unpack it.
     """
     info, path = member.info, member.path
     if info.compress_type == zipfile.ZIP_STORED:
@@ -97,7 +96,7 @@ def member_rows(member: Member, label: str, scratch: Path | None) -> Rows:
 
 
 def member_ids(member: Member) -> Pieces:
-    """Return the ids of a member, read in pieces; raises InputError unless it is a column of integers or strings."""
+    """Return the ids in a member, read in pieces; raises InputError if it is not a column of integers or strings."""
     _check_column(member, "id")
     if member.header.dtype.kind not in "iuU":
         fact = f"{member.label}: dtype={member.header.dtype} should be integers or strings"
@@ -106,7 +105,7 @@ def member_ids(member: Member) -> Pieces:
 
 
 def member_column(member: Member) -> Column:
-    """Return a member with one value per row as a column to keep; raises InputError for anything else."""
+    """Return a member as a column to keep; raises InputError unless it has one value per row."""
     _check_column(member, "value")
     return array_column(member.header.dtype, partial(_stream, member), member.label)
 

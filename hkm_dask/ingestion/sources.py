@@ -1,4 +1,4 @@
-"""The input of an ingestion as one table: concatenated sources, with ids and columns."""
+"""All sources of an ingestion as one table: concatenated, with ids and columns."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from hkm_dask.ingestion.table_files import DELIMITERS, CsvTable, TableFile, open
 from hkm_dask.ingestion.tables import TableRows, column_ids, kept_column, masked
 from hkm_dask.untrusted import open_regular, reading
 
-#: Most characters of a line of a `.txt`.
+#: Most characters per line of a `.txt`.
 MAX_ID_CHARACTERS = 2**16
 
-#: Largest integer up to which all are exact in float64.
+#: Integers up to this one are exact in float64.
 _MOST_EXACT = 2**53
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive rows of one table; cheap to send to a worker, even if there are thousands of tables."""
+    """Consecutive rows of one table; cheap to send to a worker even if there are thousands of tables."""
 
     rows: Rows
     start: int
     stop: int
 
     def pieces(self, max_bytes: int) -> Iterator[tuple[int, int]]:
-        """Yield ranges of whole storage chunks of the table, so that each chunk is read once.
+        """Split the rows into pieces of whole storage chunks, so that each chunk is read once.
 
         A range has at most `max_bytes`, or is one chunk.
         """
@@ -54,7 +54,7 @@ class Segment:
         yield from itertools.pairwise([self.start, *cuts, self.stop])
 
     def stream(self, max_bytes: int) -> Iterator[np.ndarray]:
-        """Yield the rows in pieces of about `max_bytes` at most."""
+        """Read the rows in pieces of at most about `max_bytes`."""
         if isinstance(self.rows, TableRows):
             yield from self.rows.stream(self.start, self.stop, max_bytes)
             return
@@ -63,9 +63,9 @@ class Segment:
 
 
 class Sources:
-    """Concatenated tables, read in the widest of their dtypes, with the `columns` that all of them have.
+    """Concatenated tables, read in their common dtype, with the `columns` that all of them have.
 
-    Raises InputError if they differ in the number of features, or only some have ids.
+    Raises InputError if they differ in their number of features, or only some have ids.
     """
 
     def __init__(self, tables: Sequence[EmbeddingTable]) -> None:
@@ -93,27 +93,27 @@ class Sources:
 
     @property
     def in_memory(self) -> bool:
-        """Whether a table is in the memory of this process, so that no other process can read it."""
+        """Whether a table is in the memory of this process, where no other process can read it."""
         return any(isinstance(table.rows, ArrayRows) for table in self.tables)
 
     def segments(self, start: int, stop: int) -> tuple[Segment, ...]:
-        """Return rows ``start:stop`` of the concatenation, table by table."""
+        """Return the rows `start` to `stop` of the concatenation, as one segment per table."""
         parts = layout.spans(self._offsets, start, stop)
         return tuple(Segment(self.tables[number].rows, first, last) for number, first, last in parts)
 
     def locate(self, row: int) -> str:
-        """Name a row by its table, as in ``"row 3 of b.npy"``."""
+        """Describe a row by its table, e.g. ``"row 3 of b.npy"``."""
         ((table, start, _),) = layout.spans(self._offsets, row, row + 1)
         return f"row {start} of {self.tables[table].name}"
 
     def stream_start(self, row: int) -> tuple[int, int] | None:
-        """Identify the point from which a row must be read sequentially; None if it can be read directly."""
+        """Identify the place where reading must start to reach a row; None if it can start at the row itself."""
         ((number, start, _),) = layout.spans(self._offsets, row, row + 1)
         rows = self.tables[number].rows
         return (number, rows.group_of(start)) if isinstance(rows, TableRows) else None
 
     def _kind(self, name: str) -> str:
-        """Return the kind that can hold a column of all tables: integers become floats if some table has floats."""
+        """Return the kind for a column of all tables: integers become floats if another table has floats."""
         kinds = {table.columns[name].kind for table in self.tables} - {""}
         if kinds == {"i", "f"}:
             return "f"
@@ -137,14 +137,14 @@ class Sources:
 
 
 def _check_exact(values: np.ndarray, label: str) -> None:
-    """Reject integers that are not exact as floats, in a column with floats elsewhere."""
+    """Raise InputError for integers that are not exact as floats, in a column with floats in other tables."""
     if values.size and (largest := max(int(values.max()), -int(values.min()))) > _MOST_EXACT:
         rule = f"at most 2**53, as other sources have decimals, which would round {largest}"
         raise InputError(f"{label} should be {rule}; convert the column to text in all of them")
 
 
 def _counted(pieces: Pieces, n_rows: int, name: str) -> Iterator[np.ndarray]:
-    """Yield pieces of ids or of a column; raises InputError at the end if their number differs from the rows'."""
+    """Yield the pieces of ids or of a column; raises InputError at the end if their number is not `n_rows`."""
     n = 0
     for piece in pieces():
         n += len(piece)
@@ -161,10 +161,10 @@ def open_sources(
     ids_file: str | os.PathLike[str] | None = None,
     scratch: Path | None = None,
 ) -> Sources:
-    """Open the input of an ingestion by reading headers: tables in the given order, shards in natural order.
+    """Open everything that is to be ingested, reading headers only: tables in the given order, shards in natural order.
 
-    Sources and names are those of `ingest.ingest`. Compressed members of `.npz` files are unpacked into `scratch`,
-    which the caller removes. Raises InputError if there is nothing to read, or no numeric rows.
+    The parameters are those of `ingest.ingest`. Compressed members of `.npz` files are unpacked into `scratch`, which
+    the caller removes. Raises InputError if there is nothing to read, or no numeric rows.
     """
     given = list(sources) if isinstance(sources, list | tuple) else [sources]
     if not given:
@@ -178,7 +178,7 @@ def open_sources(
     of_file = file is not None and file.table is not None
     wanted = Wanted(name if file is None else None, column, () if of_file else keep, scratch)
     total = Sources(open_each(partial(_open, wanted=wanted), given))
-    _tell_repeated(total.tables)
+    _warn_repeated(total.tables)
     if file is not None:
         total.ids = file.ids(total.n_rows)
         total.columns |= file.columns(keep)
@@ -188,15 +188,15 @@ def open_sources(
     return total
 
 
-def _tell_repeated(tables: Sequence[EmbeddingTable]) -> None:
-    """Warn of files given twice, for example by a pattern and by name; repeated ids are rejected elsewhere."""
+def _warn_repeated(tables: Sequence[EmbeddingTable]) -> None:
+    """Warn of files given twice, for example by a pattern and a name; repeated ids, if any, are refused later."""
     counts = Counter(table.name for table in tables if not isinstance(table.rows, ArrayRows))
     if twice := [name for name, n in counts.items() if n > 1]:
         emit("warning", message=f"rows are there as often as their source is given: {first_few(twice)} more than once")
 
 
 def _check_keep(keep: Sequence[str]) -> None:
-    """Reject names that are reserved in a pool or a subset, or invalid as a folder."""
+    """Raise InputError for names that pools or subsets use themselves, or that cannot be a folder name."""
     problems = [f"keep={name!r} should come once; leave it out" for name in sorted({*keep}) if keep.count(name) > 1]
     for name in keep:
         if name in layout.OWN_COLUMNS or name.startswith("level_") or name.endswith(layout.MISSING_SUFFIX):
@@ -225,13 +225,13 @@ def _open(source: Any, wanted: Wanted) -> list[EmbeddingTable]:
     return [open_file(place, wanted)]
 
 
-# -- ids in a separate file, read in pieces ----------------------------------------------------------------------------
+# -- ids in a separate file, in pieces ---------------------------------------------------------------------------------
 
 
 class IdFile:
     """A file with the ids of all rows: a ``.npy`` of integers or strings, a ``.txt`` with one per line, or a table.
 
-    A `table` may have further columns.
+    The `table`, if it is one, may have further columns.
     """
 
     def __init__(self, path: str | os.PathLike[str], column: str | None) -> None:
@@ -256,7 +256,7 @@ class IdFile:
             raise InputError(f"ids={column!r} names nothing in {self.path}, which has no columns; leave it out")
 
     def ids(self, n_rows: int) -> Pieces:
-        """Return the ids; raises InputError if they are unreadable, or their number is not `n_rows`."""
+        """Return the ids; raises InputError if they are unreadable or their number is not `n_rows`."""
         if self.table is not None:
             check_id_count(self.table.n_rows, n_rows, str(self.path))
             return column_ids(self.table, self._column or self.table.schema.names[0])

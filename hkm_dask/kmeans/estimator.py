@@ -231,7 +231,7 @@ class KMeans(Clusterer):
         if start.shape != (self.n_clusters, n_features):
             raise InputError(f"init.shape={start.shape} should be ({self.n_clusters}, {n_features}); reshape it")
         if not np.isfinite(start).all():
-            raise InputError("init=NaN or Inf should be finite; mend such centroids")
+            raise InputError("init=NaN or Inf should be finite; fix such centroids")
         return unit_rows(start) if self.metric == "cosine" else start
 
     # -- predict -------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def narrow_rows_warning(geometry: Geometry) -> str | None:
     --------
     >>> import numpy as np
     >>> narrow_rows_warning(Geometry(np.zeros(2, np.float32), max_abs=1.0, n_rows=9, spread=1e-25))
-    'most rows are 1e-25 from the middle: float32 cannot hold squared distances of so little, and does not tell which members are closest; scale the embeddings up'
+    'most rows are 1e-25 from the middle: float32 cannot hold such small squared distances, so that it is unknown which members are closest; scale the embeddings up'
     """  # noqa: E501 (the message)
     if not 0.0 < geometry.spread < _NARROW:
         return None

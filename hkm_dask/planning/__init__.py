@@ -1,1 +1,1 @@
-"""Cost of a run before it starts: on this machine, from short measurements; on another one, from its rates."""
+"""Prediction of the cost of a run: from measurements on this machine, or from the rates of another one."""

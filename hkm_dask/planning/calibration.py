@@ -1,8 +1,7 @@
-"""Measured rates of this machine: small trees are built with the real engine, and unit costs fitted to their times.
+"""Calibration of this machine: builds small trees with the real engine and fits unit costs to the measured times.
 
-The work of every part of every tree is counted in units of `processor_work`. Trees of several sizes, and one with many
-clusters, separate the units; their k-means show how many iterations to expect, and which share of the pairs they
-compare.
+Every part of every tree is counted in units of `processor_work`. Trees of several sizes, and one of many clusters, make
+the units distinguishable; their k-means show the number of iterations and the share of pairs that these compare.
 """
 
 from __future__ import annotations
@@ -31,44 +30,43 @@ from hkm_dask.planning.processor_rates import Calibration, Seen
 from hkm_dask.planning.processor_work import Part, Table, run_parts, split_course, together
 from hkm_dask.search.cpu.tally import counting
 
-#: Rows of the smallest tree, and the growth factor from one tree to the next.
+#: Rows of the smallest tree, and growth factor from one tree to the next.
 _FIRST_ROWS, _GROWTH = 2000, 2
-#: Rows of an untimed warm-up tree.
+#: Rows of a warm-up tree, which is not timed.
 _WARMING_ROWS = 400
-#: Rows of the tree with many clusters, and its rows per cluster: more than a seeding draws.
+#: Rows of the tree of many clusters, and rows per cluster: more than a seeding draws.
 _WIDE_ROWS, _WIDE_PER_CLUSTER = 16384, 8
-#: Most rows per cluster in a small tree: with more, it has too few clusters to show the cost of each.
+#: Most rows per cluster in a small tree; with more, it has too few clusters to show the cost of each.
 _MOST_PER_CLUSTER = 40
-#: Rows per cluster in a tree that shows how many iterations a k-means takes with many rows per cluster.
+#: Rows per cluster of the tree that shows the iterations of k-means with many rows per cluster.
 _DENSE_PER_CLUSTER = 256
-#: Floating-point operations of one of its iterations per second to be spent, and its least number of rows.
+#: Operations per iteration of that tree, for each second of the time budget, and its least number of rows.
 _DENSE_FLOPS, _DENSE_ROWS = 1e8, 4096
-#: Factor by which the iterations of a k-means over all rows may differ from any over few rows.
+#: Factor by which the iterations of a k-means over all rows may lie outside the range seen over few.
 _FURTHER = 1.3
-#: Most resampling steps of a small tree: they all take about the same time.
+#: Most resampling steps of a small tree, as all take equally long.
 _MOST_RESAMPLES = 2
-#: Factor by which the time of a tree with twice as many rows and clusters may exceed that of the last one.
+#: Upper bound on the time of a tree relative to the last one, with half the rows and clusters.
 _SLOWER = 4.0
-#: Clusters to be split in small trees, and rows per part: these separate the costs of clusters and of rows.
+#: Clusters that are split in small trees, and rows per part; two combinations, to separate the costs of the two.
 _SPLITS = ((10, 16), (4, 512))
-#: Most rows times features times parts of such a tree, per second to be spent.
+#: Most rows times features times parts of such a tree, for each second of the time budget.
 _SPLIT_PAIRS = 1.5e7
 #: Parts that compare rows with centroids, and share units.
 _SEARCHING = ("seeding", "Lloyd: first", "Lloyd: later", "assign")
-#: Rough prior on ratios of unit costs, as small trees hardly separate some of them. A draw searches with more
-#: coordinates than an iteration; a point of a walk takes two memory accesses, and two entries of a table take a
-#: multiplication.
+#: Approximate ratios of unit costs that small trees hardly distinguish. A draw searches with more coordinates than an
+#: iteration; a point of a walk is two memory accesses, and two entries of a table one multiplication.
 _ALIKE = (("drawn", "searched", 1.7), ("labeled", "searched", 1.0), ("walked", "paired", 4.0))
-#: Weight of this prior, relative to the measurements of all trees.
+#: Weight of these ratios, as a share of the evidence from all trees.
 _PRIOR = 0.3
-#: Least duration of a part, in seconds, to which its error is relative.
+#: Seconds added to a part's time when its errors are weighted, so that short parts do not dominate.
 _FEW_SECONDS = 0.01
-#: Share of the pairs compared by an iteration after the first, if none was observed.
+#: Share of the pairs that iterations after the first compare, if none was seen.
 _SHARE = 0.3
 
 
 def made_rows(n_rows: int, n_features: int) -> NDArray[np.float16]:
-    """Make rows like embeddings: groups of very unequal size, with a few directions of large variance.
+    """Make rows that resemble embeddings: groups of very unequal size, variance concentrated in few directions.
 
     >>> made_rows(5, 3).shape
     (5, 3)
@@ -91,17 +89,17 @@ def calibrate(
     started: float = 0.0,
     clock: Literal["seconds", "cpu_seconds"] = "seconds",
 ) -> Calibration:
-    """Build small trees for about `seconds`, and fit the unit costs that explain their times.
+    """Build small trees for about the given seconds, and fit unit costs to the times they took.
 
-    Small trees have as many rows per cluster as the planned run over `n_rows`, as far as is useful; `rows` returns at
-    most a given number of rows for them. `started` is the time, in seconds, that a command takes to start. The `clock`
-    measures elapsed time, or the total CPU time.
+    For a planned run of `n_rows`, small trees have the same number of rows per cluster where feasible; `rows` returns
+    up to the given number of rows to build over. `started` is the time in seconds that a command takes to begin.
+    `clock` selects wall-clock time, or processor time summed over all processors.
     """
     n_threads = n_processors() if clock == "seconds" else 1
     few = rows(min(_WARMING_ROWS, n_rows))
     asked = n_rows, few.shape[1], seconds
     splits = [(rows(n), one) for n, one in _split_configs(config, *asked)]
-    # Kernels are loaded on first use, also those for splitting.
+    # Kernels are loaded on first use, including those for splitting.
     cold, warm = (
         [_measure(*tree) for tree in [(few, scaled_config(config, n_rows, len(few))), *splits[:1]]] for _ in range(2)
     )
@@ -131,7 +129,7 @@ def calibrate(
 
 
 def scaled_config(config: Config, n_rows: int, n: int) -> Config:
-    """Scale the settings of a run over `n_rows` to `n` rows: fewer clusters, and only as many resamplings as needed.
+    """Scale the settings of a run over `n_rows` to `n` rows: fewer clusters, and no more resamplings than needed.
 
     >>> scaled = scaled_config(Config.from_flags((2000, 400, 100)), 40_000, 4000)
     >>> [(level.n_clusters, level.n_resamples) for level in scaled.levels]
@@ -147,26 +145,26 @@ def scaled_config(config: Config, n_rows: int, n: int) -> Config:
 
 
 def _of_levels(config: Config, *levels: Level) -> Config:
-    """Return settings with other levels, over all available rows."""
+    """Return settings with other levels, over all rows."""
     return config.model_copy(update={"levels": levels, "subset": None, "fit_sample": None})
 
 
 def _shapes(config: Config, n_rows: int) -> Iterator[tuple[Level, float]]:
-    """Yield the levels of a run, with the number of rows per cluster of each."""
+    """Yield the levels of a run with their number of rows per cluster."""
     for level in config.levels:
         yield level, n_rows / level.n_clusters
         n_rows = level.n_centroids
 
 
 def _wide_config(config: Config, n: int) -> Config:
-    """Return one level with many clusters, which shows their cost separately from other costs of a small tree."""
+    """Return one level of many clusters, to isolate the cost per cluster."""
     few = {"n_clusters": max(1, n // _WIDE_PER_CLUSTER), "n_splits": 1, "n_resamples": 1, "max_iter": 4}
     level = config.levels[0].model_copy(update=few)
     return _of_levels(config, level)
 
 
 def _dense_configs(config: Config, n_rows: int, n_features: int, seconds: float) -> Iterator[tuple[int, Config]]:
-    """Yield rows and settings of a tree with few clusters, if a level has more rows per cluster than small trees."""
+    """Yield rows and settings of a tree with many rows per cluster, if a level has more than small trees have."""
     per_cluster = min(_DENSE_PER_CLUSTER, max(n for _, n in _shapes(config, n_rows)))
     if per_cluster > _MOST_PER_CLUSTER:
         n = min(n_rows, max(_DENSE_ROWS, round((seconds * _DENSE_FLOPS * per_cluster / 2 / n_features) ** 0.5)))
@@ -176,7 +174,7 @@ def _dense_configs(config: Config, n_rows: int, n_features: int, seconds: float)
 
 
 def _split_configs(config: Config, n_rows: int, n_features: int, seconds: float) -> Iterator[tuple[int, Config]]:
-    """Yield rows and settings of trees whose clusters are split as in the run, if they are."""
+    """Yield rows and settings of trees whose clusters are split, if the run splits clusters."""
     for level, per_cluster in [shape for shape in _shapes(config, n_rows) if shape[0].n_splits > 1][:1]:
         most = max(_DENSE_ROWS, round(seconds * _SPLIT_PAIRS / n_features / level.n_splits))
         for n_clusters, per_part in _SPLITS:
@@ -189,7 +187,7 @@ def _split_configs(config: Config, n_rows: int, n_features: int, seconds: float)
 
 @dataclass
 class _Sample:
-    """A small tree: its settings, the times of its parts, and the rates of its pool."""
+    """Measurements of a small tree: its settings, the time of its parts, and the read and write rates of its pool."""
 
     config: Config
     n_rows: int
@@ -200,7 +198,7 @@ class _Sample:
     write: float
 
     def course(self, number: int, resampled: bool, level: Level) -> tuple[float, float]:
-        """Return the iterations of its k-means, and the share of the pairs compared by those after the first."""
+        """Return the number of iterations of its k-means, and the share of pairs compared after the first one."""
         if not number:
             return split_course(level)
         made = self.clock.iterations.get((number, resampled), [1])
@@ -216,7 +214,7 @@ class _Sample:
 
 
 def _measure(rows: NDArray[Any], config: Config) -> _Sample:
-    """Build a small tree over some rows, timing each part."""
+    """Build a small tree over some rows and time its parts."""
     with tempfile.TemporaryDirectory(prefix="hkm-plan-") as name:
         folder = Path(name)
         np.save(folder / "rows.npy", rows)
@@ -234,7 +232,7 @@ def _measure(rows: NDArray[Any], config: Config) -> _Sample:
 
 
 def _fit(samples: Sequence[_Sample], n_threads: int, clock: str = "seconds") -> dict[str, float]:
-    """Fit the seconds per unit, all non-negative, to the times of all parts of all trees."""
+    """Fit non-negative seconds per unit to the times of all parts of all trees."""
     counted: dict[str, list[tuple[Mapping[str, float], float]]] = {}
     for sample in samples:
         took = {place: getattr(spent, clock) for place, spent in sample.clock.spent.items()}
@@ -253,20 +251,20 @@ def _fit(samples: Sequence[_Sample], n_threads: int, clock: str = "seconds") -> 
 
 
 def _solve(parts: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, float]:
-    """Fit non-negative costs of units to the times of parts; errors are relative."""
+    """Fit the costs of units to the times of parts by non-negative least squares, with relative errors."""
     from scipy.optimize import nnls
 
     names = sorted({unit for units, _ in parts for unit in units})
     amounts = np.array([[units.get(name, 0.0) for name in names] for units, _ in parts])
     took = np.array([seconds for _, seconds in parts])
-    # Long parts count most, but not alone.
+    # Long parts get more weight, but not all of it.
     weights, scales = 1.0 / np.sqrt(took + _FEW_SECONDS), np.maximum(amounts.max(axis=0), 1e-300)
     told, known = amounts / scales * weights[:, None], took * weights
     for one, other, times in _ALIKE:
         if one in names and other in names:
             i, j = names.index(one), names.index(other)
             alike = np.zeros(len(names))
-            # In units of this cost's contribution to all measurements.
+            # Scaled by the contribution of this unit to the evidence from all trees.
             alike[i] = _PRIOR * np.linalg.norm(told[:, i])
             alike[j] = -times * alike[i] * scales[i] / scales[j]
             told, known = np.vstack([told, alike]), np.append(known, 0.0)
@@ -275,9 +273,9 @@ def _solve(parts: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, floa
 
 
 def _seen(trees: Sequence[_Sample], dense: Sequence[_Sample], per_cluster: Sequence[float]) -> dict[str, list[Seen]]:
-    """Return the mean and range of the iterations of k-means in the larger half of the trees, sorted by size.
+    """Summarize iterations and shares in the larger half of `trees` (in ascending order): means and range.
 
-    For a level with more rows per cluster than small trees have, those of a `dense` tree are used, if there is one.
+    Levels with more rows per cluster than small trees use the `dense` trees instead, if there are any.
     """
     seen: dict[str, list[Seen]] = {"first": [], "resampled": []}
     larger = [(t, one) for one in trees[len(trees) // 2 :] for t in range(1, len(per_cluster) + 1)]
@@ -297,7 +295,7 @@ def _seen(trees: Sequence[_Sample], dense: Sequence[_Sample], per_cluster: Seque
 
 
 def _machine() -> str:
-    """Return the name of the processor according to Linux."""
+    """Return the name of the processor as reported by Linux."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -14,10 +14,10 @@ from hkm_dask.hierarchy.source import label_chunk_rows
 from hkm_dask.planning.cost import seeding_passes
 from hkm_dask.search.geometry import has_directions
 
-#: Places at which rows are sampled, and sizes of the samples, for the origin and for the principal directions.
+#: Number of places at which rows are sampled, and total rows of the two samples: for the mean and for directions.
 _SAMPLE_PLACES, _SAMPLED_ROWS = 16, (1024, 8192)
 
-#: Bytes of the key by which members are sorted, each of which takes a pass.
+#: Bytes of the sort key of members; each needs one pass.
 _KEY_BYTES = 4
 
 
@@ -38,29 +38,29 @@ class FileBytes:
 
 @dataclass(frozen=True)
 class Resident:
-    """Shares of rows that stay in memory from pass to pass."""
+    """Shares of rows that stay in memory between passes."""
 
     fit: float = 1.0  # of the rows of a level in its first k-means
-    labels: float = 1.0  # while they are labeled
-    members: float = 1.0  # of the members for resampling
-    after_members: float = 1.0  # of the rows of a level, after its members have taken the memory they need
-    members_in_files: bool = False  # whether the members for resampling are copied to files
+    labels: float = 1.0  # of the same rows, during assignment
+    members: float = 1.0  # of the resampled rows
+    after_members: float = 1.0  # of the rows of a level, after resampled rows have displaced some
+    members_in_files: bool = False  # whether resampled rows are copied to files
 
 
 def level_files(
     number: int, shape: dict[str, Any], rows: Rows, n_total: int, stays: Resident, n_iter: tuple[int, int],
     runner: Runner,
 ) -> dict[str, FileBytes]:  # fmt: skip
-    """Return the bytes of a level by phase; rows of a higher level are centroids, and stay in memory.
+    """Return the bytes of a level by phase; rows of upper levels are centroids, which stay in memory.
 
-    `shape` is as in the event ``run_started``, `rows` are the input of level 1, and `n_total` is the number of labels
-    of the level. Rows that stay (`stays`) are read once, others in every pass. `n_iter` are the iterations of the first
-    k-means and of each resampling step; the memory of the `runner` decides what goes through files.
+    `shape` is that of the event ``run_started``, `rows` are the input of level 1, and `n_total` is the number of rows
+    that the level labels. Rows that stay in memory (`stays`) are read once, the rest in every pass. `n_iter` are the
+    iterations of the first k-means and of each later one; the memory of the `runner` decides what goes through files.
     """
     n, k, d, m = (shape[name] for name in "nkdm")
     centroids, ends = 4 * k * d, 4 * k * d * shape["n_splits"]
     stored = rows.n_rows * rows.row_bytes if number == 1 else 4 * n * d
-    steps = (m + 1) * centroids  # written when a k-means ends, and read again for the checksum
+    steps = (m + 1) * centroids  # written at the end of a k-means, and read back for the checksum
     files = {
         "start": FileBytes(_sampled(rows, k) if number == 1 else stored),
         "Lloyd": FileBytes(steps, steps),
@@ -70,7 +70,7 @@ def level_files(
     more = []
     if number == 1:
         more += [passes_of_fit(stored, stays.fit, seeding_passes(n, k, shape["init"]), n_iter[0])]
-        # The first center is a row, whose chunk is read; so is that of each row drawn at random.
+        # The first center is a row, and its whole chunk is read; so is that of each center drawn at random.
         n_drawn = k if shape["init"] == "random" else 1
         more += [{"seeding": FileBytes(min(stored, n_drawn * _chunk_bytes(rows)))}]
         again = [round((1.0 - share) * stored) for share in (stays.labels, stays.after_members)]
@@ -105,7 +105,7 @@ def added(*of_phases: Mapping[str, FileBytes]) -> dict[str, FileBytes]:
 
 
 def passes_of_fit(n_bytes: int, resident: float, n_seeding: int, n_iter: int) -> dict[str, FileBytes]:
-    """Return the bytes that a k-means reads of its rows: all in its first pass, then those that do not stay.
+    """Return the bytes that a k-means reads of its rows: all in the first pass, then those that do not stay in memory.
 
     >>> passes_of_fit(1000, 0.75, 3, 10)
     {'seeding': FileBytes(read=1500, written=0), 'Lloyd': FileBytes(read=2500, written=0)}
@@ -119,10 +119,10 @@ def passes_of_fit(n_bytes: int, resident: float, n_seeding: int, n_iter: int) ->
 
 
 def split_members(n: int, again: int, stored: int, ends: int, runner: Runner) -> dict[str, FileBytes]:
-    """Return the bytes of splitting clusters: `n` rows, `again` bytes of which must be read again, are regrouped.
+    """Return the bytes to split clusters: `n` rows, of which `again` bytes must be read, are made contiguous.
 
-    Labels and distances are read; results, 8 bytes per row, are written, checked, and read again to be put back. Data
-    passed between tasks may stay in memory: a row's record, its position, and its results.
+    Labels and distances are read; results, 8 bytes per row each, are written, verified, and read again to restore the
+    order. Intermediate data of tasks may stay in memory: the record of a row, its position, and its result.
     """
     handed_on, place = (MEMBER_BYTES, 8) if runner.keeps_in_files(REGROUPED_ROW_BYTES * n) else (0, 0)
     split = FileBytes((16 + 2 * handed_on + place) * n, (8 + handed_on + place) * n)
@@ -131,7 +131,10 @@ def split_members(n: int, again: int, stored: int, ends: int, runner: Runner) ->
 
 
 def sorted_members(n: int, runner: Runner) -> FileBytes:
-    """Return the bytes of sorting members: labels and distances, 8 bytes per row, read to count, sort and maybe cut."""
+    """Return the bytes to sort members: labels and distances, 8 bytes per row, are read to count and to sort.
+
+    With more than one share they are also read to partition them.
+    """
     if n <= n_at_once(n, runner):
         return FileBytes(2 * 8 * n, 8 * n)
     scratch = MEMBER_BYTES * n if runner.keeps_in_files(MEMBER_BYTES * n) else 0
@@ -139,9 +142,10 @@ def sorted_members(n: int, runner: Runner) -> FileBytes:
 
 
 def picked_members(n: int, k: int, r: int, n_parts: int, runner: Runner) -> dict[str, FileBytes]:
-    """Return the bytes of picking: each of `n_parts` picks up to `r` rows per cluster, among which members are chosen.
+    """Return the bytes of picking members to resample: each of `n_parts` picks up to `r` rows per cluster.
 
-    Picked rows are read for that; with more than one share they are also read to cut, to sort, and to drop the excess.
+    The final rows are chosen among these, so picks are read again; with more than one share, also to partition and to
+    sort them, and once more to drop some.
     """
     n_picked, n_chosen = min(n, k * r * n_parts), min(n, k * r)
     if not runner.keeps_in_files(MEMBER_BYTES * n_picked):
@@ -158,11 +162,11 @@ def _chunk_bytes(rows: Rows) -> int:
 
 
 def _sampled(rows: Rows, n_clusters: int) -> int:
-    """Return the bytes of the chunks touched by samples of rows, each of which is read whole at every sampled place.
+    """Return the bytes of the chunks that row samples touch; a chunk is read whole at every place in it.
 
-    Principal directions, used with many features and clusters, take a separate sample.
+    Searches with many features and clusters use principal directions, which need a second sample.
     """
     samples = _SAMPLED_ROWS if has_directions(rows.n_features, n_clusters) else _SAMPLED_ROWS[:1]
     chunk = min(rows.chunk_rows, rows.n_rows)
-    beyond = sum(samples) / _SAMPLE_PLACES / chunk if chunk < rows.n_rows else 0.0  # further chunks that are touched
+    beyond = sum(samples) / _SAMPLE_PLACES / chunk if chunk < rows.n_rows else 0.0  # extra chunks per place
     return round(_SAMPLE_PLACES * (len(samples) + beyond) * _chunk_bytes(rows))

@@ -1,4 +1,4 @@
-"""GPUs by name: peak rates from data sheets, scaled to what a nearest-centroid search achieves."""
+"""GPUs by name: the peak rates of their data sheets, scaled to what the nearest-centroid search reaches."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from hkm_dask.planning.rates import H200, Rates
 
 #: Share of the specified peak that a large matrix product reaches: 790 of 989 TFLOP/s, measured on an H200.
 _PRODUCT_SHARE = 0.8
-#: The same share for memory bandwidth is 1, as for an H200.
+#: Memory bandwidth is not scaled: as on an H200, the data sheet's rate is used.
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU, with dense peak rates from its data sheet."""
+    """One GPU model, with its data sheet's peak rates without sparsity."""
 
-    #: Name, and data sheet.
+    #: Name and data sheet.
     name: str
     source: str
-    product: float  # operations per second of bfloat16 products
+    product: float  # bfloat16 tensor-core operations per second
     double: float  # float64 operations per second, without tensor cores
     memory: float  # bytes per second
     size: int  # bytes of memory
@@ -28,14 +28,14 @@ class Gpu:
 
     @property
     def rates(self) -> Rates:
-        """Return predicted rates of one with 16 CPU cores, scaled from those of an H200; not measured."""
+        """Rates of one GPU with 16 processors, scaled from those of an H200; predicted, not measured."""
         return replace(
             H200, product=_PRODUCT_SHARE * self.product, measured=H200.measured * self.double / 34e12,
             memory=self.memory, link=self.link,
         )  # fmt: skip
 
 
-#: By the name for `--gpu`. Data sheets: nvidia.com/en-us/data-center/ h200, h100, a100, l40s, l4.
+#: By their names for `--gpu`. Data sheets: nvidia.com/en-us/data-center/ h200, h100, a100, l40s, l4.
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -50,7 +50,7 @@ GPUS = {
 
 
 def find_gpu(text: str) -> tuple[Gpu, int]:
-    """Parse a name and a number of GPUs.
+    """Parse the name and number of GPUs.
 
     >>> gpu, n = find_gpu("h200:8")
     >>> gpu.name, n, find_gpu("A100")[1]

@@ -1,4 +1,4 @@
-"""Cost of each part of a build, measured from its events: seconds, CPU time, bytes, pairs compared."""
+"""Resources used by each part of a build, measured between events: time, processor time, bytes, pairs compared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ENDS = {
 
 @dataclass
 class Spent:
-    """Seconds, CPU seconds, bytes read and written by this process, and pairs it has compared."""
+    """Seconds, processor seconds, bytes read and written by this process, and pairs that it compared."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -36,13 +36,13 @@ class Spent:
 
 
 def spent_so_far(tally: Tally | None = None) -> Spent:
-    """Return what this process has spent so far; reads served by the page cache count as well."""
+    """Return what this process has spent so far; bytes served by the page cache count as read."""
     io = psutil.Process().io_counters()
     n_pairs = 0 if tally is None else tally.pairs
     return Spent(time.perf_counter(), time.process_time(), io.read_chars, io.write_chars, n_pairs)
 
 
-#: A level from 1, whether it was a resampling step, and a part, whose name begins with its phase.
+#: A level from 1, whether it is a resampling step, and a part, whose name begins with the phase.
 Place = tuple[int, bool, str]
 
 
@@ -59,11 +59,11 @@ class PhaseClock:
     """
 
     now: Callable[[], Spent] = spent_so_far
-    #: By level (0 for none), whether it belongs to a resampling step, and part, named as in `processor_work.Part`.
+    #: By level (0 for none), whether it is a resampling step, and part, named as in `processor_work.Part`.
     spent: dict[Place, Spent] = field(default_factory=dict)
-    #: Lloyd iterations of each step, by level and whether it is a resampling step.
+    #: Lloyd iterations of each k-means, by level and whether it is a resampling step.
     iterations: dict[tuple[int, bool], list[int]] = field(default_factory=dict)
-    #: Gets the level, whether it is a resampling step, and the part, whenever a part ends.
+    #: Called with the level, whether it is a resampling step, and the part, whenever a part ends.
     ended: Callable[[Place], None] | None = None
     _level: int = 0
     _resamples: bool = False
@@ -82,7 +82,7 @@ class PhaseClock:
         # Members are gathered between an assignment and the k-means over them.
         part = _ENDS.get(name) or ("gather" if self._resamples else "start")
         if name == "seeding":
-            # The start of a phase is the end of the one before.
+            # The start of a phase ends the one before.
             before = {} if values["done"] else {"choose": "draw", "refine": "choose"}
             part = f"seeding: {before.get(values['phase'], values['phase'])}"
         if name == "iteration":
@@ -96,7 +96,7 @@ class PhaseClock:
             self.iterations.setdefault((self._level, self._resamples), []).append(int(values["n_iter"]))
 
     def phases(self) -> dict[str, Spent]:
-        """Return the totals by phase over all levels."""
+        """Return the totals by phase, over all levels."""
         found: dict[str, Spent] = {}
         for (_, _, part), spent in self.spent.items():
             phase = part.partition(":")[0]

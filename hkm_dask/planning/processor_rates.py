@@ -1,4 +1,4 @@
-"""Unit costs of a machine's processors, stored and loaded; `calibration` measures them."""
+"""Costs of units of work on processors, as measured by `calibration`: prediction, loading and saving."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from hkm_dask.planning.processor_work import Course, Part, split_course
 from hkm_dask.untrusted import parse_json
 from hkm_dask.version import __version__
 
-#: Factor by which iterations may compare more pairs if clusters have more rows than those of small trees.
+#: Factor by which iterations may compare more pairs if clusters have more rows than in small trees.
 _DENSER = 1.3
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Observed behavior of the k-means of one level, in trees of several sizes."""
+    """Iterations of the k-means of one level in trees of several sizes."""
 
-    #: Mean number of iterations, and the range expected for a larger one.
+    #: Mean number of iterations, and the range that a larger k-means may make.
     iterations: float
     fewest: float
     most: float
-    share: float  # of all pairs, compared by each iteration after the first
+    share: float  # share of all pairs compared by each iteration after the first
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Unit costs of a machine, and observations on the data with which they were measured."""
+    """Costs of units of work on a machine, and the behavior seen on the data of the measurement."""
 
     machine: str
-    n_processors: int  # that were used
-    costs: dict[str, float]  # seconds of one thread per unit of `processor_work`
-    seen: dict[str, list[Seen]]  # "first" and "resampled" k-means, by level from 1; the last one serves higher levels
+    n_processors: int  # number of processors used
+    costs: dict[str, float]  # seconds of one thread for each unit of `processor_work`
+    seen: dict[str, list[Seen]]  # "first" and "resampled" k-means, by level from 1; the last also serves higher levels
     #: Shape of the largest tree that was built.
     n_rows: int
     n_features: int
     seconds: float  # duration of the measurement
-    #: Bytes of a pool per second.
+    #: Bytes per second of pool reads and writes.
     read: float
     write: float
     software: str = f"hkm_dask {__version__}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-compatible values."""
+        """Return a dict for JSON."""
         return asdict(self)
 
     @classmethod
@@ -62,11 +62,11 @@ class Calibration:
             return cls(costs=costs, seen=seen, **made)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"rates should be what `hkm plan --json` prints, {error} is amiss; make it again"
+                f"rates should be what `hkm plan --json` prints, {error} is wrong; make it again"
             ) from None
 
     def course(self, bound: str = "iterations") -> Course:
-        """Return the expected course of a k-means for its "iterations", "fewest" or "most"; see `processor_work`."""
+        """Return a `Course` from what was seen: "iterations" (mean), "fewest" or "most"; see `processor_work`."""
 
         def goes(number: int, resampled: bool, level: Level) -> tuple[float, float]:
             if not number:
@@ -79,26 +79,26 @@ class Calibration:
         return goes
 
     def iterations_of(self, number: int, resampled: bool, level: Level) -> int:
-        """Return the iterations of a level's k-means; see `planning.cost.Iterations`."""
+        """Return the expected iterations of a k-means of a level; see `planning.cost.Iterations`."""
         return round(self.course()(number, resampled, level)[0])
 
     def capped(self, number: int, resampled: bool, level: Level) -> tuple[float, float]:
-        """Return the course of a k-means that makes all the iterations it may."""
+        """Return the maximum iterations of a k-means, and the share of pairs compared; a `Course`."""
         return float(level.max_iter), self.course()(number, resampled, level)[1]
 
     def seconds_of(self, part: Part) -> float:
-        """Return the seconds of a part on a machine like this one."""
+        """Predict the seconds of a part on a machine like this one."""
         return sum(amount * self.costs.get(unit, 0.0) for unit, amount in part.units.items())
 
 
 def rates_file() -> Path:
-    """Return the file with the rates last measured on this machine."""
+    """Return the path of the rates last measured on this machine."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "hkm-dask" / "rates.json"
 
 
 def keep(calibration: Calibration) -> None:
-    """Store rates for later forecasts by `hkm cluster`, if possible."""
+    """Save rates for `hkm cluster`; failure to write is ignored."""
     path = rates_file()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def keep(calibration: Calibration) -> None:
 
 
 def kept_calibration(n_features: int) -> Calibration | None:
-    """Return rates stored on this machine by this version, for a similar number of features, or None."""
+    """Load rates saved on this machine by this version, for a similar number of features; None if there are none."""
     try:
         kept = Calibration.from_dict(parse_json(rates_file().read_text(encoding="utf-8")))
     except (OSError, ValueError, InputError):

@@ -1,10 +1,9 @@
-"""Work of a build on CPUs, counted part by part, as pure functions of shapes.
+"""Work of a build on processors, counted part by part, as pure functions of shapes.
 
-`planning.cost` bounds the work of any device. On CPUs the parts of a phase differ more: a draw rotates all rows once
-and times forms of its search; later Lloyd iterations compare only a share of the pairs, since most centroids no longer
-move; a walk processes points, not coordinates. `calibration` measures the cost of a unit of each.
-
-Units are those of one thread: parallel work is divided by the number of threads.
+`planning.cost` bounds the work on any device. On processors, the parts of a phase differ more: a draw rotates all rows
+once and tries several forms of its search; later Lloyd iterations compare only a share of the pairs, since most
+centroids no longer move; a walk depends on points, not coordinates. `calibration` measures the cost of each unit. Units
+are those of one thread: parallel work is divided by the number of threads.
 """
 
 from __future__ import annotations
@@ -26,28 +25,28 @@ from hkm_dask.planning.files import Resident
 from hkm_dask.search.cpu.engine import SWEEP_FEATURES
 from hkm_dask.search.geometry import has_directions
 
-#: Floating-point operations of a pass that are worth a task.
+#: Operations of a pass that justify a task.
 _TASK_FLOPS = 4e7
-#: Forms of a search that are timed, how often, and on how many rows.
+#: Number of search forms tried, number of trials, and rows of each.
 _TRIED, _TRIALS, _TRIAL_ROWS = 5, 3, 256
-#: Coordinates after the head that centroids keep, and the approximate head as a share of the features.
+#: Coordinates of centroids kept beyond the head, and approximate size of the head as a share of the features.
 _REFINE, _HEAD = 96, 0.25
-#: Share of a draw's candidates that are accepted, and factor by which a group's walk exceeds its share.
+#: Share of a draw's candidates that are accepted, and factor by which a group is walked beyond its share.
 _ACCEPTED, _FURTHER = 0.6, 1.3
-#: Lloyd iterations that group points.
+#: Iterations of the k-means that groups points.
 _GROUP_ITERATIONS = 4
-#: Share of the pairs compared by the second iteration on the points of a seeding, as nearly all centers still move.
+#: Share of pairs compared by the second iteration on the seeding's points, when nearly all centers still move.
 _SECOND_SHARE = 0.8
-#: Most points for which all distances are tabulated.
+#: Most points for which a table of all distances is used.
 _TABLE_POINTS = 8192
-#: Bytes of a label, distance and number written per row.
+#: Bytes written per row for label, distance and number.
 _LABEL_BYTES, _MEMBER_BYTES = 12, 8
 
-#: Assumed iterations of a k-means that splits a cluster, unless fewer are allowed; they are not counted separately.
+#: Iterations of a k-means that splits a cluster, unless its maximum is lower; assumed, since they are not counted.
 _SPLIT_ITERATIONS, _SPLIT_SHARE = 30.0, 1.0
 
-#: Gets a level from 1, or 0 for splitting its clusters, and whether it is resampled; returns the iterations, and the
-#: share of all pairs compared by each after the first.
+#: Function of a level from 1 (0 for k-means that split clusters), whether it is resampled, and settings; returns the
+#: iterations, and the share of all pairs compared by each after the first.
 Course = Callable[[int, bool, Level], tuple[float, float]]
 
 
@@ -55,7 +54,7 @@ Course = Callable[[int, bool, Level], tuple[float, float]]
 class Part:
     """Part of a build: its level (from 1, or 0), whether it belongs to resampling, its name, and its units of work.
 
-    The name begins with the phase. Work done `in_one_task` takes no rounds of tasks.
+    The name begins with the phase. A part done `in_one_task` needs no rounds of tasks.
     """
 
     level: int
@@ -72,30 +71,30 @@ class Part:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a k-means, and the threads that process them."""
+    """Shape of the rows of a k-means, and the threads that process them."""
 
     n: int
     d: int
     itemsize: int
-    n_threads: int  # of all workers
-    kept: bool = True  # whether rotated rows are cached from pass to pass
-    rotated: bool = False  # whether they are already cached for the rows that these were gathered from
+    n_threads: int  # in total, of all workers
+    kept: bool = True  # rotated rows are cached between passes
+    rotated: bool = False  # rotated rows exist already, from passes over the rows that these were gathered from
     read: float = 0.0  # share of the rows read from files in every pass
-    runner: Runner | None = None  # decides which k-means are one task
+    runner: Runner | None = None  # decides which k-means are a single task
 
     def above(self, level: Level) -> Table:
-        """Return the rows of the next level, which are the centroids of this one."""
+        """Return the table of the next level, whose rows are the centroids of this one."""
         return replace(self, n=level.n_centroids, itemsize=4, kept=True, read=0.0)
 
     def fits_one_task(self, k: int, init: str) -> bool:
-        """Tell whether a k-means of the rows is one task."""
+        """Return whether the k-means of the rows is a single task."""
         if self.runner is None:
             return False
         stage = fit_stage(self.n, k, self.d, init)
         return self.runner.fits_one_task(2.0 * self.n * k * self.d, self.n * self.d * self.itemsize, stage)
 
     def assigns_in_one_task(self, level: Level) -> bool:
-        """Tell whether resampling the rows is one task, or labeling them if they are not resampled."""
+        """Return whether one task resamples the rows, or labels them if they are not resampled."""
         shape, k, row_bytes = (self.n, self.d), level.n_clusters, self.d * self.itemsize
         if self.runner is None:
             return False
@@ -108,18 +107,18 @@ class Table:
         return max(1.0, min(self.n_threads, 2.0 * self.n * k * self.d // _TASK_FLOPS))
 
     def is_pruned(self, k: float) -> bool:
-        """Tell whether a search of k centroids uses rotated rows."""
+        """Return whether a search of k centroids uses rotated rows."""
         return has_directions(self.d, int(k))
 
     @property
     def width(self) -> float:
-        """Number of rotated coordinates that a centroid keeps."""
+        """Rotated coordinates kept of a centroid."""
         return min(self.d, _HEAD * self.d + _REFINE)
 
     def search(
         self, k: float, *, rotates: bool = False, share: float = 1.0, unit: str = "searched"
     ) -> dict[str, float]:
-        """Return the units of comparing every row with a share of k centroids, with or without rotating rows."""
+        """Work of a pass that compares every row with a share of k centroids, rotating the rows first if needed."""
         kind = unit if self.is_pruned(k) else "swept" if self.d <= SWEEP_FEATURES else "plain"
         projected = 0.0
         if self.is_pruned(k):
@@ -135,7 +134,7 @@ class Table:
         }  # fmt: skip
 
     def trials(self, k: float, times: int, unit: str = "searched") -> dict[str, float]:
-        """Return the units of timing forms of a search of k centroids, by one thread while others wait."""
+        """Work to try forms of a search of k centroids, by one thread while others wait."""
         if not self.is_pruned(k) or self.n < _TRIAL_ROWS:
             return {}
         tried = float(times * _TRIED)
@@ -150,7 +149,7 @@ def split_course(level: Level) -> tuple[float, float]:
 
 
 def together(*works: Mapping[str, float], times: float = 1.0) -> dict[str, float]:
-    """Add up units of work, multiplied by `times`.
+    """Add up units of work and multiply them.
 
     >>> together({"pass": 1.0}, {"pass": 2.0, "searched": 1.0}, times=2)
     {'pass': 6.0, 'searched': 2.0}
@@ -163,7 +162,7 @@ def together(*works: Mapping[str, float], times: float = 1.0) -> dict[str, float
 
 
 def _draws(rows: Table, k: int, init: str, tried: bool) -> Iterator[dict[str, float]]:
-    """Yield the passes that draw the points of a seeding, and the last one, which sums their cells."""
+    """Yield the work of passes that draw the points of a seeding, and of the last, which sums their cells."""
     m = min(rows.n, POINTS_PER_CLUSTER[init] * k)
     if init == "coreset":
         batches = [taken for _, _, taken in sampling_rounds(m)]
@@ -185,7 +184,7 @@ def _draws(rows: Table, k: int, init: str, tried: bool) -> Iterator[dict[str, fl
 
 
 def _walks(m: int, k: int, d: int, n_threads: int, *, whole: bool) -> Iterator[dict[str, float]]:
-    """Yield the grouping of points, and the greedy walk over each group."""
+    """Yield the work to group points and to walk each group greedily."""
     n_groups = 1 if whole else -(-m // WALK_POINTS)
     size, parallel = m / n_groups, float(min(n_threads, n_groups))
     trials = n_trials_for(k)
@@ -231,7 +230,7 @@ def _phases(t: int, resampled: bool, rows: Table, level: Level, course: Course) 
 
 
 def _level(t: int, rows: Table, level: Level, course: Course, n_total: int, stays: Resident) -> Iterator[Part]:
-    """Yield the parts of level t over some rows, of which those not resident are read in every pass."""
+    """Yield the parts of level t over some rows; rows that do not stay in memory are read in every pass."""
     rows = replace(rows, read=1.0 - stays.fit)
     n, k, d, m = rows.n, level.n_clusters, rows.d, level.n_resamples
     alone = rows.assigns_in_one_task(level)
@@ -272,9 +271,9 @@ def run_parts(
     table: Table, levels: Sequence[Level], course: Course, *, n_total: int | None = None,
     shares: Sequence[Resident] | None = None,
 ) -> list[Part]:  # fmt: skip
-    """Return all parts of a build over a table, of `n_total` rows including those left out.
+    """List all parts of a build over a table; `n_total` rows include those that are left out.
 
-    `shares` are those of the rows of each level that stay in memory; by default all do.
+    `shares` are the shares of the rows of each level that stay in memory, by default all.
     """
     parts = [Part(0, False, "start", {"run": 1.0})]
     for t, (level, stays) in enumerate(zip(levels, shares or [Resident()] * len(levels), strict=True), 1):

@@ -1,1 +1,1 @@
-"""Output for people: progress, descriptions of stores, reports."""
+"""User-facing output: progress of runs, descriptions of stores, figures."""

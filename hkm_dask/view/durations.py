@@ -1,9 +1,9 @@
-"""Durations of pieces of work, predicted from those timed so far in a run, with their uncertainty.
+"""Prediction of the duration of pieces of work, and its uncertainty, from the pieces that a run has timed.
 
 The logarithm of a piece's seconds per unit is modeled as a sum of normal effects: of the machine, of the phase, of the
-phase in first or resampled k-means, of the phase at a level, of both, and of the piece alone. A timed piece is
-informative about another one to the extent that they share effects, so predictions improve with each piece, and errors
-of pieces with common causes are correlated.
+phase in first k-means or in resamplings, of the phase at a level, of both, and of the single piece. A timed piece is
+informative about another one to the extent that they share effects, so that the prediction improves with every piece,
+and errors are correlated if their causes are shared.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.matmul import matmul
 
-#: For each phase: seconds per unit on some machine, seconds of overhead per piece, the standard deviation of the
-#: logarithm of its speed from run to run, and the difference of that logarithm for resamplings. Learned from recorded
-#: runs, made by `pipelines.benchmark.timeleft`; docs/see-the-run.md has the accuracy on other runs.
+#: Of each phase: seconds per unit on a typical machine, fixed seconds per piece, the standard deviation of the log of
+#: its speed between runs, and the offset of that log for resamplings relative to first k-means. Fitted to recorded runs
+#: by `pipelines.benchmark.timeleft`; docs/see-the-run.md has the accuracy on other runs.
 PHASES = {
     "draw": (1.2e-10, 0.02, 0.3, 0.0),
     "choose": (4e-11, 0.006, 0.35, -0.15),
@@ -33,20 +33,20 @@ PHASES = {
     "split": (2.7e-10, 0.05, 0.8, 0.0),
     "clusters": (9e-4, 0.0, 0.3, 0.0),
 }
-#: Phases that wait for disks or other processes, so that the machine's speed in other phases is not informative.
+#: Phases that wait for disks or other processes, so that the machine's speed in other phases says nothing about them.
 ALONE = {"write", "clusters"}
-#: Variances of other effects: machine, phase in first or resampled k-means, at a level, in both, and of a piece.
+#: Variances of the other effects: machine, phase in first or resampled k-means, phase at a level, both, single piece.
 MACHINE, WHAT, LEVEL, BOTH, PIECE = 4.0, 0.02, 0.06, 0.015, 0.012
-#: Additional variance of a kind's speed beyond what was timed.
+#: Variance of a kind's speed that remains however much was timed of it.
 DRIFT = 0.001
-#: Overhead of a piece on workers, relative to that in one process.
+#: Overhead of a piece on workers relative to that in one process.
 ON_WORKERS = 5
-#: Number of last finished pieces over which a kind is averaged.
+#: Number of last finished pieces that the mean of a kind is taken over.
 RECENT = 5
 
 
 class Kind(NamedTuple):
-    """Similar pieces of work: of one phase, at one level, of a first k-means, of resamplings or of the level itself."""
+    """Kind of work: its level, what it belongs to (a first k-means, resamplings or the level itself), and its phase."""
 
     level: int
     what: str
@@ -54,7 +54,7 @@ class Kind(NamedTuple):
 
 
 def _shared(a: Kind, b: Kind) -> float:
-    """Return the variance of the effects that two kinds share."""
+    """Return the covariance of the log speeds of two kinds, from their shared effects."""
     machine = 0.0 if {a.phase, b.phase} & ALONE else MACHINE
     if a.phase != b.phase:
         return machine
@@ -68,33 +68,33 @@ def _covariances(a: Sequence[Kind], b: Sequence[Kind]) -> NDArray[np.float64]:
 
 
 def _prior_log(kind: Kind, units: float) -> float:
-    """Return the logarithm of the seconds of units of a kind, before anything was timed."""
+    """Return the logarithm of the seconds for some units of a kind, before anything was timed."""
     pace, _, _, resampled = PHASES[kind.phase]
     return math.log(pace * units) + resampled * (kind.what == "resampling")
 
 
 class _Timed(NamedTuple):
-    """The logarithm of seconds relative to the prior expectation, and the variance of its error."""
+    """Logarithm of measured seconds relative to the prior expectation, and the variance of its error."""
 
     log: float
     variance: float
 
     @classmethod
     def of(cls, seconds: float, overhead: float, expected: float, variance: float = 0.0) -> _Timed:
-        """Make it from a duration with overhead, which hides the time of the work itself."""
+        """Make it from seconds that include an overhead, which adds uncertainty to the seconds of the work itself."""
         alone = max(seconds - overhead, 0.2 * seconds, 1e-4)
         return cls(math.log(alone) - expected, variance + min(1.0, overhead / alone) ** 2 / 4)
 
 
 @dataclass
 class Durations:
-    """Timings by kind; on workers, where tasks take longer to submit, the overhead is `ON_WORKERS` times as large."""
+    """Measured durations, by kind; on workers, the overhead of a task is `ON_WORKERS` times as long."""
 
     on_workers: bool = False
     timed: defaultdict[Kind, list[_Timed]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, pieces: Sequence[tuple[Kind, float]], seconds: float) -> None:
-        """Add finished pieces, each with its units, and their total seconds."""
+        """Add finished pieces, each with its units, and the seconds they took together."""
         if not pieces:
             return
         expected = self._speeds([kind for kind, _ in pieces], {})[0]
@@ -106,9 +106,10 @@ class Durations:
     def total(
         self, pieces: Mapping[tuple[Kind, float], int], under_way: Mapping[Kind, tuple[float, float, float]]
     ) -> tuple[float, float]:
-        """Return mean and variance of the seconds of pieces, given the number of pieces of each kind and units.
+        """Predict the mean and variance of the total seconds of pieces, given the number of each kind with its units.
 
-        For kinds `under_way`, the units of the current piece are given, with an estimate of its seconds and its error.
+        `under_way` has, for a kind with a piece in progress, the units of that piece, a guess of its total seconds, and
+        the error of that guess.
         """
         if not pieces:
             return 0.0, 0.0
@@ -131,7 +132,7 @@ class Durations:
     def _speeds(
         self, kinds: Sequence[Kind], under_way: Mapping[Kind, _Timed]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return mean and covariances of the logarithms of kinds' durations, relative to the prior expectation."""
+        """Return means and covariances of the log durations of kinds, relative to the prior expectation."""
         seen = [*self.timed, *under_way]
         if not seen:
             return np.zeros(len(kinds)), _covariances(kinds, kinds)
@@ -147,7 +148,7 @@ class Durations:
         return matmul(gain, np.array(means)), _covariances(kinds, kinds) - matmul(gain, between.T)
 
     def _spread(self, kind: Kind) -> float:
-        """Return the variance of the logarithm of the seconds of a single piece of a kind."""
+        """Return the variance of the log duration of a single piece of a kind."""
         last = [one.log for one in self.timed.get(kind, [])[-RECENT:]]
         mean = sum(last) / max(len(last), 1)
         return (3 * PIECE + sum((one - mean) ** 2 for one in last)) / (3 + max(len(last) - 1, 0))

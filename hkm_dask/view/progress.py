@@ -1,4 +1,4 @@
-"""Progress on the console, live or as plain lines: level, step, iteration, inertia and time left."""
+"""Console progress: level, step, iteration, inertia and time left, as a live display or plain lines."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from hkm_dask.errors import printable
 from hkm_dask.events import Event, subscribe
 from hkm_dask.view.timeleft import Left, TimeLeft
 
-# Seconds between two plain lines, to keep logs of long runs readable.
+# Seconds between plain lines, so that the log of a long run stays readable.
 PLAIN_INTERVAL = 10.0
-# Seconds between checks whether such a line is due.
+# Seconds between checks of whether such a line is due.
 TICK = 0.5
 BAR_WIDTH = 24
-# Ratio of the bound to the expected time from which on a range is shown.
+# The time left is shown as a range if it may be this many times as long as expected.
 WIDE = 1.5
-# Description of each phase of a seeding.
+# Text for each phase of a seeding.
 _SEEDING = {
     "draw": "seeding, {done:,} of {total:,} centers",
     "walk": "seeding, {done:,} of {total:,} centers chosen",
@@ -37,7 +37,7 @@ _SEEDING = {
 
 
 def duration(seconds: float) -> str:
-    """Format a time span with about two digits.
+    """Format a time span for people, to about two digits.
 
     >>> [duration(seconds) for seconds in (0.4, 42, 200, 5000, 200_000)]
     ['a few seconds', '42 s', '3 min', '1 h 23 min', '2 d 8 h']
@@ -67,7 +67,7 @@ def stopwatch(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """Format an estimate of the time left as an estimate.
+    """Format an estimate of the time left as approximate.
 
     >>> about(2), about(200)
     ('a few seconds left', 'about 3 min left')
@@ -77,7 +77,7 @@ def about(seconds: float) -> str:
 
 
 def time_left(left: Left | None) -> str:
-    """Format the time left as precisely as it is known: as a range if that is wide.
+    """Format the time left no more precisely than it is known: as a range if that is wide.
 
     >>> time_left(Left(expected=200, bound=270))
     'about 3 min left, at most 4 min'
@@ -100,7 +100,7 @@ def time_left(left: Left | None) -> str:
 class Status:
     """The current state of a run, from its events.
 
-    `update` returns the lines to keep; `parts` returns the rest on request.
+    `update` returns the lines that are worth keeping; `parts` returns the rest.
     """
 
     started: float
@@ -118,7 +118,7 @@ class Status:
     left: TimeLeft = field(default_factory=TimeLeft)
 
     def update(self, event: Event) -> list[str]:
-        """Process an event and return the lines to keep: a finished level, a resumed run, a warning."""
+        """Process one event and return the lines to keep: a finished level, a resumed run, a warning."""
         self.left.update(event)
         fields = event.fields
         match event.kind:
@@ -161,9 +161,9 @@ class Status:
         return []
 
     def parts(self, now: float) -> tuple[str, str, float | None, str]:
-        """Describe the state of the run: a headline, a detail, the share done of that detail, and the times.
+        """Return what the run is doing: a headline, a detail, the finished share of that detail, and the times.
 
-        Headline and detail can be empty.
+        Headline and detail are empty if there is nothing to report.
         """
         elapsed = f"{stopwatch(now - self.started)} so far"
         if self.stage:
@@ -216,7 +216,7 @@ class Display:
     """Shows a run's `Status` on a console: a few live lines on a terminal, plain lines elsewhere.
 
     Plain lines of the same level are at least `interval` seconds apart. The `name` of the command is shown until there
-    is other information. Times count from `started`, in seconds since the epoch, by default now.
+    is more to report. Times count from `started`, in seconds since the epoch, by default from now.
     """
 
     def __init__(
@@ -230,8 +230,8 @@ class Display:
         self._last_line = -float("inf")
 
     def __call__(self, event: Event) -> None:
-        """Process an event; called in the thread that emits it."""
-        # Printed after releasing the lock: the live display's own thread acquires the console before this lock.
+        """Process one event; called in the thread that emits it."""
+        # Printed after the lock is released: the live display's thread acquires the console first, then this lock.
         with self._lock:
             lines = self._status.update(event)
             if not self.live:
@@ -243,7 +243,7 @@ class Display:
             self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=not self.live)
 
     def tick(self) -> None:
-        """Write a plain line if the last one is `interval` seconds old, even without events."""
+        """Write a plain line if the last one is `interval` seconds old, even if nothing has happened since."""
         with self._lock:
             now = clock.time()
             silent = now - max(self._last_line, self._status.started)
@@ -280,7 +280,7 @@ class Display:
 
 
 class JsonLines:
-    """Writes each event as one line of JSON, with the estimated seconds left, if known.
+    """Writes each event as a line of JSON, with the estimated seconds left if available.
 
     After `interval` seconds without an event, `tick` writes a ``heartbeat`` line.
 
@@ -319,7 +319,7 @@ class JsonLines:
 
 @contextmanager
 def _repeated(function: Callable[[], None]) -> Iterator[None]:
-    """Call a function repeatedly in a separate thread."""
+    """Call a function repeatedly, in a separate thread, until the context closes."""
     done = threading.Event()
 
     def repeat() -> None:
@@ -340,11 +340,11 @@ def show_progress(
     console: Console | None = None, *, interval: float = PLAIN_INTERVAL, as_json: bool = False, name: str = "",
     started: float | None = None,
 ) -> Iterator[None]:  # fmt: skip
-    """Show events of the computation inside the context on the console, by default on stderr.
+    """Show the progress of the computation inside the context on a console, by default on stderr.
 
     Lines are live on a terminal, otherwise plain and at least `interval` seconds apart; the `name` of the command is
-    shown until there is other information, and times count from `started`. With `as_json`, every event is a line, with
-    heartbeats in between.
+    shown until there is more to report, and times count from `started`. With `as_json`, every event is a line, with
+    heartbeats during silence.
 
     >>> import sys
     >>> from hkm_dask.events import emit
@@ -364,6 +364,6 @@ def show_progress(
             with _repeated(display.tick):
                 yield
             return
-        # Results belong to stdout, which the live display must not capture.
+        # Results go to stdout, which the live display must not redirect.
         with Live(display, console=console, refresh_per_second=4, transient=True, redirect_stdout=False):
             yield

@@ -55,7 +55,7 @@ def test_no_pool_is_needed(hkm: HKM) -> None:
     assert "\n  --set levels.2.n_clusters=" in out
     assert "no rates are known" in out
     code, out, err = hkm("plan", "--n-samples", "90", "--n-features", "8", "--seconds", "0")
-    assert "For 90 rows, as advised: --n-clusters 18,9,3" in err
+    assert "For 90 rows, recommended: --n-clusters 18,9,3" in err
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_line_without_an_end_is_refused(tmp_path: Path, suffix: str, monkeypat
     ("line", "message"),
     [
         ('{"n": ' + "[" * 100_000, "line 1 of .* should be a JSON object .it is nested too deeply.; mend it"),
-        ('{"n": 1, "text": "a\\ud800"}', r"line 1 of .*: 'a.ud800' should be whole characters of Unicode; mend it"),
+        ('{"n": 1, "text": "a\\ud800"}', r"line 1 of .*: 'a.ud800' should be valid Unicode; fix it"),
         (
             '{"text": "a", "n": 9223372036854775808}',
             r"id=9223372036854775808 should be within 64 bits; give the ids as texts",

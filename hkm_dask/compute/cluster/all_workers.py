@@ -58,7 +58,7 @@ def list_workers(
         with explained(client):
             identity = client.sync(client.scheduler.identity)  # type: ignore[union-attr]
         if scheduler not in (None, identity["id"]):  # a new one has no tasks, nor settings of the workers
-            raise ComputeError("the Dask scheduler was started again in the middle of a run; run again to resume")
+            raise ComputeError("the Dask scheduler was restarted during the run; run again to resume")
         workers = identity["workers"]
         if len(workers) >= n_workers or time.monotonic() > deadline:
             break
@@ -93,7 +93,7 @@ def ask_workers(client: Client, question: Callable[..., Any], *args: Any) -> dic
         if answers:
             return answers
         list_workers(client)
-    raise ComputeError(f"all workers died {_ATTEMPTS} times as they were asked; look at their logs, and run again")
+    raise ComputeError(f"all workers died {_ATTEMPTS} times during a request; check their logs and run again")
 
 
 def require_same_version(client: Client) -> None:
@@ -130,4 +130,4 @@ def set_up_workers(client: Client, plugin: WorkerPlugin, name: str) -> None:
     with explained(client):
         problems = client.run_on_scheduler(add, name, dumps(plugin))
     for address, problem in problems.items():
-        raise ComputeError(f"worker={address} should set up {name}: {problem}; look at its log")
+        raise ComputeError(f"worker={address} should set up {name}: {problem}; check its log")

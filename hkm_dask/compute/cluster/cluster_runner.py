@@ -47,7 +47,7 @@ _WORKERS_COME_WITHIN = 30
 _LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
 #: Seconds that a pass must take for the speed of workers to be measured.
 _LONG_PASS = 2.0
-_WORKERS_DIED = "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
+_WORKERS_DIED = "check their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
 
 
 class ClusterRunner(Runner):
@@ -126,8 +126,8 @@ class ClusterRunner(Runner):
             blind = self._blind(folder)
             if blind and self._objects is None:
                 raise ComputeError(
-                    f"work_dir={folder} should be seen by every worker, {blind[0]} does not; put the output on a file "
-                    "system all workers share, or set DASK_TEMPORARY_DIRECTORY to a folder there"
+                    f"work_dir={folder} should be visible to every worker, but {blind[0]} cannot see it; put the "
+                    "output on a file system that all workers share, or set DASK_TEMPORARY_DIRECTORY to a folder there"
                 )
             place = self._objects / folder.name if blind and self._objects is not None else folder
             self._owned += [folder, place]

@@ -170,11 +170,11 @@ def _existing_cluster(
         _knock(address, seconds)
         client = Client(address, timeout=seconds)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        remedy = "start `dask scheduler` or mend the address"
+        remedy = "start `dask scheduler` or fix the address"
         if address.startswith("tls"):
-            remedy += ", and look at the settings distributed.comm.tls of Dask, which name the certificates"
+            remedy += ", and check the certificates in Dask's settings distributed.comm.tls"
         elif isinstance(error.__cause__ or error, ConnectionError | EOFError):
-            remedy += ", which begins with tls:// where a scheduler asks for certificates"
+            remedy += ", which begins with tls:// if the scheduler requires certificates"
         why = re.sub(r"^in <[^>]*>: (\w+: )?(\[Errno \d+\] )?", "", reason(error))  # strips Dask's names of its objects
         raise ComputeError(f"scheduler={address} should answer; {remedy} ({why})") from error
     # For a lost scheduler Dask logs tracebacks; this package reports it in one line.
@@ -207,7 +207,7 @@ def _address_in(path: Path) -> str:
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        rule = "be what a scheduler wrote, with its address"
+        rule = "be a scheduler file with an address"
         raise InputError(
             f"scheduler_file={path} should {rule}; start `dask scheduler --scheduler-file {path}`"
         ) from error

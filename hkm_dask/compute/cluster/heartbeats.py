@@ -28,7 +28,7 @@ _PAUSED_LOOKS = 3
 #: Seconds between two ticks of a scheduler, and without a tick after which it has stood still.
 _TICK, _STOOD_STILL = 1.0, 4.0
 _PAUSED = (
-    "worker {} holds more than Dask lets it, which gives it no tasks; it forgets what it remembers of rows. Give "
+    "worker {} exceeds Dask's memory limit and gets no tasks; it drops its cache of rows. Give "
     "workers more memory (--memory-limit)"
 )
 
@@ -86,7 +86,7 @@ class HeartbeatWatch:
         outlook = (
             f"waiting up to {2 * self._ttl:.0f} s, then its work goes to others"
             if self._ttl
-            else "the scheduler has no worker-ttl, so its work waits until it goes on or ends"
+            else "the scheduler has no worker-ttl, so its work waits until it continues or ends"
         )
         return f"{name} has not answered for {_LOOK_EVERY * _SILENT_LOOKS:.0f} s; {outlook}"
 

@@ -133,7 +133,7 @@ def _start(n_workers: int, n_threads: int, memory_limit: int | None) -> LocalClu
         except _DiedAsItStarted:
             if is_last:
                 raise
-            emit("warning", message="a worker died as it started; all are started again")
+            emit("warning", message="a worker died while starting; all workers are restarted")
     raise AssertionError("the last start returns or raises")
 
 
@@ -171,9 +171,9 @@ def _starting(n_workers: int) -> Iterator[None]:
         late, died = time.monotonic() - begin >= _START_SECONDS, _DIED_AS_IT_STARTED in str(first)
         fact, remedy = ("one did not", "run the same command again") if late else (reason(first), "look at that first")
         if isinstance(first, OSError) and first.filename and not late:  # for example if the scratch disk is full
-            fact, remedy = f"{fact} ({first.filename})", "mend that, or set DASK_TEMPORARY_DIRECTORY to another folder"
+            fact, remedy = f"{fact} ({first.filename})", "fix that, or set DASK_TEMPORARY_DIRECTORY to another folder"
         if died:
-            fact, remedy = "one died", "look for what ended it, as the kernel does where memory is short, and run again"
+            fact, remedy = "one died", "find out what ended it, such as the kernel when memory is low, and run again"
         message = f"workers={n_workers} should start within {_START_SECONDS} s: {fact}; {remedy}"
         raise (_DiedAsItStarted if died and not late else ComputeError)(message) from error
     finally:
@@ -243,7 +243,7 @@ def _require_dask_cuda() -> None:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise ComputeError(
-            "there is no GPU, or no driver for it; install the driver, and the extra that goes with it: "
+            "there is no GPU, or no driver for it; install the driver, and the matching extra: "
             f"hkm-dask[cuda13] (driver 580 or newer) or [cuda12] (525 or newer) (NVML says: {error})"
         ) from error
     require_cuda()

@@ -56,7 +56,7 @@ class WorkerShares:
         return [share.n_threads for share in self._shares]
 
     def ends(self, most: int) -> np.ndarray:
-        """Return the ends of the parts of all threads, at most `most` per worker, as shares of the rows (float64)."""
+        """Return the ends of the parts of all threads, `most` per worker, as shares of the rows; float64, last 1."""
         n_parts = [min(share.n_threads, most) for share in self._shares]
         each = np.repeat([share.weight / n for share, n in zip(self._shares, n_parts, strict=True)], n_parts)
         ends = np.cumsum(each / each.sum())

@@ -126,7 +126,7 @@ class _Subset:
 def stored_array(tree: TreeArrays, name: str) -> chunks.StoredArray:
     """Return an array of level 1 on disk; raises InputError if the tree is in memory."""
     if (array := tree.stored(1, name)) is None:
-        raise InputError("tree=(in memory) should be a tree that lies on disk; open it with open_hierarchy")
+        raise InputError("tree=(in memory) should be a tree that is on disk; open it with open_hierarchy")
     return array
 
 
@@ -261,7 +261,7 @@ def tell_of_another_pool(attributes: Mapping[Any, Any]) -> None:
     where, wanted = attributes.get("pool"), str(attributes.get("pool_fingerprint", ""))
     with suppress(StoreError):  # it may be missing
         if where and wanted and open_pool(where).n_known_as(wanted) is None:
-            fact = f"pool={str(where)!r} is not the one the tree was built from, its content is another"
+            fact = f"pool={str(where)!r} is not the one the tree was built from, its content differs"
             emit("warning", message=f"{fact}; rows that are drawn are numbers of that one, put it back")
 
 
@@ -281,7 +281,7 @@ def pool_of_tree(
     n_known = pool.n_known_as(str(wanted)) if wanted else pool.n_samples
     if n_known is None:
         raise StoreError(
-            f"pool={str(where)!r} should be the one the tree was built from, but its content is another; "
+            f"pool={str(where)!r} should be the one the tree was built from, but its content differs; "
             f"{'give that one' if path else 'put that pool back'}{otherwise}"
         )
     if n_known < pool.n_samples:

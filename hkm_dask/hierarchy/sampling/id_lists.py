@@ -120,7 +120,7 @@ def _whole(values: np.ndarray, name: str) -> np.ndarray:
         whole = [int(value) if isinstance(value, str) else operator.index(value) for value in values.tolist()]
         return np.array(whole, np.int64)
     except (ValueError, TypeError, OverflowError):
-        raise InputError(f"{name} should be whole numbers, as the pool has them; leave out what is none") from None
+        raise InputError(f"{name} should be whole numbers, as the pool has them; leave out the others") from None
 
 
 def _read_file(

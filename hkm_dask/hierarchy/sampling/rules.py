@@ -137,8 +137,8 @@ def _read_weights(rules: Rules, weights: Weights, arrays: TreeArrays, strategy: 
     below = [str(cluster) for cluster in rules.weights if cluster.level < arrays.n_levels]
     if strategy == "flat" and below:
         problems.append(
-            f"weights of {first_few(below)} should be 0 or 1 with strategy='flat', which shares out among clusters of "
-            "the top level only; use hierarchical"
+            f"weights of {first_few(below)} should be 0 or 1 with strategy='flat', which divides the size among "
+            "the top-level clusters only; use hierarchical"
         )
     if problems:
         raise InputError(problems)
@@ -185,7 +185,7 @@ def _read_quotas(quotas: Mapping[str, Quotas] | None, size: Any) -> tuple[str, d
         total = sum(amount if isinstance(amount, int) else amount * size for amount in parsed.values())
         if total > size:
             fact = f"quotas of {column} add up to {float(total):g} rows"
-            problems.append(f"{fact}, they should to at most size={size}; lower some of them")
+            problems.append(f"{fact} but should add up to at most size={size}; lower some of them")
     if problems:
         raise InputError(problems)
     return column, parsed

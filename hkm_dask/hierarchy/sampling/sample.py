@@ -213,7 +213,7 @@ class _Draw:
         available *= self.multiplier
         if part.size > available:
             what = f"{part.size} rows of {part.name}" if part.name else f"size={part.size}"
-            remedy = "change the quotas, or lower the size" if part.name else "lower it, or leave out less"
+            remedy = "change the quotas, or lower the size" if part.name else "lower it, or exclude less"
             yield f"{what} should be at most the {available} that the rules leave; {remedy}"
 
     def _mask(self, part: _Part) -> Mask | None:

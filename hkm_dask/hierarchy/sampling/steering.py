@@ -88,7 +88,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[Cluster, float]:
     weights: dict[Cluster, float] = {}
     problems = [problem for line, row in rows for problem in _read_line(f"{name}, line {line}", row, weights)]
     if len(problems) > _NAMED:
-        problems = [*problems[:_NAMED], f"{name}: {len(problems) - _NAMED} more lines should be otherwise"]
+        problems = [*problems[:_NAMED], f"{name}: {len(problems) - _NAMED} more lines have such problems"]
     if problems:
         raise InputError(problems)
     return weights

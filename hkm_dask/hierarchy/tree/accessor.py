@@ -323,7 +323,7 @@ class HkmAccessor:
         """
         arrays, clusters = self._arrays, self._checked_cluster(level, cluster)
         if not is_whole(n) or n < 0:
-            raise InputError(f"n={n!r} should be a whole number from 0 on; say how many samples")
+            raise InputError(f"n={n!r} should be a whole number >= 0; give the number of samples")
         shares = np.minimum(arrays.take(level, "leaf_sizes", clusters), n)
         if not shares.any():
             return np.empty(0, np.int64)

@@ -98,7 +98,7 @@ def nearest_clusters(
     There are fewer if the level has fewer centroids. Centroids are read block by block; each query caches more of them.
     """
     if not is_whole(k) or k < 1:
-        raise InputError(f"k={k!r} should be a whole number from 1 on; ask for at least one")
+        raise InputError(f"k={k!r} should be a whole number >= 1; ask for at least one")
     blocks = arrays.blocks(level, "centroids")
     n_threads, todo, scan = min(n_processors(), len(blocks)), iter(blocks), arrays.scan(level, "centroids")
     shape = (len(vectors), min(int(k), arrays.n_clusters(level)))

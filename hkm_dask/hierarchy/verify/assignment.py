@@ -109,7 +109,7 @@ def _tree_of(attributes: Mapping[str, Any], found: Verification, tree: Location 
         return None
     if opened.attrs.get(layout.DIGEST) == attributes.get("tree_digest"):
         return TreeArrays(opened)
-    what = f"{where} should be the tree it was made with, its content is another; clusters were held against none"
+    what = f"{where} should be the tree it was made with, its content differs; clusters were held against none"
     found.add("tree", "tree", what, remedy="give the path of its tree with --tree, or make the assignment again")
     return None
 

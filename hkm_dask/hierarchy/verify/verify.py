@@ -249,6 +249,6 @@ def _pool_of(
         return None
     if opened.n_known_as(str(attributes.get("pool_fingerprint"))) == level.n_rows:
         return opened
-    what = f"{where} should be the pool it was made from, its content is another; no samples were measured again"
+    what = f"{where} should be the pool it was made from, its content differs; no samples were measured again"
     found.add("pool", "pool", what, remedy=f"give the path of its pool with --pool, or make the {found.kind} again")
     return None

@@ -86,7 +86,7 @@ def _gather_range(
 def seed_by_ranges(rows: Rows, n_clusters: int, n_ranges: int, *, init: str, key: int, runner: Runner) -> SharedPieces:
     """Choose initial centroids in ranges, bitwise as `seed.seed` with its parameters; the caller deletes them."""
     if init not in INITS_BY_RANGES:
-        raise InputError(f"init={init!r} should be 'random' for centroids that no worker holds; give that")
+        raise InputError(f"init={init!r} should be 'random' for centroids that do not fit in a worker; use it")
     stage = seeding_by_ranges(runner.n_own(rows), n_clusters, rows.n_features, n_ranges)
     runner.make_room_for(stage)
     numbers = random_rows(rows, n_clusters, key=key, runner=runner)

@@ -163,7 +163,7 @@ def sound_forms(
             faults.append(f"{_NAMES[form]} {fault}")
     if len(faults) == len(forms):
         raise ComputeError(
-            f"no search on this GPU is right ({'; '.join(faults)}); compute on the CPU, and report what the GPU does"
+            f"no search on this GPU is correct ({'; '.join(faults)}); compute on the CPU, and report this message"
         )
 
 
@@ -221,8 +221,8 @@ def _fault(
 def _outlook(form: Checked, others: Sequence[Form]) -> str:
     """Describe how a run continues without a form."""
     if others:
-        return f"this process goes on with {_NAMES[others[0]]}"
-    return "this process walks on processors" if form == "walks" else "it is left out"
+        return f"this process continues with {_NAMES[others[0]]}"
+    return "this process does the walks on CPUs" if form == "walks" else "it is left out"
 
 
 def _fault_on(form: Checked, sample: Sample | Sequence[GridWalk]) -> str | None:
@@ -276,9 +276,7 @@ def find_fault_here(name: str, check: Check, device: int, find: Callable[[], str
         verdicts.note_fault(check, device, fault)
         is_noted = verdicts.noted_fault(check, device) is not None
         message = f"{name} {fault}, which costs this process its GPU; restart it"
-        message += (
-            ": the next one leaves that kernel out" if is_noted else ", with a CUPY_CACHE_DIR that can be written to"
-        )
+        message += ": the next one skips that kernel" if is_noted else ", with a CUPY_CACHE_DIR that can be written to"
         if is_restarted and is_noted:
             logger.error(message)
             os._exit(1)

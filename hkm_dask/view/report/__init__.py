@@ -1,1 +1,1 @@
-"""`hkm report`: the content of a hierarchy and the effect of a draw, as one self-contained page."""
+"""`hkm report`: a self-contained HTML page on a hierarchy and on the effect of a draw from it."""

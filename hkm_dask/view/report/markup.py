@@ -1,4 +1,4 @@
-"""HTML and SVG elements with all text and attributes escaped, and formatting of numbers."""
+"""HTML and SVG elements, with all text and attributes escaped; and formatting of numbers for people."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
 
 
 def element(name: str, *content: Content, **attributes: Any) -> Markup:
-    """Make an element; anything that is not `Markup` is text, and is escaped.
+    """Make an element; content that is not `Markup` is escaped as text.
 
-    Attributes that are None or False are omitted; in names, a trailing underscore is dropped, others become hyphens.
+    Attributes that are None or False are left out; in names, a trailing underscore is dropped, others become hyphens.
 
     >>> element("a", "x < y", element("b", 3), href='"><script>', class_="q", data_cluster="2:19", hidden=True)
     Markup('<a href="&quot;&gt;&lt;script&gt;" class="q" data-cluster="2:19" hidden>x &lt; y<b>3</b></a>')
@@ -62,7 +62,7 @@ def _text(value: Any) -> str:
 
 
 def line(text: str, width: int = 0) -> str:
-    r"""Make one line of untrusted text without control characters, cut to `width` characters if that is above 0.
+    r"""Format untrusted text as one line without control characters, cut to `width` characters if that is above 0.
 
     >>> line("two\nlines \x1b[2J"), line("a long caption", 8)
     ('two lines \\x1b[2J', 'a long…')
@@ -90,7 +90,7 @@ def things(n: float, noun: str) -> str:
 
 
 def share(part: float) -> str:
-    """Format a share as a percentage.
+    """Format a share of a whole as a percentage.
 
     >>> share(0.4612), share(0.0131), share(0.00031), share(0.00002), share(0)
     ('46 %', '1.3 %', '0.03 %', '< 0.01 %', '0 %')
@@ -127,7 +127,7 @@ def duration(seconds: float) -> str:
 
 
 def name(level: int, cluster: int) -> Markup:
-    """Make the name of a cluster, by which it can be excluded.
+    """Make the name of a cluster, marked up so that the script can add it to the exclusions.
 
     >>> name(2, 19)
     Markup('<span class="name" data-cluster="2:19">2:19</span>')
@@ -136,19 +136,19 @@ def name(level: int, cluster: int) -> Markup:
 
 
 def legend(colors: Iterable[tuple[str, str]], label: str | None = None) -> Markup:
-    """Make a legend of colors, from the class of each and its meaning.
+    """Make a legend from the CSS class and the meaning of each color.
 
     >>> legend([("more", "larger")])
     Markup('<ul class="legend"><li><span class="swatch more" aria-hidden="true"></span>larger</li></ul>')
     """
-    swatches = ((element("span", class_=f"swatch {kind}", aria_hidden="true"), said) for kind, said in colors)
+    swatches = ((element("span", class_=f"swatch {kind}", aria_hidden="true"), meaning) for kind, meaning in colors)
     return element("ul", [element("li", *one) for one in swatches], class_="legend", aria_label=label)
 
 
 def table(
     head: Sequence[Content], rows: Iterable[Sequence[Content]], *, caption: str, words: Sequence[int] = ()
 ) -> Markup:
-    """Make a table of numbers whose first column names the rows; `words` are the columns that contain text."""
+    """Make a table of numbers whose first column is the row header; `words` are the columns of text."""
     heads = [element("th", cell, scope="col", class_="words" if i in words else None) for i, cell in enumerate(head)]
     body = []
     for first, *rest in rows:

@@ -1,4 +1,4 @@
-"""`report`: the content of a hierarchy and the effect of a draw, as one self-contained HTML file."""
+"""`report`: a self-contained HTML file on a hierarchy and on the effect of a draw from it."""
 
 from __future__ import annotations
 
@@ -36,32 +36,31 @@ def report(
     captions: _Path | None = None,
     images: _Path | None = None,
 ) -> Path:
-    """Write a report on a hierarchy, and on a draw from it, as one HTML file.
+    """Write a self-contained HTML report on a hierarchy and on a draw from it.
 
-    It shows the settings, the cluster sizes of each level and their evenness, the inertia of every k-means, a picture
-    of the hierarchy, the distribution of the draw over clusters and over values of the pool's columns, near-duplicates
-    left in it, and warnings if curation looks harmful. The file is self-contained and needs no network.
+    It has the settings, the cluster sizes of each level and how even they are, the inertia of every k-means, a chart of
+    the hierarchy, the composition of the draw by cluster and by the values of the pool's columns, the near-duplicates
+    left in the draw, and warnings about possibly harmful curation. The page loads no other files and needs no network.
 
     Parameters
     ----------
     tree : DataTree or path
-            A tree on disk.
-        out : path
-            The ``.html`` file to write; it must not exist.
-        pool : path, optional
-            Current location of the tree's pool, by default the recorded one; without a pool, parts that need it are
-            left out.
-        subset : path or array of int, shape (n,), optional
-            The draw: a file written by `hkm sample`, or row numbers of the pool.
-        labels : path or str, optional
-            Class labels of the samples, not used by the tree: an ``.npy`` file of integers, or a column of the pool.
-        label_names : path, optional
-            Names of the classes: a JSON list or object.
-        captions : path or str, optional
-            A file with a text for each row of the pool, or the name of one of its columns; by default its column
-            ``caption``, ``text`` or ``title``, or its ids.
-        images : path, optional
-            A folder or ``.zip`` with the images named by the pool's ids, or by its column ``path``.
+        A tree on disk.
+    out : path
+        The ``.html`` file to write; must not exist yet.
+    pool : path, optional
+        The pool of the tree, if it was moved. If no pool is found, the parts that need it are left out.
+    subset : path or array of int, shape (n,), optional
+        The draw: a file written by `hkm sample`, or row numbers of the pool.
+    labels : path or str, optional
+        Class labels of the samples, not used by the tree: an ``.npy`` file of integers, or a column of the pool.
+    label_names : path, optional
+        Names of the labels: a JSON list, or an object by label.
+    captions : path or str, optional
+        A file with one text per row of the pool, or the name of one of its columns; by default column ``caption``,
+        ``text`` or ``title``, otherwise the ids.
+    images : path, optional
+        The folder or ``.zip`` of images, named by the pool's ids or its column ``path``.
 
     Returns
     -------
@@ -71,9 +70,9 @@ def report(
     Raises
     ------
     InputError
-            If captions, images or a draw do not fit the tree, or the file already exists.
-        StoreError
-            If the tree cannot be read, or the pool is not that of the tree.
+        If captions, images or the draw do not fit the tree, or the file exists.
+    StoreError
+        If the tree cannot be read, or the pool is not that of the tree.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Ribbon chart from shares of the pool to shares of the draw, which shows at a glance what a draw changed."""
+"""Ribbon chart from cluster shares of the pool to those of the draw: the effect of a draw at a glance."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hkm_dask.view.report.facts import Facts
 from hkm_dask.view.report.markup import Markup, element, line, share, things
 from hkm_dask.view.report.samples import Samples
 
-#: Most clusters with a separate ribbon; smaller ones share one.
+#: Clusters with their own ribbon; smaller ones share one.
 N_RIBBONS = 150
-#: Most labels per side, and the least height in pixels of a bar with a label.
+#: Most labels per side, and the least height of a labeled bar in pixels.
 _N_LABELS, _LABELED = 14, 3.0
-#: Least distance of labels in pixels.
+#: Least distance between labels in pixels.
 _GAP = 31.0
 _LEFT, _RIGHT, _BAR, _TOP, _HEIGHT = 330.0, 630.0, 14.0, 34.0, 600.0
 _N_SAMPLES, _PICTURE = 4, 30.0
@@ -25,7 +25,7 @@ _N_SAMPLES, _PICTURE = 4, 30.0
 
 @dataclass(frozen=True)
 class Ribbon:
-    """One cluster, or all smaller ones: name, shares of the pool and of the draw, and samples for its label."""
+    """One cluster, or all smaller ones: its name, its shares of the pool and of the draw, and samples for its label."""
 
     name: str | None
     n_clusters: int
@@ -35,7 +35,7 @@ class Ribbon:
 
 
 def ribbons_of(tree: xr.DataTree, facts: Facts) -> list[Ribbon]:
-    """Return the shares of the top-level clusters, the largest first, with samples for those that get a label."""
+    """Compute the shares of the top-level clusters, the largest first, with samples for those that get a label."""
     top = facts.top
     assert top.drawn is not None
     order, drawn = top.order, top.drawn
@@ -53,12 +53,12 @@ def ribbons_of(tree: xr.DataTree, facts: Facts) -> list[Ribbon]:
 
 
 def _largest(pool: NDArray[np.float64]) -> list[int]:
-    """Return the positions of clusters labeled beside the pool, the largest first."""
+    """Return the positions of the clusters labeled beside the pool; input is sorted, the largest first."""
     return np.flatnonzero(pool * _HEIGHT >= _LABELED)[:_N_LABELS].tolist()
 
 
 def _gainers(pool: NDArray[np.float64], draw: NDArray[np.float64]) -> list[int]:
-    """Return the positions of clusters labeled beside the draw: those whose share grew most and that have room for it.
+    """Return the positions of the clusters labeled beside the draw: the largest gains whose labels do not overlap.
 
     >>> _gainers(np.array([0.5, 0.1, 0.1, 0.1, 0.2]), np.array([0.1, 0.2, 0.02, 0.13, 0.5]))
     [1, 3, 4]
@@ -91,10 +91,11 @@ def draw_ribbons(ribbons: list[Ribbon], facts: Facts, samples: Samples) -> Marku
         _labels(ribbons, _largest(pool[:n_named]), left, samples, at_right=False),
         _labels(ribbons, _gainers(pool[:n_named], draw[:n_named]) + rest, right, samples, at_right=True),
     ]
-    said = (
-        "Shares of the top-level clusters in the pool and in the draw, joined by ribbons; a table below has the numbers"
+    label = (
+        "Shares of the top-level clusters in the pool and in the draw, joined by ribbons; the numbers are in a table "
+        "below"
     )
-    return chart(_TOP + _HEIGHT + 12, head, bands, labels, label=said)
+    return chart(_TOP + _HEIGHT + 12, head, bands, labels, label=label)
 
 
 def _band(ribbon: Ribbon, left: NDArray[np.float64], right: NDArray[np.float64]) -> Markup:
@@ -118,7 +119,7 @@ def _band(ribbon: Ribbon, left: NDArray[np.float64], right: NDArray[np.float64])
 def _labels(
     ribbons: list[Ribbon], places: list[int], edges: NDArray[np.float64], samples: Samples, *, at_right: bool
 ) -> list[Markup]:
-    """Draw names, shares and samples beside the bars, moved apart, with a line from each to its bar."""
+    """Make names, shares and samples beside the bars, moved apart, with a line from each to its bar."""
     gap = _PICTURE + 4 if samples.has_images else _GAP
     wanted = [float(edges[i] + edges[i + 1]) / 2 for i in places]
     at = spread(wanted, gap, _TOP + gap / 2, _TOP + _HEIGHT - gap / 2)

@@ -337,7 +337,7 @@ def test_all_problems_are_told_at_once(tree: xr.DataTree) -> None:
         ({"quotas": {"source": {"rare": 0.5}}}, r"50 rows of source='rare' should be at most the \d+ that the rules"),
         ({"quotas": {"source": {"web": "half"}}}, "quotas='half' of 'web' should be a number of rows like 500, or"),
         ({"quotas": {"source": {"web": -1}}}, "quotas=-1 of 'web' should be a number of rows"),
-        ({"quotas": {"source": {"web": 101}}}, "add up to 101 rows, they should to at most size=100"),
+        ({"quotas": {"source": {"web": 101}}}, "add up to 101 rows but should add up to at most size=100"),
         ({"quotas": {"source": "missing.csv"}}, "should be a CSV file of quotas, it cannot be read"),
         ({"quotas": {"source": {}, "domain": {}}}, "quotas should be for one column, not for source, domain; "),
         ({"max_per": "domain=5"}, "max_per='domain=5' should be a mapping of a column; write it like {'domain': 100}"),
