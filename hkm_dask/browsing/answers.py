@@ -41,7 +41,7 @@ class Answers:
             clusters.keys["pool"] = lambda level, numbers: self._share_in_subset(subset, level, numbers)
             clusters.keys["subset"] = lambda level, numbers: -self._share_in_subset(subset, level, numbers)
 
-    # -- tree ----------------------------------------------------------------------------------------------------------
+    # -- the tree ------------------------------------------------------------------------------------------------------
 
     def tree(self) -> dict[str, Any]:
         """Return what the page needs once: the size of the tree and the available requests."""

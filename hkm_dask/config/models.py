@@ -188,12 +188,12 @@ class Config(_Model):
         ----------
         path : str or Path
         overrides : sequence of str, optional
-                Settings that replace those of the file, such as ``"levels.1.n_clusters=5000"`` or ``"seed=3"``.
+            Settings that replace the file's, like ``"levels.1.n_clusters=5000"`` or ``"seed=3"``.
 
         Raises
         ------
         InputError
-                With every problem in the file and the overrides.
+            With every problem of the file and of the overrides.
         """
         return cls._from_settings(read_yaml(Path(path)), overrides)
 
@@ -215,7 +215,7 @@ class Config(_Model):
         Parameters
         ----------
         n_clusters : sequence of int
-                Number of clusters of every level, level 1 first.
+            k of every level, level 1 first.
         overrides : sequence of str, optional
             Settings that take precedence, like ``"levels.1.max_iter=20"``.
         seed, metric, dtype, subset, fit_sample : optional

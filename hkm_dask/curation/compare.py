@@ -213,7 +213,7 @@ def _keep_frequent(columns: list[Facts]) -> None:
                 side[name]["shares"] = {value: share[value] for value in frequent if value in share}
 
 
-# -- table -------------------------------------------------------------------------------------------------------------
+# -- the table ---------------------------------------------------------------------------------------------------------
 
 
 def _lines(facts: Facts) -> list[list[str]]:

@@ -70,7 +70,7 @@ def near_pairs(pool: Pool, rows: NDArray[np.integer], threshold: float, memory_l
     Returns
     -------
     Pairs
-            Pairs of row numbers of the pool.
+        By row numbers of the pool.
 
     Raises
     ------

@@ -6,7 +6,7 @@ directions obey the triangle inequality, so with α = ∠(u_i, m_b) and β = ∠
 members with cos(α + θ) ≤ y_j ≤ cos(α - θ) can be near row i, whichever cluster i is in. These members are contiguous
 and found by bisection; for a row of another cluster they are the tail of the members, or none.
 
-   cos(α ∓ θ) = c t ± √(1 - c²) √(1 - t²),  c = cos α, t = threshold;   cos(α - θ) counts as 1 where α ≤ θ
+    cos(α ∓ θ) = c t ± √(1 - c²) √(1 - t²),  c = cos α, t = threshold;   cos(α - θ) counts as 1 where α ≤ θ
 
 decreases as α grows (between θ and π, and between 0 and π - θ), so an upper bound on c bounds the upper end and a lower
 bound bounds the lower end. Both c and y are known to within `slack`: a float32 product errs by γ_d, a row or centroid

@@ -61,31 +61,31 @@ def assign(
     Parameters
     ----------
     tree : DataTree or path
-            A tree made by `build_hierarchy`.
+        A tree made by `build_hierarchy`.
     pool : path, Pool or array of shape (n_samples, n_features)
-            The new samples: a pool made by `ingest`, or rows in memory, in a ``.npy`` file or in a Zarr array.
+        The new samples: a pool made by `ingest`, or rows in memory, in a ``.npy`` file or in a Zarr array.
     out : path
-            Path of the new store.
+        Path of the new store.
     client : distributed.Client, optional
-            Where to run; by default distributed's current client, otherwise threads of this process.
+        Where to run; by default distributed's current client, otherwise threads of this process.
     memory_limit : int or str, optional
-            Memory in bytes that this process may use when it runs on threads.
+        Memory in bytes that this process may use when it runs on threads.
     restart : bool
-            Start over, ignoring existing results.
+        Start over, ignoring existing results.
 
     Returns
     -------
     xarray.Dataset
-            ``level_1``, ``level_2`` and so on (sample,), int32; ``distance`` (sample,), float32, Euclidean, to the
-            level-1 centroid; ``id`` (sample,) if the pool has ids. Values are loaded lazily.
+        ``level_1``, ``level_2`` and so on (sample,), int32; ``distance`` (sample,), float32, Euclidean, to the level-1
+        centroid; ``id`` (sample,) if the pool has ids. Values are loaded lazily.
 
     Raises
     ------
     InputError
-            If samples have another number of features, contain NaN or, for cosine, are all zeros, or if `out` is
-            another assignment.
+        If samples have another number of features, contain NaN or, for cosine, are all zeros, or if `out` is another
+        assignment.
     StoreError
-            If the tree or the pool is damaged, or another process is writing the same store.
+        If the tree or the pool is damaged, or another process is writing the same store.
 
     See Also
     --------

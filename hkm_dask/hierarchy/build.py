@@ -69,32 +69,32 @@ def build_hierarchy(
     Parameters
     ----------
     pool : path, Pool or array of shape (n_samples, n_features)
-            A pool made by `ingest`, or rows in memory or in a Zarr array.
+        A pool made by `ingest`, or rows in memory or in a Zarr array.
     tree : path
-            Path or URL of the new tree, such as ``s3://bucket/tree.zarr``.
+        Path or URL of the new tree, such as ``s3://bucket/tree.zarr``.
     config : Config
     client : distributed.Client, optional
-            Where to run; by default distributed's current client, otherwise threads of this process.
+        Where to run; by default distributed's current client, otherwise threads of this process.
     memory_limit : int or str, optional
-            Memory in bytes that this process may use when it runs on threads.
+        Memory in bytes that this process may use when it runs on threads.
     restart : bool
-            Start over, ignoring existing results. A finished tree stays until the new one replaces it; an interrupted
-            restart is resumed by calling again without `restart`.
+        Start over, ignoring existing results. A finished tree stays until the new one replaces it; an interrupted
+        restart is resumed by calling again without `restart`.
 
     Returns
     -------
     xarray.DataTree
-            The same as from `open_hierarchy`.
+        The same as from `open_hierarchy`.
 
     Raises
     ------
     InputError
-            If settings are impossible (all are reported at once, before anything is written), or the path holds a tree
-            with other settings.
-        StoreError
-            If the pool or the tree is damaged, or another process is building the same tree.
-        ComputeError
-            If workers fail repeatedly, or memory is insufficient.
+        If settings are impossible (all are reported at once, before anything is written), or the path holds a tree with
+        other settings.
+    StoreError
+        If the pool or the tree is damaged, or another process is building the same tree.
+    ComputeError
+        If workers fail repeatedly, or memory is insufficient.
 
     References
     ----------

@@ -41,38 +41,38 @@ class HierarchicalKMeans(TreePredictor):
     Parameters
     ----------
     n_clusters : int or sequence of int, default=(2000, 400, 100)
-            Number of clusters of every level, level 1 first.
+        Number of clusters of every level, level 1 first.
     n_splits, n_resamples, resample_size, resample_strategy, init, max_iter, tol
-            See `hkm_dask.Level`; a value for all levels, or a sequence with one value per level.
+        See `hkm_dask.Level`; a value for all levels, or a sequence with one value per level.
     metric : {"l2", "cosine"}, default="l2"
     random_state : int, RandomState or None, default=None
-            An integer makes the tree reproducible, and an interrupted fit resumable.
+        An integer makes the tree reproducible, and an interrupted fit resumable.
     path : path, optional
-            Path of the tree. If the same fit was begun or finished there before, it is resumed or opened. Without a
-            path, the tree is built in a temporary folder and then loaded into memory.
+        Path of the tree. If the same fit was begun or finished there before, it is resumed or opened. Without a path,
+        the tree is built in a temporary folder and then loaded into memory.
     restart : bool, default=False
-            Replace any tree at `path`.
+        Replace any tree at `path`.
     client : distributed.Client, optional
-            Where to run. By default, distributed's current client if there is one, otherwise threads of this process.
-            The client is not pickled with the estimator.
+        Where to run. By default, distributed's current client if there is one, otherwise threads of this process. The
+        client is not pickled with the estimator.
     memory_limit : int or str, optional
-            Memory that this process may use when it runs on threads, for example ``"4GiB"``.
+        Memory that this process may use when it runs on threads, for example ``"4GiB"``.
     work_dir : path, optional
-            Folder for intermediate files that all workers can access; by default a temporary folder on this machine.
+        Folder for intermediate files that all workers can access; by default a temporary folder on this machine.
 
     Attributes
     ----------
     tree_ : xarray.DataTree
-            The same as from `hkm_dask.open_hierarchy`, with the ``hkm`` accessor.
+        The same as from `hkm_dask.open_hierarchy`, with the ``hkm`` accessor.
     cluster_centers_ : ndarray of float32, shape (n_clusters[-1], n_features)
-            Centroids of the top level; NaN for unused clusters, if there are too few distinct rows.
+        Centroids of the top level; NaN for unused clusters, if there are too few distinct rows.
     labels_ : ndarray of int32, shape (n_samples,)
         Cluster of each sample at the top level.
     n_iter_ : int
-            Total number of Lloyd iterations over all steps and levels.
+        Total number of Lloyd iterations over all steps and levels.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
-            Only if `X` has feature names.
+        Only if `X` has feature names.
 
     See Also
     --------
@@ -148,7 +148,7 @@ class HierarchicalKMeans(TreePredictor):
         Raises
         ------
         InputError
-                If parameters or rows are invalid, or `path` holds a different tree; a subclass of ValueError.
+            If parameters or rows are invalid, or `path` holds a different tree; a subclass of ValueError.
         """
         config = self._config()
         with self._runner() as runner:
@@ -196,15 +196,15 @@ class HierarchicalKMeans(TreePredictor):
         Parameters
         ----------
         tree : DataTree or path
-                A tree made by `hkm_dask.build_hierarchy` or ``hkm cluster``; it is read lazily.
+            A tree made by `hkm_dask.build_hierarchy` or ``hkm cluster``; it is read lazily.
         client : distributed.Client, optional
         memory_limit : int or str, optional
-                See `HierarchicalKMeans`.
+            See `HierarchicalKMeans`.
 
         Returns
         -------
         HierarchicalKMeans
-                With the parameters of the tree, except `path`: fitting again leaves the tree unchanged.
+            With the parameters of the tree, except `path`: fitting again leaves the tree unchanged.
 
         Examples
         --------
@@ -260,12 +260,12 @@ class HierarchicalKMeans(TreePredictor):
         Returns
         -------
         array of int32, shape (n_samples,)
-                The last column of `predict_path`. A Dask array or a DataArray if `X` is one, otherwise a NumPy array.
+            The last column of `predict_path`. A Dask array or a DataArray if `X` is one, otherwise a NumPy array.
 
         Raises
         ------
         InputError
-                If rows have another number of features, contain NaN, or have values too large to be squared in float32.
+            If rows have another number of features, contain NaN, or have values too large to be squared in float32.
         """
         return self.predict_path(X)[:, -1]
 
@@ -280,14 +280,14 @@ class HierarchicalKMeans(TreePredictor):
         Returns
         -------
         array of int32, shape (n_samples, n_levels)
-                Level 1 first: the nearest of all its centroids, then the clusters that contain it. A Dask array or a
-                DataArray if `X` is one, otherwise a NumPy array. With `n_splits`, the label of a fitted sample may
-                differ, as its centroid is the nearest only within its part of the level.
+            Level 1 first: the nearest of all its centroids, then the clusters that contain it. A Dask array or a
+            DataArray if `X` is one, otherwise a NumPy array. With `n_splits`, the label of a fitted sample may differ,
+            as its centroid is the nearest only within its part of the level.
 
         Raises
         ------
         InputError
-                If rows have another number of features, contain NaN, or have values too large to be squared in float32.
+            If rows have another number of features, contain NaN, or have values too large to be squared in float32.
         """
         check_is_fitted(self)
         return self._paths(X)
@@ -301,7 +301,7 @@ class HierarchicalKMeans(TreePredictor):
         ----------
         size : int
         strategy, within, multiplier, seed
-                See `hkm_dask.sample`.
+            See `hkm_dask.sample`.
 
         Returns
         -------
@@ -311,7 +311,7 @@ class HierarchicalKMeans(TreePredictor):
         Raises
         ------
         InputError
-                If `size` exceeds the available rows, or an option is unknown.
+            If `size` exceeds the available rows, or an option is unknown.
         """
         check_is_fitted(self)
         return sample(self.tree_, size, strategy=strategy, within=within, multiplier=multiplier, seed=seed)

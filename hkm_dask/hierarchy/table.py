@@ -50,15 +50,15 @@ def export(
     Parameters
     ----------
     store : path or xarray.DataTree
-            A pool, a tree on disk, or an assignment.
+        A pool, a tree on disk, or an assignment.
     out : path
-            The ``.parquet`` file to write; it must not exist.
+        The ``.parquet`` file to write; it must not exist.
     embeddings : bool, default False
-            Include a column ``vector`` of float32, shape (n_features,).
+        Include a column ``vector`` of float32, shape (n_features,).
     xy : bool, default False
-            Include columns ``x`` and ``y`` (float32): the first two principal components of all rows, for a scatter
-            plot. Requires one more pass over the embeddings, with n_features² multiplications per row, and n_features²
-            float64 values of memory.
+        Include columns ``x`` and ``y`` (float32): the first two principal components of all rows, for a scatter plot.
+        Requires one more pass over the embeddings, with n_features² multiplications per row, and n_features² float64
+        values of memory.
 
     Returns
     -------
@@ -68,10 +68,9 @@ def export(
     Raises
     ------
     InputError
-            If the file, the store or the name of a column is invalid; all problems are reported before any work is
-            done.
-        StoreError
-            If the store or its pool cannot be read, or the disk is full.
+        If the file, the store or the name of a column is invalid; all problems are reported before any work is done.
+    StoreError
+        If the store or its pool cannot be read, or the disk is full.
 
     Examples
     --------

@@ -176,14 +176,14 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         Returns
         -------
         array of shape (n_samples, n_clusters)
-                Euclidean distances (not squared), float64 for float64 rows, otherwise float32; NaN for centroids that
-                are NaN. The array is of the same kind as `predict` returns. The distances come from matrix products, so
-                their rounding error is larger than in `predict`.
+            Euclidean distances (not squared), float64 for float64 rows, otherwise float32; NaN for centroids that are
+            NaN. The array is of the same kind as `predict` returns. The distances come from matrix products, so their
+            rounding error is larger than in `predict`.
 
         Raises
         ------
         InputError
-                If rows have another number of features, or are all zeros with the cosine metric.
+            If rows have another number of features, or are all zeros with the cosine metric.
         """
         check_is_fitted(self)
         centroids, spherical = self.cluster_centers_, self.metric == "cosine"
@@ -223,7 +223,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         Raises
         ------
         InputError
-                If rows have another number of features or contain NaN, or if the weights are invalid.
+            If rows have another number of features or contain NaN, or if the weights are invalid.
         """
         check_is_fitted(self)
         centroids = self.cluster_centers_[~np.isnan(self.cluster_centers_[:, 0])]

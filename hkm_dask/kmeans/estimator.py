@@ -43,37 +43,37 @@ class KMeans(Clusterer):
     ----------
     n_clusters : int, default=8
     init : {"coreset", "k-means++", "k-means||", "random"} or array of shape (n_clusters, n_features), default="coreset"
-            The seeding method, or the initial centroids. "coreset" leads to the lowest inertia; "k-means++" is the
-            greedy variant and holds all rows in memory.
+        The seeding method, or the initial centroids. "coreset" leads to the lowest inertia; "k-means++" is the greedy
+        variant and holds all rows in memory.
     max_iter : int, default=300
     tol : float, default=1e-4
-            Stop when an iteration lowers the inertia by no more than this share of it. (scikit-learn instead compares
-            the movement of the centroids with the variance of the features.)
+        Stop when an iteration lowers the inertia by no more than this share of it. (scikit-learn instead compares the
+        movement of the centroids with the variance of the features.)
     metric : {"l2", "cosine"}, default="l2"
-            With "cosine", rows and centroids are scaled to unit length, and distances are Euclidean between those.
+        With "cosine", rows and centroids are scaled to unit length, and distances are Euclidean between those.
     random_state : int, RandomState or None, default=None
-            Seed of the random numbers. The same integer gives bitwise the same result for any number of workers and any
-            chunking.
+        Seed of the random numbers. The same integer gives bitwise the same result for any number of workers and any
+        chunking.
     client : distributed.Client, optional
-            Where to run. By default, distributed's current client if there is one, otherwise threads of this process.
-            The client is not pickled with the estimator.
+        Where to run. By default, distributed's current client if there is one, otherwise threads of this process. The
+        client is not pickled with the estimator.
     memory_limit : int or str, optional
-            Memory that this process may use when it runs on threads, for example ``"4GiB"``.
+        Memory that this process may use when it runs on threads, for example ``"4GiB"``.
     work_dir : path, optional
-            Folder for intermediate files that all workers can access; by default a temporary folder on this machine.
+        Folder for intermediate files that all workers can access; by default a temporary folder on this machine.
 
     Attributes
     ----------
     cluster_centers_ : ndarray of float32, shape (n_clusters, n_features)
-            If there are fewer distinct rows than clusters, the last ones are copies of the first.
+        If there are fewer distinct rows than clusters, the last ones are copies of the first.
     labels_ : ndarray of int32, shape (n_samples,)
-            Nearest centroid of each row; ties go to the lowest index.
+        Nearest centroid of each row; ties go to the lowest index.
     inertia_ : float
-            Weighted sum of the squared distances of the rows to their nearest centroids.
+        Weighted sum of the squared distances of the rows to their nearest centroids.
     n_iter_ : int
     n_features_in_ : int
     feature_names_in_ : ndarray of str
-            Only if `X` has feature names.
+        Only if `X` has feature names.
 
     See Also
     --------
@@ -141,11 +141,10 @@ class KMeans(Clusterer):
         Parameters
         ----------
         X : array of shape (n_samples, n_features), pool or path
-                See `KMeans`. A Dask array is computed once; unless it is small, it is written to a file in the work
-                folder.
+            See `KMeans`. A Dask array is computed once; unless it is small, it is written to a file in the work folder.
         y : ignored
         sample_weight : array-like of shape (n_samples,) or float, optional
-                Weight of each row, not negative. Rows of weight 0 are labeled but do not affect the centroids.
+            Weight of each row, not negative. Rows of weight 0 are labeled but do not affect the centroids.
 
         Returns
         -------
@@ -154,7 +153,7 @@ class KMeans(Clusterer):
         Raises
         ------
         InputError
-                If parameters, rows or weights are invalid; a subclass of ValueError.
+            If parameters, rows or weights are invalid; a subclass of ValueError.
         """
         self._check_parameters()
         with self._runner() as runner, self._rows(X, runner, reset=True) as given:
@@ -247,12 +246,12 @@ class KMeans(Clusterer):
         Returns
         -------
         array of int32, shape (n_samples,)
-                A Dask array or a DataArray if `X` is one, otherwise a NumPy array. Ties go to the lowest index.
+            A Dask array or a DataArray if `X` is one, otherwise a NumPy array. Ties go to the lowest index.
 
         Raises
         ------
         InputError
-                If rows have another number of features, contain NaN, or have values too large to be squared in float32.
+            If rows have another number of features, contain NaN, or have values too large to be squared in float32.
         """
         check_is_fitted(self)
         return self._labels(X, self.cluster_centers_)

@@ -89,28 +89,28 @@ def connect(
     Parameters
     ----------
     workers : int, optional
-            Start a LocalCluster with this many processes.
+        Start a LocalCluster with this many processes.
     threads_per_worker : int, optional
-            Threads of each process, by default one; a task that runs alone uses the threads of all of them.
+        Threads of each process, by default one; a task that runs alone uses the threads of all of them.
     local_cuda : bool
         Start a LocalCUDACluster, one worker per GPU.
     cuda_preset : {"performance", "capacity"}
-            Use of memory by the CUDA workers. ``"performance"`` allocates device memory from an RMM pool and
-            communicates by UCX, if these are installed. ``"capacity"`` leaves all device memory to the rows and stages
-            more blocks in host memory. Results are the same.
+        Use of memory by the CUDA workers. ``"performance"`` allocates device memory from an RMM pool and communicates
+        by UCX, if these are installed. ``"capacity"`` leaves all device memory to the rows and stages more blocks in
+        host memory. Results are the same.
     scheduler : str, optional
-            Address of a running scheduler; ``DASK_SCHEDULER_ADDRESS`` is used as well.
+        Address of a running scheduler; ``DASK_SCHEDULER_ADDRESS`` is used as well.
     scheduler_file : path, optional
-            File written by a running scheduler.
+        File written by a running scheduler.
     memory_limit : int or str, optional
-            Memory that one worker may use, in bytes or as in ``"4GiB"``.
+        Memory that one worker may use, in bytes or as in ``"4GiB"``.
 
     Raises
     ------
     InputError
-            If more than one place is requested, the preset is unknown, or the memory limit is too small.
+        If more than one place is requested, the preset is unknown, or the memory limit is too small.
     ComputeError
-            If the cluster cannot be reached or started.
+        If the cluster cannot be reached or started.
     """
     places = places_asked_for(workers, local_cuda, scheduler, scheduler_file)
     if threads_per_worker is not None and (workers is None or threads_per_worker < 1):

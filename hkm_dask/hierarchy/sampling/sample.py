@@ -62,42 +62,40 @@ def sample(
     tree : DataTree or path
         From `open_hierarchy` or `build_hierarchy`.
     size : int
-            Number of samples to draw.
+        Number of samples to draw.
     strategy : {"hierarchical", "flat"}
-            Balance at every level from the top, or draw the same number from every top-level cluster, at random within
-            it.
+        Balance at every level from the top, or draw the same number from every top-level cluster, at random within it.
     within : {"random", "closest", "furthest", "best"}
-            Which members of a level-1 cluster to take: random ones, those closest to or furthest from its centroid, or
-            those with the largest values of the column `by`. With ``strategy="flat"``, the choice is among all samples
-            below a top-level cluster.
+        Which members of a level-1 cluster to take: random ones, those closest to or furthest from its centroid, or
+        those with the largest values of the column `by`. With ``strategy="flat"``, the choice is among all samples
+        below a top-level cluster.
     by : str, optional
-            A numeric column of the pool; with ``-`` before it, the smallest values are best. NaN comes last; ties go to
-            the sample closest to the centroid.
+        A numeric column of the pool; with ``-`` before it, the smallest values are best. NaN comes last; ties go to the
+        sample closest to the centroid.
     multiplier : int
-            How often a sample may be drawn; repeats only once all samples of its cluster have been drawn.
+        How often a sample may be drawn; repeats only once all samples of its cluster have been drawn.
     exclude, only : sequence of str or of (level, number)
-            Clusters such as ``"2:19"``, cluster 19 of level 2: draw nothing below those in `exclude`, and only below
-            those in `only`. `exclude` takes precedence.
+        Clusters such as ``"2:19"``, cluster 19 of level 2: draw nothing below those in `exclude`, and only below those
+        in `only`. `exclude` takes precedence.
     exclude_ids : path, list of Path, or array, optional
-            Ids of samples not to be drawn (``pool.ids(rows)``), or row numbers if the pool has no ids; or files written
-            by `hkm sample`, so that a second draw is disjoint from the first: ids in ``.txt``, a column ``id`` or
-            ``row`` in ``.csv`` and ``.parquet``, row numbers in ``.npy``. A warning counts ids that the pool does not
-            have.
+        Ids of samples not to be drawn (``pool.ids(rows)``), or row numbers if the pool has no ids; or files written by
+        `hkm sample`, so that a second draw is disjoint from the first: ids in ``.txt``, a column ``id`` or ``row`` in
+        ``.csv`` and ``.parquet``, row numbers in ``.npy``. A warning counts ids that the pool does not have.
     weights : mapping or path, optional
-            Maps clusters to numbers from 0.000001 to 1000 (with up to six decimals) that scale their shares among their
-            siblings: a child of weight w gets min(n·w, its samples). 0 is the same as `exclude`; other clusters have
-            weight 1. A path is that of a file, see `hkm_dask.hierarchy.sampling.steering.read_weights`. With
-            ``strategy="flat"``, only top-level clusters can have weights.
+        Maps clusters to numbers from 0.000001 to 1000 (with up to six decimals) that scale their shares among their
+        siblings: a child of weight w gets min(n·w, its samples). 0 is the same as `exclude`; other clusters have weight
+        1. A path is that of a file, see `hkm_dask.hierarchy.sampling.steering.read_weights`. With ``strategy="flat"``,
+        only top-level clusters can have weights.
     max_per : mapping of one column to int, optional
-            For example ``{"domain": 100}``: at most that many rows with the same value of a column, or with
-            ``{"level_1": 3}``, in the same cluster of a level; rows without a value count as having the same. If a draw
-            has too many rows of a value, that many of them are kept, at random or the best by `by`, the other rows of
-            the value become ineligible, and everything is drawn again, until no value exceeds the limit.
+        For example ``{"domain": 100}``: at most that many rows with the same value of a column, or with
+        ``{"level_1": 3}``, in the same cluster of a level; rows without a value count as having the same. If a draw has
+        too many rows of a value, that many of them are kept, at random or the best by `by`, the other rows of the value
+        become ineligible, and everything is drawn again, until no value exceeds the limit.
     quotas : mapping of one column to a mapping or path, optional
-            For example ``{"source": {"web": 0.5, "books": 20_000}}``: rows for values of a column (or clusters, with
-            ``level_2``), as a number of rows if it is an integer, otherwise as a share of `size`. Each value is drawn
-            separately from the whole tree, in this order; the remaining rows are drawn from all other values. Shares
-            are rounded by the largest-remainder method. A path is that of a CSV file with the header ``value,quota``.
+        For example ``{"source": {"web": 0.5, "books": 20_000}}``: rows for values of a column (or clusters, with
+        ``level_2``), as a number of rows if it is an integer, otherwise as a share of `size`. Each value is drawn
+        separately from the whole tree, in this order; the remaining rows are drawn from all other values. Shares are
+        rounded by the largest-remainder method. A path is that of a CSV file with the header ``value,quota``.
     seed : int
 
     Returns
@@ -108,10 +106,10 @@ def sample(
     Raises
     ------
     InputError
-            If `size` cannot be met under these constraints (with the number available), or if an option, cluster,
-            weight, column or id is invalid; all problems are reported at once.
-        StoreError
-            If the tree, or its pool if ids or columns are needed, cannot be read.
+        If `size` cannot be met under these constraints (with the number available), or if an option, cluster, weight,
+        column or id is invalid; all problems are reported at once.
+    StoreError
+        If the tree, or its pool if ids or columns are needed, cannot be read.
 
     References
     ----------

@@ -27,7 +27,7 @@ class HkmAccessor:
     Parameters
     ----------
     tree : xarray.DataTree
-            A tree from `open_hierarchy`.
+        A tree from `open_hierarchy`.
 
     Examples
     --------
@@ -98,7 +98,7 @@ class HkmAccessor:
         Returns
         -------
         xarray.DataArray of int32, shape (sample,)
-                -1 for samples that were left out. For a tree on disk, it is read lazily.
+            -1 for samples that were left out. For a tree on disk, it is read lazily.
         """
         self._arrays.check_level(level)
         first = self._tree["level_1/labels"].data
@@ -130,13 +130,13 @@ class HkmAccessor:
         Returns
         -------
         tuple of int, or pandas.DataFrame
-                For one sample, its clusters, level 1 first. For several, one row each, indexed by ``sample``, with
-                columns ``level_1`` and so on. -1 if a sample was left out of the clustering.
+            For one sample, its clusters, level 1 first. For several, one row each, indexed by ``sample``, with columns
+            ``level_1`` and so on. -1 if a sample was left out of the clustering.
 
         Raises
         ------
         InputError
-                If a sample is not in the tree.
+            If a sample is not in the tree.
         """
         n = self.n_samples
         if not np.ndim(sample):
@@ -169,13 +169,13 @@ class HkmAccessor:
         Returns
         -------
         tuple of int, or pandas.DataFrame
-                For one cluster, those at ``level + 1`` and above, empty at the top. For several, one row each, indexed
-                by ``cluster``, with a column such as ``level_2`` for each level. -1 if a cluster has no members.
+            For one cluster, those at ``level + 1`` and above, empty at the top. For several, one row each, indexed by
+            ``cluster``, with a column such as ``level_2`` for each level. -1 if a cluster has no members.
 
         Raises
         ------
         InputError
-                If there is no such level or cluster.
+            If there is no such level or cluster.
         """
         clusters = self._checked_clusters(level, cluster)
         above = self._arrays.ancestors(clusters.astype(np.int32), first=level)[1:]
@@ -201,8 +201,8 @@ class HkmAccessor:
         Returns
         -------
         pandas.DataFrame
-                One row per ``cluster``: ``parent``, its cluster at the level above (not for the top level; -1 if it has
-                no members); ``size``, the number of its children; ``n_samples``, the number of samples below it.
+            One row per ``cluster``: ``parent``, its cluster at the level above (not for the top level; -1 if it has no
+            members); ``size``, the number of its children; ``n_samples``, the number of samples below it.
 
         Examples
         --------
@@ -236,7 +236,7 @@ class HkmAccessor:
         Raises
         ------
         InputError
-                If there is no such level or cluster.
+            If there is no such level or cluster.
         """
         return self._arrays.children_of(level, int(self._checked_cluster(level, cluster)[0]))
 
@@ -248,20 +248,19 @@ class HkmAccessor:
         level, cluster : int
             As for `children`.
         lowest : int, default 1
-                Lowest level to include: ``level - 1`` gives the cluster and its children.
+            Lowest level to include: ``level - 1`` gives the cluster and its children.
 
         Returns
         -------
         pandas.DataFrame
-                One row per cluster, level by level from the top, children closest first: ``level``, ``cluster``,
-                ``parent`` (its cluster at the level above, -1 at the top), ``size``, the number of its children,
-                ``n_samples``, the number of samples below it, and ``distance``, Euclidean, to the centroid of the
-                parent (NaN at the top).
+            One row per cluster, level by level from the top, children closest first: ``level``, ``cluster``, ``parent``
+            (its cluster at the level above, -1 at the top), ``size``, the number of its children, ``n_samples``, the
+            number of samples below it, and ``distance``, Euclidean, to the centroid of the parent (NaN at the top).
 
         Raises
         ------
         InputError
-                If there is no such level or cluster.
+            If there is no such level or cluster.
         """
         clusters = self._checked_cluster(level, cluster)
         self._arrays.check_level(lowest)
@@ -289,12 +288,12 @@ class HkmAccessor:
         Returns
         -------
         ndarray of int64, shape (n_members,)
-                Row numbers of the pool: closest to the centroid first for level 1, otherwise sorted.
+            Row numbers of the pool: closest to the centroid first for level 1, otherwise sorted.
 
         Raises
         ------
         InputError
-                If there is no such level or cluster.
+            If there is no such level or cluster.
         """
         members = self.children(level, cluster)
         for t in range(level - 1, 0, -1):
@@ -309,17 +308,17 @@ class HkmAccessor:
         level, cluster : int
             As for `children`.
         n : int, default 10
-                Number of samples, divided evenly among the children, the closest first.
+            Number of samples, divided evenly among the children, the closest first.
 
         Returns
         -------
         ndarray of int64
-                Row numbers of the pool, those of the closest child first; `n`, or all samples if there are fewer.
+            Row numbers of the pool, those of the closest child first; `n`, or all samples if there are fewer.
 
         Raises
         ------
         InputError
-                If there is no such level or cluster, or `n` is not an integer.
+            If there is no such level or cluster, or `n` is not an integer.
         """
         arrays, clusters = self._arrays, self._checked_cluster(level, cluster)
         if not is_whole(n) or n < 0:
@@ -342,22 +341,22 @@ class HkmAccessor:
         Parameters
         ----------
         vector : array-like, shape (n_features,) or (n, n_features)
-                Scaled to unit length if the tree's metric is cosine.
+            Scaled to unit length if the tree's metric is cosine.
         level : int
             From 1.
         k : int, default 10
-                Number of clusters.
+            Number of clusters.
 
         Returns
         -------
         pandas.DataFrame
-                ``cluster``, ``distance``, Euclidean, and ``n_samples``, the number of samples below it, nearest first;
-                for several vectors, the k rows of each in turn, indexed by ``vector`` and ``rank``.
+            ``cluster``, ``distance``, Euclidean, and ``n_samples``, the number of samples below it, nearest first; for
+            several vectors, the k rows of each in turn, indexed by ``vector`` and ``rank``.
 
         Raises
         ------
         InputError
-                If the vector has another length or is not finite, or there is no such level.
+            If the vector has another length or is not finite, or there is no such level.
         """
         n_features = self._arrays.n_features(level)
         vectors = checked_vectors(vector, n_features, spherical=self._tree.attrs.get("metric") == "cosine")
@@ -377,23 +376,23 @@ class HkmAccessor:
         Parameters
         ----------
         x : array of shape (n_samples, n_features), pool or path
-                In memory, or a Dask, xarray or Zarr array; see `hkm_dask.KMeans`. For results larger than memory, use
-                `hkm_dask.assign`, which stores the same.
+            In memory, or a Dask, xarray or Zarr array; see `hkm_dask.KMeans`. For results larger than memory, use
+            `hkm_dask.assign`, which stores the same.
         client : distributed.Client, optional
-                Where to run; by default distributed's current client, otherwise threads of this process.
+            Where to run; by default distributed's current client, otherwise threads of this process.
         memory_limit : int or str, optional
-                Memory in bytes that this process may use when it runs on threads.
+            Memory in bytes that this process may use when it runs on threads.
 
         Returns
         -------
         xarray.DataArray of int32, shape (sample, level)
-                The nearest of all level-1 centroids, then the clusters that contain it. Lazy for a Dask array; with the
-                coordinates of a DataArray.
+            The nearest of all level-1 centroids, then the clusters that contain it. Lazy for a Dask array; with the
+            coordinates of a DataArray.
 
         Raises
         ------
         InputError
-                If rows have another number of features, contain NaN, or have values too large to be squared in float32.
+            If rows have another number of features, contain NaN, or have values too large to be squared in float32.
         """
         from hkm_dask.hierarchy.tree.predictor import predict_paths
 

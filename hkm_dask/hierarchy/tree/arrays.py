@@ -120,9 +120,9 @@ class TreeArrays:
         Raises
         ------
         InputError
-                If there is no such level.
+            If there is no such level.
         StoreError
-                If a chunk is missing, truncated or altered.
+            If a chunk is missing, truncated or altered.
         """
         if (level, name) not in self._read:
             stored = self.stored(level, name)

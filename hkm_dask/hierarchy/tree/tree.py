@@ -23,18 +23,18 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
     Parameters
     ----------
     path : path
-            Path or URL of a tree made by `build_hierarchy` or ``hkm cluster``.
+        Path or URL of a tree made by `build_hierarchy` or ``hkm cluster``.
 
     Returns
     -------
     xarray.DataTree
-            One node per level, ``level_1`` first, with the `hkm` accessor for queries. Chunks are checked when they are
-            read; StoreError is raised for one that is missing, altered, or of a tree that has since replaced this one.
+        One node per level, ``level_1`` first, with the `hkm` accessor for queries. Chunks are checked when they are
+        read; StoreError is raised for one that is missing, altered, or of a tree that has since replaced this one.
 
     Raises
     ------
     StoreError
-            If it is missing, not a tree, incomplete, of another format version, or its metadata was altered.
+        If it is missing, not a tree, incomplete, of another format version, or its metadata was altered.
 
     Examples
     --------

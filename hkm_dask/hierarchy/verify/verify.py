@@ -51,24 +51,24 @@ def verify(
     path : path
         A complete pool, tree or assignment.
     pool, tree : path, optional
-            Current locations of the pool of a tree, or of the pool and the tree of an assignment; by default those
-            recorded.
+        Current locations of the pool of a tree, or of the pool and the tree of an assignment; by default those
+        recorded.
     sample : int, default 1000
-            Rows of each level whose distances are recomputed, 0 for none.
+        Rows of each level whose distances are recomputed, 0 for none.
     seed : int, default 0
-            Seed by which these rows are drawn.
+        Seed by which these rows are drawn.
 
     Returns
     -------
     Verification
-            `sound` tells whether there are no problems, `problems` lists them; printing it gives a report.
+        `sound` tells whether there are no problems, `problems` lists them; printing it gives a report.
 
     Raises
     ------
     InputError
-            If `sample` or `seed` is not an integer from 0 to 2**63 - 1.
-        StoreError
-            If `path` is missing or is another kind of store, or there is no pool or tree at the given path.
+        If `sample` or `seed` is not an integer from 0 to 2**63 - 1.
+    StoreError
+        If `path` is missing or is another kind of store, or there is no pool or tree at the given path.
 
     Examples
     --------

@@ -145,22 +145,22 @@ def finish_nearest(  # type: ignore[no-untyped-def]
     ----------
     scores : ndarray of float32, shape (n_lines or more, n_scores or more)
     which, places : ndarray of int64, shape (n_lines,)
-            The row of each line, and its position in `matrix`, `residual_norms`, `norms` and `errors`, which are those
-            of the rows' `operand.Operand`.
+        The row of each line, and its position in `matrix`, `residual_norms`, `norms` and `errors`, which are those
+        of the rows' `operand.Operand`.
     matrix, centroid_matrix : ndarray of int16, shape (n, n_columns)
     residual_norms, centroid_residual_norms : ndarray of float32, shape (n, n_columns // 16 + 1)
         Of rows and centroids, as an `Operand` holds them.
     n_head, n_refine : int
-            Columns in the scores, and columns used before computing a distance directly; the same in the plain form.
-        step : float
-            Width of the 16-bit grid.
+        Columns in the scores, and columns used before computing a distance directly; the same in the plain form.
+    step : float
+        Width of the 16-bit grid.
     centroid_error : float
         Bound on the error of any centroid.
 
     Returns
     -------
     n_passed, n_measured : int
-            Pairs not excluded by the scores, and distances computed directly.
+        Pairs not excluded by the scores, and distances computed directly.
     """
     return _settle(
         scores, n_scores, rows, which, places, centroids, numbers, first, matrix, residual_norms, centroid_matrix,
