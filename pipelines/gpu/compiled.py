@@ -126,7 +126,7 @@ def section() -> str:
         f"Registers of a thread, by nvcc {compiler_version()} (`python pipelines/gpu/run.py --compiled`), for rows in "
         f"float16 and float32 where they differ. {spills}",
         "\n".join(re.sub(r"  (?=\|)", " ", f"| {' | '.join(cells)} |") for cells in lines),
-        f"Instructions for sm_90 and {HOPPER}: {told}. A sketch of the kernel had 4 HGMMA.64x256x16 per step, too." if told
+        f"Instructions for sm_90 and {HOPPER}: {told}. A sketch had 4 HGMMA.64x256x16 per step, too." if told
         else "Instructions were not counted: there was no disassembler.",
     ]  # fmt: skip
     return "\n\n".join(paragraphs) + "\n"
