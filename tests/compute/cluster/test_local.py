@@ -95,7 +95,7 @@ def test_a_worker_that_dies_as_it_starts_is_started_again(monkeypatch: pytest.Mo
     assert "a worker died while starting; all workers are restarted" in told
     monkeypatch.setattr(local_cluster, "_STARTS", 1)
     killing = stop_next_workers(signal.SIGKILL, [])
-    with pytest.raises(ComputeError, match="workers=1 should start within 300 s: one died; look for what ended it"):
+    with pytest.raises(ComputeError, match="workers=1 should start within 300 s: one died; find out what ended it"):
         open_place(workers=1)
     killing.join()
 
