@@ -1,4 +1,4 @@
-"""Settings from YAML, each given once, within limits that no configuration comes near."""
+"""Settings from YAML, with duplicates refused, within limits that no real configuration approaches."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from hkm_dask.errors import InputError
 from hkm_dask.untrusted import read_regular, reason
 
 MAX_BYTES = 2**18
-#: Values, with aliases expanded, and how deeply they lie in each other.
+#: Maximum number of values, with aliases expanded, and maximum nesting depth.
 MAX_VALUES, MAX_DEPTH = 20_000, 20
-#: Characters of one value: paths are the longest.
+#: Maximum length of one value; the longest are paths.
 MAX_VALUE_LENGTH = 4096
-#: What YAML 1.1 takes for other numbers than people do: 0100 for 64, 1:30 for 90.
+#: Numbers that YAML 1.1 reads differently from people: 0100 as 64, 1:30 as 90.
 _NUMBERS, _OTHERWISE = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"), re.compile(r"[-+]?0[0-9_]+$|[^:]+:")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that refuses deep nesting as it goes, and a key given twice, of which it keeps the last."""
+    """PyYAML's safe loader, which also refuses deep nesting while parsing, and duplicate keys, which PyYAML accepts."""
 
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """See `yaml.composer.Composer.compose_node`; ValueError where it lies too deep."""
+        """See `yaml.composer.Composer.compose_node`; ValueError if a node is nested too deeply."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise _too_deep(self.peek_event().start_mark)
@@ -52,10 +52,10 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the settings of a file; nothing is checked but that they are a mapping, each given once.
+    """Read the settings of a file; checks only that they are a mapping without duplicates.
 
-    Raises InputError where the file cannot be read, is no YAML, gives a setting twice, or is larger or more deeply
-    nested than any configuration; with the line.
+    Raises InputError, with the line, if the file cannot be read, is not valid YAML, gives a setting twice, or is larger
+    or more deeply nested than any configuration.
     """
     shown = show(path)
     try:
@@ -79,12 +79,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """Read one value, as `read_yaml` would; YAMLError or ValueError where it is none."""
+    """Read one value as `read_yaml` would; YAMLError or ValueError if it is invalid."""
     return _load(text)
 
 
 def _load(text: str) -> Any:
-    """Parse, look at what would be made of it, and only then make it: aliases multiply what they stand for."""
+    """Parse the text, check the size of the node tree, and only then construct it: aliases multiply their content."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -93,7 +93,7 @@ def _load(text: str) -> Any:
         _check(node)
         return loader.construct_document(node)
     except (AttributeError, KeyError, TypeError, OverflowError) as error:
-        # PyYAML's constructors trust the text of a tag, as in `!!int x`.
+        # PyYAML assumes that a tag matches its text, unlike in `!!int x`.
         raise ValueError(f"it has an invalid value ({reason(error)})") from None
 
 

@@ -1,4 +1,4 @@
-"""A plan as text, as JSON, and in a line before a run begins."""
+"""Plans formatted as text, as JSON, and as one line before a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hkm_dask.view.progress import duration
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
-    """Ready for JSON: bytes, seconds and operations, level by level and together.
+    """Return a dict for JSON: bytes, seconds and operations, by level and in total.
 
-    Seconds are None where no rates are known; ``calibration`` serves ``hkm plan --rates``.
+    Seconds are None if no rates are known; ``calibration`` can be passed to ``hkm plan --rates``.
     """
     levels = [
         {
@@ -44,7 +44,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def basis(plan: Plan) -> str:
-    """What the times are from."""
+    """Describe the origin of the times."""
     if plan.workers.gpu is not None:
         return (
             f"predicted, not measured: rates of {plan.workers.gpu.source} from its data sheet, "
@@ -57,7 +57,7 @@ def basis(plan: Plan) -> str:
 
 
 def render(plan: Plan, name: str) -> str:
-    """Write a plan for people."""
+    """Format a plan as text."""
     stored = plan.n_rows * plan.n_features * (2 if plan.dtype == "float16" else 4)
     facts = [
         ("rows", f"{plan.n_rows:,} × {plan.n_features} {plan.dtype}, {size_text(stored)}"),
@@ -82,7 +82,7 @@ def render(plan: Plan, name: str) -> str:
 
 
 def short(plan: Plan) -> str:
-    """What to know before a run begins, in a line.
+    """Summarize a plan in one line, before a run begins.
 
     >>> from hkm_dask.config import Config
     >>> from hkm_dask.planning.plan import make_plan
@@ -102,7 +102,7 @@ def short(plan: Plan) -> str:
 
 
 def _in_ranges(plan: Plan) -> list[str]:
-    """Levels with more clusters than a worker may hold, into how many ranges they are shared, and at what cost."""
+    """Describe the levels whose clusters do not fit one worker: number of ranges and additional cost."""
     texts = []
     for t, level in enumerate(plan.levels, 1):
         if (n := level.shape["n_ranges"]) > 1:
@@ -120,7 +120,7 @@ def _memory(plan: Plan) -> str:
 
 
 def _why_a_range(plan: Plan) -> str | None:
-    """From when to when a run ends, and what that hangs on."""
+    """Describe the range of the total time, and the iterations it depends on."""
     if plan.calibration is None or plan.workers.gpu is not None:
         return None
     low, high = (_span(plan.total(bound)) for bound in ("at_least", "likely_at_most"))

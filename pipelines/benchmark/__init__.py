@@ -1,1 +1,1 @@
-"""Times and memory of the library, beside its peers and beside another version of it."""
+"""Benchmarks of time and memory: against other libraries, and against another version of this one."""

@@ -1,4 +1,4 @@
-"""Another checkout of this project beside this one: both run the same tasks, in turns, each in a process of its own."""
+"""Comparison with another checkout of this project: both run the same tasks in turns, each in its own process."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ _INITS = ("coreset", "k-means||", "random")
 
 @dataclass
 class Checkout:
-    """A checkout whose process waits for tasks."""
+    """A checkout with a process that runs tasks."""
 
     name: str
     process: subprocess.Popen[str]
 
     def run(self, task: dict[str, Any]) -> tuple[float, str]:
-        """Do a task; return its seconds and a fingerprint of what came of it."""
+        """Run a task; return its seconds and a fingerprint of its result."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name} failed at {task}; what it says stands above")
+            raise SystemExit(f"{self.name} failed at {task}; see its message above")
         seconds, fingerprint = json.loads(line)
         return float(seconds), str(fingerprint)
 
 
 @contextmanager
 def open_checkout(folder: Path, role: str) -> Iterator[Checkout]:
-    """Start a process that imports the hkm_dask of a checkout."""
+    """Start a process that imports hkm_dask from a checkout."""
     if not (folder / "hkm_dask" / "__init__.py").is_file():
-        raise SystemExit(f"--against={folder} should be a checkout of this project, with hkm_dask in it; name another")
+        raise SystemExit(f"--against={folder} should be a checkout of this project; name another folder")
     answer = subprocess.run(
         ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -63,13 +63,13 @@ def open_checkout(folder: Path, role: str) -> Iterator[Checkout]:
         assert process.stdout is not None
         imported = Path(json.loads(process.stdout.readline() or '"nothing"'))
         if not imported.is_relative_to(folder.resolve()):
-            raise SystemExit(f"imported={imported} should lie in {folder}; see what its Python says above")
+            raise SystemExit(f"imported={imported} should be in {folder}; see the messages of its Python above")
         yield Checkout(f"{role} {answer.stdout.strip()}".strip(), process)
         process.stdin.close()
 
 
 def compare(folder: Path, suites: Sequence[str], data: Data, options: Options) -> Iterator[Case]:
-    """Time tasks of some suites by this checkout ("new") and another ("old"): × time is old/new.
+    """Time the tasks of some suites in this checkout ("new") and another ("old"): × time is old/new.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def _tasks(suites: Sequence[str], data: Data, options: Options) -> Iterator[tupl
 
 
 def _run_case(case: Case, task: dict[str, Any], checkouts: Sequence[Checkout], options: Options) -> Case:
-    """Let both take turns, after a run that compiles and reads the rows."""
+    """Run both in turns, after a warm-up that compiles and reads the rows."""
     options.tell(f"{case.suite}: {case.title}; {case.problem}")
     fingerprints: dict[int, set[str]] = {}
 
@@ -130,5 +130,5 @@ def _run_case(case: Case, task: dict[str, Any], checkouts: Sequence[Checkout], o
     same = all(len(one) == 1 for one in fingerprints.values())
     case = replace(case, measurements=measured)
     ratio = case.ratio(measured[1])
-    said = "no ratio, too short to be timed" if ratio is None else f"old/new = {ratio:.3f}"
+    said = "no ratio: too short to be timed" if ratio is None else f"old/new = {ratio:.3f}"
     return replace(case, facts=(f"{said}; results {'are the same bits' if same else 'differ'}",))

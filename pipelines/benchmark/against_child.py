@@ -1,6 +1,6 @@
-"""One side of ``--against``: does the tasks it reads, a line of JSON each, with the hkm_dask that is on the path.
+"""Child process of ``--against``: runs tasks, one line of JSON each, with the hkm_dask on its path.
 
-It runs beside checkouts of any age, so it uses the public interface alone, and nothing else of this project.
+It must work with checkouts of any age, so it uses only the public interface.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _fit(rows: NDArray[np.float32], n_clusters: int, **settings: Any) -> tuple[f
 
 
 def _lloyd(rows: NDArray[np.float32], task: dict[str, Any]) -> tuple[float, list[NDArray[Any]]]:
-    """Seconds of a run of many iterations less those of a run of few."""
+    """Return the time of many iterations minus that of few."""
     k = task["k"]
     start = rows[np.random.default_rng(0).choice(len(rows), k, replace=False)]
     few, _ = _fit(rows, k, init=start, max_iter=task["few"])
@@ -66,7 +66,7 @@ _SUITES = {"lloyd": _lloyd, "seeding": _seeding, "method": _method}
 
 
 def _do(task: dict[str, Any]) -> tuple[float, str]:
-    """Do a task; a warm-up does it on few rows, with few clusters."""
+    """Run a task; a warm-up uses few rows and few clusters."""
     rows = _load(task["rows"])
     if task.get("warm"):
         rows = rows[:_WARM_ROWS]
@@ -78,7 +78,7 @@ def _do(task: dict[str, Any]) -> tuple[float, str]:
 
 
 def main() -> None:
-    """Tell where hkm_dask lies, then answer each line with seconds and a fingerprint of the result."""
+    """Print the path of hkm_dask, then answer each line with seconds and a fingerprint of the result."""
     print(json.dumps(hkm.__file__), flush=True)
     for line in sys.stdin:
         print(json.dumps(_do(json.loads(line))), flush=True)

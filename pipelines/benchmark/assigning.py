@@ -1,8 +1,8 @@
-"""New samples onto a tree beside `KMeans.predict` onto its first level: seconds of the same rows, in turns.
+"""Compare the time of `hkm.assign` with that of `KMeans.predict` for level 1 of the tree: same rows, in turns.
 
     python -m pipelines.benchmark.assigning --data embeddings.npy --k 2000
 
-Rows come from a pool, and from the file itself, of which an assignment takes the fingerprint besides.
+Rows are read from a pool, and from the `.npy` file itself, which `assign` also has to fingerprint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import hkm_dask as hkm
 from pipelines.benchmark.inputs import load_rows, make_rows
 from pipelines.benchmark.measure import clock
 
-#: Rows to a cluster of those that the tree is made of.
+#: Rows per level-1 cluster in the tree's pool.
 _ROWS_PER_CLUSTER = 20
 
 
@@ -30,9 +30,9 @@ def main(words: Sequence[str] | None = None) -> None:
     """Time both, and print how they compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, metavar="NPY", help="rows; default: 500,000 made ones of 384 features")
-    add("--k", type=int, default=2000, help="clusters of level 1, ten times those of level 2; default: 2000")
-    add("--repeats", type=int, default=5, help="of each; default: 5")
+    add("--data", type=Path, metavar="NPY", help="rows; default: 500,000 synthetic rows of 384 features")
+    add("--k", type=int, default=2000, help="clusters of level 1; level 2 has a tenth; default: 2000")
+    add("--repeats", type=int, default=5, help="runs of each; default: 5")
     given = parser.parse_args(words)
     rows = (make_rows(500_000, 384) if given.data is None else load_rows(given.data)).rows
     table = Table("rows from", "predict (s)", "assign (s)", "predict / assign, median of pairs")
@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _compared(source: str, tree: str, model: hkm.KMeans, out: Path, repeats: int) -> list[str]:
-    """Median seconds of both, and of the ratios; a first run of each is not counted."""
+    """Return the median seconds of both and the median ratio, without the first run of each."""
 
     def assign() -> object:
         shutil.rmtree(out, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""How long the answers to the page of `hkm browse` take: ``python -m pipelines.benchmark.browsing FOLDER``.
+"""Response times of the `hkm browse` server: ``python -m pipelines.benchmark.browsing FOLDER``.
 
-Of the large synthetic tree of `pipelines.benchmark.queries`, with a caption for every sample and a subset beside it;
-every question is asked twice of a server just opened, over HTTP, as the page does. Beside the time of the second stands
-that of the processor, which does not grow while others use the machine.
+The tree is the large synthetic one of `pipelines.benchmark.queries`, with a caption for every sample and a subset.
+Every request is sent twice over HTTP to a newly started server, as the page does. The CPU time of the second response
+is reported too, because it does not depend on other load of the machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipelines.benchmark.queries import Shape, milliseconds, parse_arguments, tr
 
 
 def prepare(folder: Path, shape: Shape) -> tuple[Path, Path, Path]:
-    """Make the tree, the captions and the subset, unless they are there."""
+    """Create the tree, the captions and the subset if they do not exist."""
     captions, subset = folder / f"captions-{shape.n_samples}.txt", folder / f"subset-{shape.n_samples}.npy"
     tree = tree_in(folder, shape)
     if not captions.exists():
@@ -32,7 +32,7 @@ def prepare(folder: Path, shape: Shape) -> tuple[Path, Path, Path]:
 
 
 def questions(shape: Shape) -> dict[str, tuple[str, bytes | None]]:
-    """Paths of the questions, and what is posted with them."""
+    """Return the path of each request, and the body to post with it."""
     n_levels = len(shape.n_clusters)
     asked: dict[str, tuple[str, bytes | None]] = {"the tree": ("api/tree", None)}
     for level in range(n_levels + 1, 0, -1):
@@ -59,7 +59,7 @@ def questions(shape: Shape) -> dict[str, tuple[str, bytes | None]]:
 
 
 def measure(tree: Path, captions: Path, subset: Path, shape: Shape) -> dict[str, object]:
-    """Seconds to open the page, and for every question milliseconds: the first time, the second, its CPU."""
+    """Return seconds to open the page and, for every request, milliseconds of the first, of the second, and its CPU."""
     begin = time.perf_counter()
     with hkm.browse(tree, captions=captions, subset=subset, out=tree.with_name("weights.csv")) as browser:
         opened = time.perf_counter() - begin
@@ -79,7 +79,7 @@ def measure(tree: Path, captions: Path, subset: Path, shape: Shape) -> dict[str,
 
 
 def main() -> None:
-    """Make what is browsed, unless it is there, and print what the answers take, as JSON."""
+    """Create the inputs if they do not exist, and print the response times as JSON."""
     folder, shape = parse_arguments(__doc__)
     print(json.dumps({**shape._asdict(), **measure(*prepare(folder, shape), shape)}, indent=2))
 

@@ -1,7 +1,7 @@
-"""What it costs to believe nothing that is stored: a build with all checks, and with none, in turns.
+"""The cost of integrity checks: builds with all checks and with none, in turns.
 
-Without checks no checksum is computed or compared, no row is held against the bound of its pool, no metadata against
-its digest, and nothing is looked at again at a commit.
+Without checks, no checksum is computed or compared, rows are not compared with the bound of their pool nor metadata
+with their digest, and nothing is checked again at a commit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LEVELS = (1000, 100)
 
 
 def checks(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Build over `--checked-rows` rows of 128 features, resident and under `--memory-limit`."""
+    """Build trees of `--checked-rows` rows with 128 features, in memory and under `--memory-limit`."""
     results: dict[str, Any] = {"n": arguments.checked_rows, "d": 128, "k": _LEVELS}
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
         source = Path(name, "pool.zarr")
@@ -55,7 +55,7 @@ def _rows(base: NDArray[np.float32], n_rows: int) -> NDArray[np.float16]:
 
 
 def _build(source: str, tree: str, limit: str | None, checked: bool) -> tuple[float, float]:
-    """Seconds of a build, and seconds of its processors."""
+    """Return the wall time and the CPU time of a build, in seconds."""
     levels = [hkm.Level(n_clusters=k, n_resamples=1, max_iter=10, tol=0.0) for k in _LEVELS]
     with ExitStack() as stack:
         if not checked:

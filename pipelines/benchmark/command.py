@@ -1,12 +1,12 @@
-"""Run the k-means that are installed side by side, on the same rows, in turns, and write down how they compare.
+"""Compare the installed k-means implementations: all get the same rows and run in turns.
 
     python pipelines/benchmark/run.py --suite lloyd --data embeddings.npy --k 1000,4096 --out benchmark
 
 Suites: lloyd (iterations 3 to 10), seeding, quality (time to the inertia of scikit-learn's 50 iterations), method (the
-whole hierarchy). Without --data, rows are made. Tables are written anew after every case, the picture at the end.
+whole hierarchy). Without --data, rows are synthetic. Tables are rewritten after every case, the figure at the end.
 
-With --against DIR it times another checkout of this project beside this one instead (lloyd, seeding, method). With
---gpu it measures on a CUDA device instead; `run.py --gpu --help` has its options.
+With --against DIR, this checkout is compared with another one instead (lloyd, seeding, method). With --gpu, a CUDA
+device is measured instead; see `run.py --gpu --help` for the options.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from pipelines.benchmark.report import (
 )  # fmt: skip
 from pipelines.benchmark.suites import SUITES, Options
 
-_GPU_HELP = """Measure the search and Lloyd's iteration on a CUDA device beside what others have for one.
+_GPU_HELP = """Measure the search and Lloyd's iteration on a CUDA device, in comparison with other GPU libraries.
 
     python pipelines/benchmark/run.py --gpu --d 128,384,768,1024 --k 1024,4096,16384,100000 --out gpu-benchmark
     python pipelines/benchmark/run.py --gpu --suite lloyd --gigabytes 61                  # 30M × 1024, 20 iterations
-    python pipelines/benchmark/run.py --gpu --suite budget --gigabytes 12 --scratch DIR   # three times what is allowed
+    python pipelines/benchmark/run.py --gpu --suite budget --gigabytes 12 --scratch DIR   # three times the memory limit
     python pipelines/benchmark/run.py --gpu --suite split                                 # thousands of small k-means
     python pipelines/benchmark/run.py --gpu --suite "" --whole                            # hkm cluster --local-cuda
 
-What the device can do is measured first, in the same call. Tables are written anew after every case.
+The peak rates of the device are measured first, in the same run. Tables are rewritten after every case.
 """
 
 
@@ -62,39 +62,39 @@ def _names(text: str) -> tuple[str, ...]:
 def _new_parser(
     description: str | None, suites: Sequence[str], d: str, k: str, levels: str, resamples: int
 ) -> argparse.ArgumentParser:
-    """Make a parser of what both command lines have, each with defaults of its own."""
+    """Make a parser with the options common to both command lines; the defaults differ."""
     parser = argparse.ArgumentParser(
         "python -m pipelines.benchmark", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--suite", type=_names, default=tuple(suites), help=f"of {','.join(suites)}; default: all")
-    add("--d", type=_numbers, default=d, help=f"features of made rows, one case each; default: {d}")
-    add("--k", type=_numbers, default=k, help=f"clusters, one case each; default: {k}")
+    add("--suite", type=_names, default=tuple(suites), help=f"any of {','.join(suites)}; default: all")
+    add("--d", type=_numbers, default=d, help=f"features of synthetic rows, one case each; default: {d}")
+    add("--k", type=_numbers, default=k, help=f"numbers of clusters, one case each; default: {k}")
     add("--repeats", type=int, default=3, help="default: 3")
-    add("--levels", type=_numbers, default=levels, help=f"of the whole method; default: {levels}")
-    add("--resamples", type=int, default=resamples, help=f"of each of its levels; default: {resamples}")
-    add("--out", type=Path, default=Path("hkm-benchmark"), help="folder; default: hkm-benchmark")
+    add("--levels", type=_numbers, default=levels, help=f"clusters per level of the whole method; default: {levels}")
+    add("--resamples", type=int, default=resamples, help=f"resamplings per level; default: {resamples}")
+    add("--out", type=Path, default=Path("hkm-benchmark"), help="output folder; default: hkm-benchmark")
     return parser
 
 
 def _check_names(parser: argparse.ArgumentParser, option: str, names: Iterable[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            parser.error(f"--{option}={name} should be one of {', '.join(known)}; name those")
+            parser.error(f"--{option}={name} should be one of {', '.join(known)}; choose one of these")
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of the benchmark on the CPU."""
+    """Parse the command line of the CPU benchmark."""
     parser = _new_parser(__doc__, tuple(SUITES), d="384", k="1000,4096", levels="2000,400,100", resamples=10)
     add, peers = parser.add_argument, tuple(peer.name for peer in PEERS)
-    add("--gpu", action="store_true", help="measure on a CUDA device; has options of its own")
-    add("--against", type=Path, metavar="DIR", help="time another checkout beside this one, and no peers")
-    add("--data", type=Path, metavar="NPY", help="rows to cluster; default: made")
-    add("--n", type=int, help="rows to take of them, or to make; default: all, or 80000")
-    add("--patience", type=float, default=60.0, help="who takes longer (s) runs once only; default: 60")
-    add("--peers", type=_names, help=f"of {','.join(peers)}; default: those installed")
-    add("--resample-sizes", type=_numbers, default=(10, 3, 3), help="of the method, r; default: 10,3,3")
-    add("--method-n", type=int, default=40_000, help="of the method, rows drawn; default: 40000")
+    add("--gpu", action="store_true", help="measure on a CUDA device; the options differ")
+    add("--against", type=Path, metavar="DIR", help="compare with another checkout instead of with peers")
+    add("--data", type=Path, metavar="NPY", help="rows to cluster; default: synthetic rows")
+    add("--n", type=int, help="number of rows to draw or generate; default: all, or 80000")
+    add("--patience", type=float, default=60.0, help="a run of more seconds is not repeated; default: 60")
+    add("--peers", type=_names, help=f"any of {','.join(peers)}; default: all that are installed")
+    add("--resample-sizes", type=_numbers, default=(10, 3, 3), help="r of the method, per level; default: 10,3,3")
+    add("--method-n", type=int, default=40_000, help="rows drawn for the method; default: 40000")
     arguments = parser.parse_args(words)
     if arguments.against is not None and arguments.suite == tuple(SUITES):
         arguments.suite = against.SUITES
@@ -108,22 +108,22 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def parse_gpu_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Read the command line that stands beside ``--gpu``."""
+    """Parse the command line that follows ``--gpu``."""
     suites = tuple(name for name in gpu.SUITES if name != "whole")
     parser = _new_parser(
         _GPU_HELP, suites, d="128,384,768,1024", k="1024,4096,16384,100000", levels="20000,1000,100", resamples=2
     )
     parser.prog += " --gpu"
     add, peers = parser.add_argument, gpu_peers.PEERS
-    add("--n", type=int, help="rows of every case; default: what --gigabytes hold, or a second is worth")
-    add("--gigabytes", type=float, default=4.0, help="of rows in float16; default: 4")
-    add("--peers", type=_names, help=f"of {','.join(peers)}; default: those that are there")
-    add("--seconds-per-case", type=float, default=10.0, help="to spend on a pass, about; default: 10")
-    add("--scratch", type=Path, help="where pools are made; default: the temporary folder")
-    add("--whole", action="store_true", help="the whole command as well, beside threads of the CPU")
-    add("--whole-n", type=int, default=5_000_000, help="rows of it; default: 5000000")
-    add("--whole-d", type=int, default=384, help="features of its rows; default: 384")
-    add("--max-iter", type=int, default=10, help="iterations of each k-means of it; default: 10")
+    add("--n", type=int, help="rows of every case; default: as many as --gigabytes hold, or a pass of about a second")
+    add("--gigabytes", type=float, default=4.0, help="size of the float16 rows; default: 4")
+    add("--peers", type=_names, help=f"any of {','.join(peers)}; default: all that are installed")
+    add("--seconds-per-case", type=float, default=10.0, help="approximate time for one case of a pass; default: 10")
+    add("--scratch", type=Path, help="folder for pools; default: the temporary folder")
+    add("--whole", action="store_true", help="also time the whole command, on the GPU and on CPU threads")
+    add("--whole-n", type=int, default=5_000_000, help="rows of the whole command; default: 5000000")
+    add("--whole-d", type=int, default=384, help="features of these rows; default: 384")
+    add("--max-iter", type=int, default=10, help="iterations of each of its k-means; default: 10")
     arguments = parser.parse_args(words)
     _check_names(parser, "suite", arguments.suite, suites)
     _check_names(parser, "peers", arguments.peers or (), peers)
@@ -138,7 +138,7 @@ def parse_gpu_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def read_data(arguments: argparse.Namespace) -> Iterator[Data]:
-    """Yield rows of the file, or made rows of each number of features."""
+    """Yield the rows of the file, or synthetic rows for each number of features."""
     if arguments.data is not None:
         yield load_rows(arguments.data, arguments.n)
     else:
@@ -147,7 +147,7 @@ def read_data(arguments: argparse.Namespace) -> Iterator[Data]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the suites that the command line names, by default that of this process."""
+    """Run the suites named on the command line (by default, that of this process)."""
     words = sys.argv[1:] if words is None else words
     if "--gpu" in words:
         return _run_gpu([word for word in words if word != "--gpu"])
@@ -163,7 +163,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     results = Results(describe_machine(), tuple(absent), _tell_command(words), _today())
     if results.machine["load_average"][0] > 0.25 * results.machine["cores"]:
-        tell(f"load_average={results.machine['load_average'][0]} should be near 0; wait until nothing else runs")
+        tell(f"load_average={results.machine['load_average'][0]} should be near 0; wait until the machine is idle")
     path = arguments.out / ("results" if arguments.against is None else "against")
     results = _run(_cases(arguments, options), results, path)
     if arguments.against is None:
@@ -175,7 +175,7 @@ def _cases(arguments: argparse.Namespace, options: Options) -> Iterator[Case]:
     for data in read_data(arguments):
         n_rows = len(data.rows)
         if max(arguments.k) > n_rows and set(arguments.suite) != {"method"}:
-            raise SystemExit(f"--k={max(arguments.k)} should be <= {n_rows}, the rows there are; ask for fewer")
+            raise SystemExit(f"--k={max(arguments.k)} should be <= {n_rows}, the number of rows; lower it")
         if arguments.against is not None:
             yield from against.compare(arguments.against, arguments.suite, data, options)
             continue
@@ -184,7 +184,7 @@ def _cases(arguments: argparse.Namespace, options: Options) -> Iterator[Case]:
 
 
 def _run(cases: Iterable[Case], results: Results, path: Path) -> Results:
-    """Print and write each case as soon as it is done."""
+    """Print and write each case as soon as it is finished."""
     console = Console()
     write_results(results, path)
     for case in cases:
@@ -223,7 +223,7 @@ def _run_gpu(words: Sequence[str]) -> None:
 
 
 def _tell_command(words: Sequence[str]) -> str:
-    # Of files only the names are told.
+    # Without the folders of files.
     told = [Path(word).name if "/" in word else word for word in words]
     return shlex.join(["python", "pipelines/benchmark/run.py", *told])
 

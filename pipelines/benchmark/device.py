@@ -1,4 +1,4 @@
-"""The CUDA device that is measured on: what it is, what it can do at best, its memory, and what computes on it."""
+"""The CUDA device: description, peak rates, memory, and choosing where k-means runs."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from numpy.typing import NDArray
 
 from pipelines.benchmark.measure import clock
 
-#: Side of the matrix product, and numbers that are copied and sent: many times what a cache holds.
+#: Side of the matrix product, and numbers copied and sent: far larger than the caches.
 _SIDE, _COPIED, _SENT = 8192, 1 << 29, 1 << 26
 _BATCH, _BATCHES = 20, 10
-#: A pass at half the rate of the matrix product should take about so many seconds, if there are bytes for it.
+#: Duration of a pass at half the rate of the matrix product, if memory permits.
 _PASS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device was measured to do.
+    """Measured peak rates of the device.
 
     Attributes
     ----------
     float16, bfloat16 : float or None
-        FLOP per second of a matrix product, sums in float32; None where no library has it.
+        FLOP per second of a matrix product with float32 sums; None if no library offers it.
     copy : float
-        Bytes per second of a copy within its memory, read and written bytes added.
+        Bytes per second of a copy within device memory, bytes read plus bytes written.
     upload : float
-        Bytes per second from pinned host memory.
+        Bytes per second from pinned host memory to the device.
     pin : float
-        Bytes of host memory that are pinned in a second.
+        Bytes of host memory pinned per second.
     """
 
     float16: float
@@ -49,7 +49,7 @@ class Ceilings:
     pin: float = 0.0
 
     def limit(self, n_flops: float, n_bytes: float) -> float:
-        """Seconds that so many operations, and so many bytes from host memory beside them, take at least.
+        """Return the least seconds for `n_flops` operations while `n_bytes` bytes come from host memory.
 
         Examples
         --------
@@ -60,7 +60,7 @@ class Ceilings:
 
 
 def describe_device() -> dict[str, Any]:
-    """Tell on what device is measured: name, memory (GiB), compute capability, driver and CUDA."""
+    """Describe the device: name, memory (GiB), compute capability, driver and CUDA version."""
     import cupy
 
     facts = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
@@ -84,12 +84,12 @@ def _driver_version() -> str:
 
 
 def measure_ceilings() -> Ceilings:
-    """Measure what a pass can be no faster than; random numbers, since products of zeros are quicker."""
+    """Measure the rates that bound a pass; with random numbers, because products of zeros are faster."""
     return Ceilings(*_product_rates(), *_transfer_rates())
 
 
 def _transfer_rates() -> tuple[float, float, float]:
-    """Bytes per second of a copy within the device, read and written, from pinned host memory, and that are pinned."""
+    """Return bytes per second of copies on the device (read plus written), of uploads, and of pinning memory."""
     import cupy
 
     pinned = _rate(lambda: pinned_array((_SENT,), np.float32), 4.0 * _SENT, n_times=1)
@@ -103,7 +103,7 @@ def _transfer_rates() -> tuple[float, float, float]:
 
 
 def _product_rates() -> tuple[float, float | None]:
-    """FLOP per second in float16 and in bfloat16: by torch where it is installed, else by CuPy, without bfloat16."""
+    """Return FLOP per second in float16 and bfloat16: of torch if installed, otherwise of CuPy, without bfloat16."""
     n_flops = 2.0 * _SIDE**3
     try:
         torch = import_module("torch")
@@ -124,7 +124,7 @@ def _product_rates() -> tuple[float, float | None]:
 
 
 def _rate(work: Callable[[], object], amount: float, n_times: int = _BATCH) -> float:
-    """So much per second: the median of some batches of so many times, after one that warms up."""
+    """Return the rate of `work`: the median of several batches of `n_times` calls, after a warm-up."""
 
     def run_batch() -> None:
         for _ in range(n_times):
@@ -135,14 +135,14 @@ def _rate(work: Callable[[], object], amount: float, n_times: int = _BATCH) -> f
 
 
 def synchronize() -> None:
-    """Wait until the device has done everything."""
+    """Wait until the device is idle."""
     import cupy
 
     cupy.cuda.runtime.deviceSynchronize()
 
 
 def choose_rows(n_features: int, n_clusters: int, *, gigabytes: float, flops: float) -> int:
-    """Choose how many rows of float16 a pass is timed on: as many as `gigabytes` hold and are worth a second.
+    """Choose the number of float16 rows for a timed pass: at most `gigabytes`, and about one second of work.
 
     Examples
     --------
@@ -155,7 +155,7 @@ def choose_rows(n_features: int, n_clusters: int, *, gigabytes: float, flops: fl
 
 
 def pinned_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Allocate host memory that the device reads by itself; not from CuPy's pool, which rounds up to a power of two."""
+    """Allocate pinned host memory; not from CuPy's pool, which rounds up to a power of two."""
     import cupy
 
     n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -163,7 +163,7 @@ def pinned_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
 
 
 def free_memory() -> None:
-    """Give all memory back that nobody holds: CuPy's pool would keep what torch may need next."""
+    """Release all unused memory, because CuPy's pool would keep what torch may need next."""
     import cupy
 
     gc.collect()
@@ -174,13 +174,13 @@ def free_memory() -> None:
 
 
 def computing_on(device: str, *, memory: int | None = None) -> AbstractContextManager[None]:
-    """Have k-means of this process run on "cuda" or "cpu", with so many bytes of the device's memory at most."""
+    """Run the k-means of this process on "cuda" or "cpu", with at most `memory` bytes of device memory."""
     return environment(HKM_DEVICE=device, HKM_DEVICE_MEMORY=None if memory is None else str(memory))
 
 
 @contextmanager
 def environment(**values: str | None) -> Iterator[None]:
-    """Set variables of this process and of those it starts; None takes one away."""
+    """Set environment variables of this process and its children; None removes a variable."""
     before = {name: os.environ.get(name) for name in values}
     try:
         _set_environment(values)

@@ -1,7 +1,8 @@
-"""Near-duplicates that draws hold, with and without `hkm dedup` before: ``python -m pipelines.benchmark.draws``.
+"""Near-duplicates in subsets, with and without a preceding `hkm dedup`: ``python -m pipelines.benchmark.draws``.
 
-Of one pool, two trees as advised: of all rows, and of those that `hkm dedup` keeps. From each, and at random, so many
-rows are drawn for every seed, and those counted that have another one of the draw near them: by all cosines in float64.
+Two trees with the default settings are built from one pool: of all rows, and of the rows that `hkm dedup` keeps. For
+every seed, `--size` rows are drawn from each tree and at random, and the rows with a near-duplicate in the same draw
+are counted, by brute force in float64.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _BLOCK = 1024
 
 
 def count_near(rows: NDArray[np.floating], threshold: float) -> int:
-    """Count the rows that have another at a cosine from the threshold on.
+    """Count the rows whose cosine to another row is at least the threshold.
 
     >>> count_near(np.array([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0]]), 0.9)
     2
@@ -28,17 +29,17 @@ def count_near(rows: NDArray[np.floating], threshold: float) -> int:
     units = rows.astype(np.float64)
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     blocks = (units[low : low + _BLOCK] @ units.T >= threshold for low in range(0, len(units), _BLOCK))
-    return int(sum(np.count_nonzero(near.sum(axis=1) > 1) for near in blocks))  # each row is near itself
+    return int(sum(np.count_nonzero(near.sum(axis=1) > 1) for near in blocks))  # > 1: each row is near itself
 
 
 def main() -> None:
-    """Build what is not there, draw, count, and tell."""
+    """Build missing trees, draw, count, and print and save the results."""
     parser = argparse.ArgumentParser("python -m pipelines.benchmark.draws", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/wordnet_nouns_minilm_f16.npy"), help=".npy")
-    parser.add_argument("--threshold", type=float, default=0.9, help="cosine of near-duplicates")
-    parser.add_argument("--size", type=int, default=10_000, help="rows of a draw")
+    parser.add_argument("--threshold", type=float, default=0.9, help="cosine from which rows are near-duplicates")
+    parser.add_argument("--size", type=int, default=10_000, help="rows per draw")
     parser.add_argument("--seeds", type=int, default=8, help="draws of each kind")
-    parser.add_argument("--out", type=Path, default=Path("hkm-draws"), help="folder of the pool and the trees")
+    parser.add_argument("--out", type=Path, default=Path("hkm-draws"), help="folder for the pool and the trees")
     records.add_option(parser)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,7 @@ def main() -> None:
         program="-m pipelines.benchmark.draws",
     )  # fmt: skip
     for name, numbers in near.items():
-        print(f"{name:14}{np.mean(numbers):8.1f} of {given.size:,} rows have another one near them: {numbers}")
+        print(f"{name:14}{np.mean(numbers):8.1f} of {given.size:,} rows have a near-duplicate in the draw: {numbers}")
 
 
 if __name__ == "__main__":

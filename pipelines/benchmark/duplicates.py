@@ -1,15 +1,15 @@
-"""Near-duplicates found, and the time and memory that takes: ``python -m pipelines.benchmark.duplicates``.
+"""Recall, time and memory of finding near-duplicates: ``python -m pipelines.benchmark.duplicates``.
 
-Three ways over the same rows, and all pairs by brute force in float64 for a sample of rows, which is the truth:
+Two methods on the same rows; the ground truth is brute force in float64 for a sample of rows:
 
-* *hkm dedup*: the command, in a process of its own, with `--memory-limit`;
-* *within clusters*: what NeMo Curator's semantic deduplication does, by its documented settings: rows of length 1, one
-  k-means (--n-clusters, 1000 by default there), all cosines within each cluster and none between. Its own code wants a
-  GPU, so the k-means here is ours, of the same iterations at most, and the products are NumPy's, a cluster at a time:
-  recall is a matter of the method, time is of this stand-in.
+* *hkm dedup*: the command, in its own process, with `--memory-limit`;
+* *within clusters*: semantic deduplication like NeMo Curator's, with its documented settings: rows of unit length, one
+  k-means (--n-clusters, 1000 by default there), all cosines within each cluster and none between clusters. Its own code
+  needs a GPU, so the k-means is ours, with the same maximum of iterations, and the products are NumPy's, one cluster at
+  a time: the recall is that of the method, the time that of this replacement.
 
-Recall is the share of the true pairs with a row of the sample that are in one group (hkm dedup), or in one cluster
-(within clusters), where that method looks at them. Printed is JSON; `--record` keeps it for the documents.
+Recall is the share of the true pairs of sampled rows whose two rows are in the same group (hkm dedup) or in the same
+cluster (within clusters), where that method compares them. The output is JSON; `--record` keeps it for the documents.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pipelines.benchmark.inputs import RowMaker
 Facts = dict[str, Any]
 
 _PIECE = 1 << 16
-#: The command, which writes its peak to a file: what the system tells of a child counts the memory of its parent.
+#: The command, which writes its own peak memory to a file: the system's figure for a child includes its parent's.
 _COMMAND = """
 import atexit, pathlib, sys
 status = pathlib.Path("/proc/self/status")
@@ -46,12 +46,12 @@ atexit.register(lambda: out.write_text(status.read_text().partition("VmHWM:")[2]
 from hkm_dask.cli import main
 main()
 """
-#: Share of rows that get a near-duplicate, and how far from it that lies, in lengths of a row.
+#: Share of rows that get a near-duplicate, and its distance, relative to the length of the row.
 _SHARE, _APART = 0.05, (0.02, 0.5)
 
 
 def make_rows(n_rows: int, n_features: int, folder: Path) -> Path:
-    """Write rows whose spectrum decays, a share of them with a near-duplicate at all distances, to an ``.npy``."""
+    """Write rows with a decaying spectrum to an ``.npy`` file; some have a near-duplicate, at various distances."""
     path, rng = folder / "rows.npy", np.random.default_rng(0)
     rows = np.lib.format.open_memmap(path, "w+", np.float32, (n_rows, n_features))
     for place, piece in RowMaker(np, n_features).pieces(n_rows):
@@ -65,7 +65,7 @@ def make_rows(n_rows: int, n_features: int, folder: Path) -> Path:
 
 
 def true_pairs(pool: Path, threshold: float, n_sample: int) -> NDArray[np.int64]:
-    """All pairs (2, n) of some rows, drawn at random, with any row of a pool: cosines in float64."""
+    """Return all pairs (2, n) between rows of a random sample and any row of the pool, by cosines in float64."""
     rows = open_pool(pool).rows()
     drawn = np.sort(np.random.default_rng(1).choice(rows.n_rows, min(n_sample, rows.n_rows), replace=False))
     points = _unit(rows.take(drawn))
@@ -87,7 +87,7 @@ def _unit(rows: NDArray[Any]) -> NDArray[np.float64]:
 def run_dedup(
     pool: Path, threshold: float, memory_limit: str, folder: Path
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    """Run the command; gives what it took, and the group of every row."""
+    """Run the command; return its time and memory, and the group of every row."""
     words = ["dedup", str(pool), "--threshold", str(threshold), "--out", str(folder / "kept.npy"), "--json"]
     words += ["--groups", str(folder / "groups.parquet"), "--memory-limit", memory_limit]
     begin = time.perf_counter()
@@ -111,7 +111,7 @@ def run_dedup(
 def within_clusters(
     pool: Path, threshold: float, n_clusters: int, max_iter: int
 ) -> tuple[dict[str, Any], NDArray[np.int32]]:
-    """Semantic deduplication as the field does it; gives what it took, and the cluster of every row."""
+    """Run semantic deduplication as other tools do; return its time, and the cluster of every row."""
     begin, cpu = time.perf_counter(), time.process_time()
     rows = open_pool(pool).rows()
     units = np.concatenate(
@@ -135,12 +135,12 @@ def _took(seconds: float, cpu: float) -> dict[str, float]:
 
 
 def recall(pairs: NDArray[np.int64], names: NDArray[Any]) -> float | None:
-    """Share of pairs whose two rows have one name."""
+    """Return the share of pairs whose two rows have the same name."""
     return float((names[pairs[0]] == names[pairs[1]]).mean()) if pairs.shape[1] else None
 
 
 def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All of it, in a folder for its files."""
+    """Run all methods, with files in `folder`."""
     source = given.data or make_rows(given.n, given.d, folder)
     pool = hkm.ingest([source], folder / "pool.zarr")
     ours, groups = run_dedup(Path(pool.path), given.threshold, given.memory_limit, folder)
@@ -161,15 +161,15 @@ def main(words: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--data", type=Path, metavar="NPY", help="rows; default: made")
-    add("--n", type=int, default=1_000_000, help="rows to make; default: 1000000")
-    add("--d", type=int, default=384, help="features of made rows; default: 384")
+    add("--data", type=Path, metavar="NPY", help="rows; default: synthetic rows")
+    add("--n", type=int, default=1_000_000, help="number of synthetic rows; default: 1000000")
+    add("--d", type=int, default=384, help="features of synthetic rows; default: 384")
     add("--threshold", type=float, default=0.95, help="cosine; default: 0.95")
-    add("--memory-limit", default="1GiB", help="of hkm dedup; default: 1GiB")
-    add("--n-clusters", type=int, default=1000, help="of the k-means of the other method; default: 1000")
-    add("--max-iter", type=int, default=100, help="iterations of that k-means at most; default: 100")
+    add("--memory-limit", default="1GiB", help="for hkm dedup; default: 1GiB")
+    add("--n-clusters", type=int, default=1000, help="for the k-means of the other method; default: 1000")
+    add("--max-iter", type=int, default=100, help="maximum iterations of that k-means; default: 100")
     add("--sample", type=int, default=2000, help="rows whose pairs are found by brute force; default: 2000")
-    add("--scratch", type=Path, help="where the pool is made; default: the temporary folder")
+    add("--scratch", type=Path, help="folder for the pool; default: the temporary folder")
     records.add_option(parser)
     given = parser.parse_args(words)
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder:

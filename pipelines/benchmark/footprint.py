@@ -1,9 +1,10 @@
-"""What a build on workers holds, reads, writes and sends in each phase, beside what `hkm plan` says.
+"""Memory, bytes read and written, and messages of a build on workers, by phase, in comparison with `hkm plan`.
 
     python -m pipelines.benchmark.footprint 10000000 8 --memory 1GiB \
         --n-clusters 1000,100 --n-resamples 1 --set levels.1.max_iter=2 --set levels.2.max_iter=2
 
-Rows are made, float16; whatever follows them is for `hkm cluster`. The driver's process has the scheduler, too.
+Rows are synthetic, float16. The arguments after them are passed to `hkm cluster`. The driver's process also runs the
+scheduler.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ from pipelines.benchmark.processes import forget_peak, largest_message, peak_mib
 
 @dataclass
 class Footprint:
-    """Most memory of each process in a phase (MiB), and its largest message (bytes)."""
+    """Peak memory of each process in a phase (MiB), and the largest message (bytes)."""
 
     peaks: dict[str, float] = field(default_factory=dict)
     message: int = 0
 
 
 class Watch:
-    """Subscriber that asks the driver and its workers, at the end of every phase, what they held and sent in it."""
+    """Event subscriber that collects peak memory and messages of driver and workers at the end of every phase."""
 
     def __init__(self) -> None:
         self.phases: dict[str, Footprint] = {}
@@ -56,7 +57,7 @@ class Watch:
         self.clock = PhaseClock(self._spent, ended=self._ended)
 
     def __call__(self, event: Event) -> None:
-        """Take an event into account."""
+        """Handle an event."""
         if event.kind == "connected":
             client = default_client()
             self._workers = dict(client.run(os.getpid))
@@ -82,7 +83,7 @@ class Watch:
 
 
 def make_pool(folder: Path, n: int, d: int) -> None:
-    """Make a pool of float16 rows, by processes whose memory is none of the run's."""
+    """Create a pool of float16 rows in other processes, whose memory does not count."""
     words = [sys.executable, "-m", "pipelines.benchmark.footprint", "rows", str(folder / "rows.npy"), str(n), str(d)]
     subprocess.run(words, check=True)
     subprocess.run([*HKM, "ingest", "rows.npy", "pool.zarr"], check=True, cwd=folder, capture_output=True)
@@ -90,7 +91,7 @@ def make_pool(folder: Path, n: int, d: int) -> None:
 
 
 def table(planned: Mapping[str, Any], watch: Watch) -> Table:
-    """Phases: memory and the largest message, bytes read and written and what they are of those planned."""
+    """Tabulate each phase: memory, largest message, bytes read and written, and their ratios to the plan."""
     names = list(next(iter(watch.phases.values())).peaks)
     made = Table("phase", *(f"{name} (MiB)" for name in names), "message (MB)", "read (MB)", "/ plan", "written (MB)",
                  "/ plan")  # fmt: skip
@@ -121,11 +122,11 @@ def _folder(where: Path | None) -> Iterator[Path]:
 @click.argument("n", type=click.IntRange(min=1))
 @click.argument("d", type=click.IntRange(min=1))
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-@click.option("--workers", type=click.IntRange(min=1), default=2, help="Processes of one thread.")
-@click.option("--memory", default="1GiB", help="What each of them may hold.")
-@click.option("--dir", "where", type=click.Path(path_type=Path, exists=True), help="For the pool, the tree, scratch.")
+@click.option("--workers", type=click.IntRange(min=1), default=2, help="Worker processes with one thread each.")
+@click.option("--memory", default="1GiB", help="Memory limit of each worker.")
+@click.option("--dir", "where", type=click.Path(path_type=Path, exists=True), help="Folder for all files.")
 def main(n: int, d: int, words: tuple[str, ...], workers: int, memory: str, where: Path | None) -> None:
-    """Build over made rows, and print what it took."""
+    """Build a tree of synthetic rows, and print memory, bytes and messages."""
     console = Console(width=120)
     with _folder(where) as folder:
         make_pool(folder, n, d)
@@ -139,7 +140,7 @@ def main(n: int, d: int, words: tuple[str, ...], workers: int, memory: str, wher
             command = ["cluster", str(folder / "pool.zarr"), str(folder / "tree.zarr"), *words, *place]
             hkm([*command, "--memory-limit", memory], standalone_mode=False)
         seconds = time.perf_counter() - begin
-    if not watch.phases:  # refused, which it has said
+    if not watch.phases:  # the build was refused, with a message
         raise SystemExit(1)
     peak = planned["memory"]["peak"] / 2**20
     console.print(f"{n:,} x {d}: {' '.join(words)}, {workers} workers of {memory}: {seconds:.0f} s")
@@ -148,7 +149,7 @@ def main(n: int, d: int, words: tuple[str, ...], workers: int, memory: str, wher
 
 
 def make_rows(path: Path, n: int, d: int) -> None:
-    """Write made rows, float16."""
+    """Write synthetic rows, float16."""
     offset = create_npy(path, (n, d), np.dtype(np.float16))
     for place, rows in RowMaker(np, d).pieces(n):
         write_npy_rows(path, offset, place.start, rows.astype(np.float16))

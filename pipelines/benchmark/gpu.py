@@ -43,35 +43,35 @@ from pipelines.benchmark.measure import (
 from pipelines.benchmark.ours import NAME
 from pipelines.benchmark.whole import PLACES, compare_trees, run_whole, whole_config
 
-#: Rows checked by all distances in float64, and rows whose inertia is taken.
+#: Rows checked by brute force in float64, and rows whose inertia is computed.
 _CHECKED_ROWS, _JUDGED_ROWS = 5000, 20_000
 _LEAST_RUNS, _MOST_RUNS, _PATIENCE = 3, 20, 60.0
-#: The shape of the iterations.
+#: Shape and number of the Lloyd iterations.
 _LLOYD_FEATURES, _LLOYD_CLUSTERS, _LLOYD_ITERATIONS, _BUDGET_ITERATIONS = 1024, 2048, 20, 6
-#: Features, rows of a cluster, and parts it is split into, in at most so many iterations.
+#: Features, rows per cluster, parts per cluster, and maximum iterations of the suite `split`.
 _SPLIT_FEATURES, _SPLIT_ROWS, _SPLIT_PARTS, _SPLIT_ITERATIONS = 384, 1000, 50, 10
 
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """How things are measured.
+    """Settings of the GPU suites.
 
     Attributes
     ----------
     n_features, n_clusters : tuple of int
-        A case of a pass for each of one with each of the other.
+        Every combination is one case of a pass.
     n_rows : int or None
-        By default as many as `gigabytes` of float16 hold and, of a pass, are worth a second.
+        By default as many float16 rows as `gigabytes` hold and, for a pass, about a second of work.
     seconds : float
-        To be spent on each case of a pass, about.
+        Approximate time for each case of a pass.
     repeats : int
-        Runs of the iterations.
+        Runs of the Lloyd iterations.
     scratch : Path or None
-        Where pools are made.
+        Folder for pools.
     whole_rows, whole_features, levels, max_iter, n_resamples
-        Of the whole command.
+        Settings of the whole command.
     tell : callable
-        Gets what is going on.
+        Gets progress messages.
     """
 
     n_features: tuple[int, ...]
@@ -91,18 +91,18 @@ class DeviceOptions:
     tell: Callable[[str], None]
 
     def rows_of(self, n_features: int) -> int:
-        """Rows asked for, or those that the gigabytes hold."""
+        """Return the number of rows asked for, or as many as `gigabytes` hold."""
         return self.n_rows or int(self.gigabytes * 1e9 / (2 * n_features))
 
 
 def _new_case(suite: str, title: str, shape: tuple[int, int], n_clusters: tuple[int, ...], base: str = "") -> Case:
-    return Case(suite, title, f"made, {shape[1]} features", shape, n_clusters, base)
+    return Case(suite, title, f"synthetic, {shape[1]} features", shape, n_clusters, base)
 
 
-def _keep_those_that_run(
+def _prepare_participants(
     case: Case, trials: Mapping[str, Callable[[], Run]], tell: Callable[[str], None]
 ) -> tuple[dict[str, Run], tuple[str, ...]]:
-    """Prepare and warm up all participants; one that fails does not cost the others their figures, and is told."""
+    """Prepare and warm up all participants; one that fails is reported and left out."""
     runs, facts = {}, []
     tell(f"{case.suite}: {case.title}; {case.problem}")
     for who, prepare in trials.items():
@@ -119,7 +119,7 @@ def _describe_failure(who: str, error: Exception) -> str:
 
 
 def _finish(case: Case, measured: tuple[Measurement, ...], facts: tuple[str, ...]) -> Case:
-    """Set times in proportion to the quickest of ours: a k-means measures which form that is, and takes it."""
+    """Make our fastest form the base of the ratios: a k-means finds out which form that is, and uses it."""
     own = [one for one in measured if one.who.startswith(NAME)] or measured
     base = min(own, key=lambda one: one.median).who if own else ""
     return replace(case, base=base, measurements=measured, facts=facts)
@@ -129,7 +129,7 @@ def _finish(case: Case, measured: tuple[Measurement, ...], facts: tuple[str, ...
 
 
 def resident(options: DeviceOptions) -> Iterator[Case]:
-    """Label rows that lie on the device."""
+    """Label rows in device memory."""
     import cupy
 
     for d in options.n_features:
@@ -139,7 +139,7 @@ def resident(options: DeviceOptions) -> Iterator[Case]:
 
 
 def streamed(options: DeviceOptions) -> Iterator[Case]:
-    """Label rows in pinned host memory; labels end there, too."""
+    """Label rows in pinned host memory, and copy the labels back to the host."""
     with computing_on("cuda"):
         for d in options.n_features:
             for k in options.n_clusters:
@@ -150,7 +150,7 @@ def streamed(options: DeviceOptions) -> Iterator[Case]:
 def _label(
     options: DeviceOptions, d: int, k: int, allocate: Callable[..., Any], prepares: Mapping[str, Prepare | None]
 ) -> Case:
-    """Time one pass, and check the answers."""
+    """Time one pass, and check the labels and distances."""
     import cupy
 
     n = options.n_rows or choose_rows(d, k, gigabytes=options.gigabytes, flops=options.ceilings.float16)
@@ -172,14 +172,14 @@ def _label(
         return lambda repeat: Outcome(clock(work, synchronize)[0])
 
     trials = {who: partial(prepare, who, make) for who, make in prepares.items() if make is not None}
-    runs, facts = _keep_those_that_run(case, trials, options.tell)
+    runs, facts = _prepare_participants(case, trials, options.tell)
     repeats = max(_LEAST_RUNS, min(_MOST_RUNS, int(options.seconds / sum(took)))) if took else 0
     measured = take_turns(runs, repeats=repeats, patience=options.seconds / 3, tell=options.tell)
     return _finish(case, tuple(replace(one, check=checks[one.who]) for one in measured), facts)
 
 
 def check_answer(answer: Answer, task: Task) -> Check:
-    """Compare labels and distances of some rows with all distances in float64."""
+    """Compare labels and distances of a sample of rows with brute force in float64."""
     low, high = int(answer.labels.min()), int(answer.labels.max())
     if low < 0 or high >= len(task.centroids):
         raise ValueError(f"labels={low}..{high} should be 0..{len(task.centroids) - 1}, for every row")
@@ -203,7 +203,7 @@ def _pick(array: Any, picked: NDArray[np.int64]) -> NDArray[Any]:
 
 
 def lloyd(options: DeviceOptions) -> Iterator[Case]:
-    """Run twenty iterations on rows in host memory, of which the device may keep a copy."""
+    """Run twenty iterations on rows in host memory; the device may keep a copy of them."""
     with computing_on("cuda"):
         yield _compare_lloyd(options)
     free_memory()
@@ -233,7 +233,7 @@ def _compare_lloyd(options: DeviceOptions) -> Case:
         return lambda repeat: fit(rows)
 
     trials = {who: partial(prepare, fit) for who, fit in fits.items()}
-    runs, facts = _keep_those_that_run(case, trials, options.tell)
+    runs, facts = _prepare_participants(case, trials, options.tell)
     judge = partial(inertia, rows[:_JUDGED_ROWS].astype(np.float32))
     measured = take_turns(runs, repeats=options.repeats, patience=_PATIENCE, tell=options.tell, judge=judge)
     return _finish(case, measured, facts)
@@ -258,11 +258,11 @@ def _time_flash(rows: NDArray[np.float16], *, start: NDArray[np.float32], reside
     return Outcome(seconds, centroids)
 
 
-# -- a pool larger than what the device may hold ----------------------------------------------------------------------
+# -- a pool larger than the device memory allowed ---------------------------------------------------------------------
 
 
 def budget(options: DeviceOptions) -> Iterator[Case]:
-    """Iterate on a pool of three times the device memory allowed, against all of it resident."""
+    """Time iterations on a pool of three times the device memory allowed, and with all of it resident."""
     d, k = _LLOYD_FEATURES, _LLOYD_CLUSTERS
     n = options.rows_of(d)
     allowed = 2 * n * d // 3
@@ -281,18 +281,18 @@ def budget(options: DeviceOptions) -> Iterator[Case]:
                 start = ours.pick_start(rows, k)
                 each, _ = ours.time_iterations(rows, start, geometry, runner(), _BUDGET_ITERATIONS)
             forget(rows.key)
-            # The first two iterations compile, load, and fill the caches on both sides.
+            # The first two iterations compile, load, and fill the caches of host and device.
             measured.append(Measurement(who, tuple(each[2:])))
-            options.tell(f"  {who}: {measured[-1].median:.3f} s an iteration")
+            options.tell(f"  {who}: {measured[-1].median:.3f} s per iteration")
             free_memory()
-    fact = "The limit is for sending two thirds of the rows in every iteration; the second line need not send any."
+    fact = "The limit assumes that two thirds of the rows are sent in every iteration; the second row sends none."
     yield replace(
         case, measurements=tuple(measured), facts=(fact,), n_flops=2.0 * n * k * d, n_bytes=2.0 * n * d * 2 / 3
     )
 
 
 def make_pool(folder: Path, n_rows: int, n_features: int, module: str) -> Path:
-    """Make rows by NumPy or CuPy and ingest them; return the pool."""
+    """Generate rows with NumPy or CuPy and ingest them; return the path of the pool."""
     path, pool = folder / "rows.npy", folder / "pool.zarr"
     offset = create_npy(path, (n_rows, n_features), np.dtype(np.float16))
     for place, rows in RowMaker(import_module(module), n_features).pieces(n_rows):
@@ -306,7 +306,7 @@ def make_pool(folder: Path, n_rows: int, n_features: int, module: str) -> Path:
 
 
 def split(options: DeviceOptions) -> Iterator[Case]:
-    """Split clusters of a thousand rows into fifty parts each: in batches, one by one, and on the processors."""
+    """Split clusters of a thousand rows into fifty parts each: batched, one by one, and on the CPU."""
     import cupy
 
     d, size = _SPLIT_FEATURES, _SPLIT_ROWS
@@ -332,13 +332,13 @@ def split(options: DeviceOptions) -> Iterator[Case]:
     wrong = {f"{NAME}, {name}": int((one != right).sum()) for name, one in splits.items()}
     yield replace(
         case, measurements=tuple(replace(one, check=Check(len(rows), wrong[one.who])) for one in measured),
-        facts=("Wrong labels are those that are not the processors'.",),
+        facts=("Wrong labels are those that differ from the CPU's.",),
     )  # fmt: skip
     free_memory()
 
 
 def _split(rows: NDArray[np.float16], geometry: Geometry, device: str, together: bool) -> NDArray[np.int32]:
-    """Split clusters of neighboring rows; which rows make a cluster does not matter for the time it takes."""
+    """Split clusters made of neighboring rows; the time does not depend on which rows form a cluster."""
     table, labels = ArrayRows(rows), np.arange(len(rows), dtype=np.int32) // _SPLIT_ROWS
     settings = Settings(_SPLIT_PARTS, max_iter=_SPLIT_ITERATIONS)
     try:
@@ -358,10 +358,10 @@ def _split(rows: NDArray[np.float16], geometry: Geometry, device: str, together:
 
 
 def whole(options: DeviceOptions) -> Iterator[Case]:
-    """Go from a pool to a subset as ``hkm cluster`` and ``hkm sample`` do, on the device and on threads of the CPU.
+    """Time ``hkm cluster`` plus ``hkm sample``, from a pool to a subset, on the GPU and on CPU threads.
 
-    Each starts a process of its own, as this one holds a context of the device, which that of a cluster never does. The
-    case is given again with every one that is done.
+    Each run has its own process, because this one holds a CUDA context, which the process of a cluster never does. The
+    case is yielded again after every run.
     """
     n, d = options.whole_rows, options.whole_features
     m, max_iter = options.n_resamples, options.max_iter
@@ -376,7 +376,7 @@ def whole(options: DeviceOptions) -> Iterator[Case]:
             tree = Path(name, f"{number}.zarr")
             try:
                 seconds, note = run_apart(run_whole, pool, tree, config, place)
-            except Exception as error:  # what is not installed, or does not run, does not cost the others their figures
+            except Exception as error:  # not installed, or failing: the other runs still count
                 facts.append(_describe_failure(f"{NAME}, {who}", error))
                 options.tell(f"  {facts[-1]}")
                 continue

@@ -1,7 +1,7 @@
-"""Ways to label rows on a device, each called as its k-means calls it: ours, kernels of others, and plain products.
+"""Implementations of labeling on a GPU, each called as its k-means calls it: ours, other libraries', plain products.
 
-What a k-means makes once (norms of the rows, rows in another type) is made before the clock runs; what it makes anew
-for every set of centroids counts.
+Work that a k-means does once (norms of the rows, conversion of the rows) is not timed; work it repeats for every set of
+centroids is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hkm_dask.search.geometry import Geometry
 from pipelines.benchmark import ours
 
 _DEVICE = "cuda"
-#: Scores a plain product makes at once, rows a plain stream sends at once, rows fastkmeans by default works on at once.
+#: Scores per block of a plain product, rows per block of a plain stream, and the default rows per block of fastkmeans.
 _SCORES, _STREAMED_ROWS, _FASTKMEANS_ROWS = 1 << 28, 1 << 18, 51_200
 
 
@@ -49,19 +49,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Answer:
-    """Labels and, from some, squared distances, of CuPy or NumPy, of shape (n_rows,)."""
+    """Labels and, if available, squared distances, of shape (n_rows,), as CuPy or NumPy arrays."""
 
     labels: Any
     distances: Any = None
 
 
-#: Prepares what does not count, and returns what does.
+#: Does the work that is not timed, and returns the function to time.
 Prepare = Callable[[Task], Callable[[], Answer]]
 
 
 @dataclass(frozen=True)
 class Participant:
-    """One way to label rows on the device, and in host memory; `peer` is its name in ``--peers``, "" for ours."""
+    """An implementation, for rows on the device and in host memory; `peer` is its name in ``--peers``, "" for ours."""
 
     name: str
     peer: str
@@ -74,7 +74,7 @@ class Participant:
 
 @cache
 def runner() -> Runner:
-    """Return the one runner all runs share: its staging buffers take long to make."""
+    """Return the runner shared by all runs, because its staging buffers take long to allocate."""
     return Runner()
 
 
@@ -82,9 +82,9 @@ def _search(form: Form, task: Task) -> Callable[[], Answer]:
     import cupy
 
     if form not in forms_here("float32"):
-        raise RuntimeError("this device has no such form")
+        raise RuntimeError("this form is not available on this device")
     search = CudaIndex(task.centroids, task.geometry, form)
-    operand = make_cuda_operand(task.rows, task.geometry, kind_of(form))  # kept from pass to pass
+    operand = make_cuda_operand(task.rows, task.geometry, kind_of(form))  # reused by all passes
     labels, distances = cupy.empty(len(task.rows), cupy.int32), cupy.empty(len(task.rows), cupy.float64)
 
     def run() -> Answer:
@@ -98,7 +98,7 @@ def _search(form: Form, task: Task) -> Callable[[], Answer]:
 
 def _label_rows(task: Task) -> Callable[[], Answer]:
     def run() -> Answer:
-        rows = ArrayRows(task.rows)  # under a new key: nothing is cached from the run before
+        rows = ArrayRows(task.rows)  # a new key, so that nothing is cached from the previous run
         try:
             return Answer(label_rows(rows, task.centroids, geometry=task.geometry, runner=runner()).labels)
         finally:
@@ -132,7 +132,7 @@ def _flash_streamed(task: Task) -> Callable[[], Answer]:
 
 
 def flash_lloyd(rows: NDArray[np.float16], start: NDArray[np.float32], n_iter: int, *, resident: bool) -> Any:
-    """Run Lloyd iterations of flash-kmeans in float16 on rows in host memory.
+    """Run Lloyd iterations with flash-kmeans in float16 on rows in host memory.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def flash_lloyd(rows: NDArray[np.float16], start: NDArray[np.float32], n_iter: i
     start : ndarray of float32, shape (n_clusters, n_features)
     n_iter : int
     resident : bool
-        Send all rows first; else send them again in every iteration.
+        Whether all rows are sent once, first; otherwise they are sent again in every iteration.
 
     Returns
     -------
@@ -150,7 +150,7 @@ def flash_lloyd(rows: NDArray[np.float16], start: NDArray[np.float32], n_iter: i
     table, centroids = torch.from_numpy(rows), torch.from_numpy(start).to(_DEVICE, torch.float16)
     if resident:
         fit = import_module("flash_kmeans.kmeans_triton_impl").batch_kmeans_Euclid
-        # Its fit stops when the shift is below `tol`, which no shift is.
+        # A negative tolerance: it stops when the shift is below `tol`, which never happens.
         _, fitted, _ = fit(table.to(_DEVICE)[None], len(start), max_iters=n_iter, tol=-1.0, init_centroids=centroids)
         return fitted[0].float().cpu().numpy()
     fit = import_module("flash_kmeans.kmeans_large").kmeans_largeN
@@ -163,7 +163,7 @@ def flash_lloyd(rows: NDArray[np.float16], start: NDArray[np.float32], n_iter: i
 
 def _fastkmeans(task: Task) -> Callable[[], Answer]:
     torch, kernel = import_module("torch"), import_module("fastkmeans.triton_kernels").triton_kmeans
-    # Everything is float16, as its `train` has it; its kernel takes whole blocks of 32 features only.
+    # Everything is float16, as in its `train`; its kernel supports only multiples of 32 features.
     if task.centroids.shape[1] % 32:
         raise ValueError(f"n_features={task.centroids.shape[1]} should be a multiple of 32 for its kernel")
     rows = torch.from_dlpack(task.rows)
@@ -185,7 +185,7 @@ def _fastkmeans(task: Task) -> Callable[[], Answer]:
 
 
 def _nearest_torch(rows: Any, centroids: Any, labels: Any) -> None:
-    """Label rows by products of 16 bits: norms, sums and scores in float32, the product itself rounded."""
+    """Label rows with 16-bit products: norms, sums and scores in float32, products rounded to 16 bits."""
     torch = import_module("torch")
     squares = (centroids.float() ** 2).sum(dim=1)
     for tile in _slices(len(rows), max(1, _SCORES // len(centroids))):
@@ -259,7 +259,7 @@ PARTICIPANTS = (
     Participant("torch, bfloat16", "torch", partial(_torch, "bfloat16")),
     Participant("CuPy, float32", "cupy", _cupy),
 )
-#: What has to be imported for a peer; each imports torch itself where it needs it.
+#: Modules to import for a peer; each imports torch itself if it needs it.
 _MODULES = {
     "flash-kmeans": "flash_kmeans.kmeans_triton_impl",
     "fastkmeans": "fastkmeans.triton_kernels",
@@ -270,12 +270,12 @@ PEERS = tuple(_MODULES)
 
 
 def find_participants(names: Sequence[str] | None = None) -> tuple[list[Participant], list[str]]:
-    """Tell which participants can run on this device, ours first, and which of the peers asked for cannot, and why."""
+    """Return the participants that can run on this device, ours first, and the peers that cannot, with the reason."""
     absent = {}
     for peer in PEERS if names is None else names:
         try:
             import_module(_MODULES[peer])
-        except Exception as error:  # what is installed but broken is as good as absent
+        except Exception as error:  # a broken installation counts as absent
             absent[peer] = f"{peer} ({error})"
             continue
         if peer != "cupy" and not import_module("torch").cuda.is_available():

@@ -1,4 +1,4 @@
-"""What is clustered: rows of a file, or random rows whose spectrum decays as that of embeddings does."""
+"""Rows to cluster: from a file, or random rows with a decaying spectrum like that of embeddings."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _PIECE = 1 << 17
 
 @dataclass(frozen=True)
 class Data:
-    """Rows to cluster, float32 and C-contiguous: every peer gets the same array. `name` is for tables."""
+    """Rows to cluster, float32 and C-contiguous; every participant gets the same array. `name` appears in tables."""
 
     name: str
     rows: NDArray[np.float32]
 
 
 def load_rows(path: Path, n_rows: int | None = None) -> Data:
-    """Read a ``.npy`` file of shape (n, n_features); `n_rows` of its rows, drawn with seed 0, in their order."""
+    """Read a ``.npy`` file of shape (n, n_features), or `n_rows` of its rows, drawn with seed 0, in file order."""
     return pick_rows(Data(path.stem, np.load(path, mmap_mode="r")), n_rows)
 
 
 def pick_rows(data: Data, n_rows: int | None) -> Data:
-    """Take some of the rows, drawn with seed 0, in their order; all where there are no more.
+    """Draw `n_rows` rows with seed 0 and keep their order; return all rows if there are no more.
 
     Examples
     --------
@@ -41,7 +41,7 @@ def pick_rows(data: Data, n_rows: int | None) -> Data:
 
 
 def make_rows(n_rows: int, n_features: int) -> Data:
-    """Make rows by `RowMaker`.
+    """Generate rows with `RowMaker`.
 
     Examples
     --------
@@ -50,16 +50,16 @@ def make_rows(n_rows: int, n_features: int) -> Data:
     """
     rows = np.empty((n_rows, n_features), np.float32)
     RowMaker(np, n_features).fill(rows)
-    return Data(f"made, {n_features} features", rows)
+    return Data(f"synthetic, {n_features} features", rows)
 
 
 class RowMaker:
-    """Rows around 256 points; the variance of direction i, counted from 1, falls as 1/i.
+    """Generator of rows around 256 centers; the variance along direction i, counted from 1, falls as 1/i.
 
     Parameters
     ----------
     xp : module
-        NumPy, or CuPy to make them on the device.
+        NumPy, or CuPy to generate the rows on the device.
     n_features : int
     """
 
@@ -67,13 +67,13 @@ class RowMaker:
         rng = np.random.default_rng(0)
         self._xp, self.n_features = xp, n_features
         self._spread = xp.asarray((1.0 / np.sqrt(np.arange(1, n_features + 1))).astype(np.float32))
-        # The directions are no axes, or a search that looks at the first coordinates first would be helped.
+        # The directions are not the axes: that would favor a search that starts with the first coordinates.
         turn = np.linalg.qr(rng.standard_normal((n_features, n_features)))[0].astype(np.float32)
         self._turn = xp.asarray(turn)
         self._groups = xp.asarray(rng.standard_normal((n_groups, n_features), dtype=np.float32))
 
     def pieces(self, n_rows: int, *, seed: int = 0, noise: float = 1.0) -> Iterator[tuple[slice, Any]]:
-        """Yield places and float32 rows of shape (n, n_features)."""
+        """Yield slices, and the float32 rows of shape (n, n_features) for them."""
         rng = self._xp.random.default_rng(seed)
         for low in range(0, n_rows, _PIECE):
             n = min(_PIECE, n_rows - low)
@@ -84,7 +84,7 @@ class RowMaker:
             yield slice(low, low + n), rows @ self._turn
 
     def fill(self, out: Any) -> tuple[NDArray[np.float32], float]:
-        """Fill an array of shape (n_rows, n_features), on the device or not; return its mean and largest number."""
+        """Fill a host or device array of shape (n_rows, n_features); return its mean row and largest absolute value."""
         total, largest = np.zeros(self.n_features), 0.0
         for place, made in self.pieces(len(out)):
             rows = made.astype(out.dtype, copy=False)
@@ -97,11 +97,11 @@ class RowMaker:
         return (total / len(out)).astype(np.float32), largest
 
     def centroids(self, n_clusters: int) -> NDArray[np.float32]:
-        """Return centroids of shape (n_clusters, n_features) that 16 bits cannot hold, with less noise than rows."""
+        """Return centroids of shape (n_clusters, n_features), not exact in 16 bits and with less noise than rows."""
         pieces = [to_numpy(rows) for _, rows in self.pieces(n_clusters, seed=1, noise=0.5)]
         return np.ascontiguousarray(np.concatenate(pieces), np.float32)
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
-    """Bring an array of NumPy or CuPy to the host."""
+    """Copy a NumPy or CuPy array to the host."""
     return array if isinstance(array, np.ndarray) else array.get()

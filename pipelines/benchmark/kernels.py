@@ -28,7 +28,7 @@ features = pytest.mark.parametrize("n_features", [64, 384, 1024])
 
 
 class RowTile:
-    """Rows, centroids near them, and the right labels."""
+    """Rows, centroids near them, and the correct labels."""
 
     def __init__(self, n_features: int) -> None:
         rng = np.random.default_rng(0)
@@ -42,7 +42,7 @@ class RowTile:
         CpuIndex(self.centroids, self.geometry).nearest(self.rows, self.labels, self.distances)
 
     def guess(self) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Labels as the last iteration leaves them, most of them right, and the distances to them."""
+        """Return labels as after a previous iteration, most of them correct, and the distances to them."""
         labels, distances = self.labels.copy(), np.empty(N_ROWS)
         labels[::10] = (labels[::10] + 1) % N_CLUSTERS
         cpu_kernels.label_distances(self.rows, self.centroids, NONE_STAYED, labels, distances)
@@ -51,7 +51,7 @@ class RowTile:
 
 @features
 def test_product_alone(benchmark: BenchmarkFixture, n_features: int) -> None:
-    """What the searches are to be measured by: the bare matrix product of rows and centroids."""
+    """Time the plain matrix product of rows and centroids, the reference for the searches."""
     tile = RowTile(n_features)
     centroids = np.ascontiguousarray(tile.centroids.T)
     out = np.empty((N_ROWS, N_CLUSTERS), np.float32)
@@ -62,7 +62,7 @@ def test_product_alone(benchmark: BenchmarkFixture, n_features: int) -> None:
 @pytest.mark.parametrize("hinted", [False, True])
 @features
 def test_search(benchmark: BenchmarkFixture, n_features: int, hinted: bool, share: float) -> None:
-    """Nearest centroids, by all features (share 0) or the first quarter, from nothing or from the last labels."""
+    """Find nearest centroids, by all features (share 0) or by a quarter first, with or without previous labels."""
     tile = RowTile(n_features)
     head = int(share * n_features)
     search, operand = CpuIndex(tile.centroids, tile.geometry, head), make_operand(tile.rows, tile.geometry, head)
@@ -79,7 +79,7 @@ def test_search(benchmark: BenchmarkFixture, n_features: int, hinted: bool, shar
 
 @features
 def test_label_distances(benchmark: BenchmarkFixture, n_features: int) -> None:
-    """Distances to known centroids, in float64."""
+    """Compute the distances to known centroids, in float64."""
     tile = RowTile(n_features)
     result = np.empty(N_ROWS)
     benchmark(cpu_kernels.label_distances, tile.rows, tile.centroids, NONE_STAYED, tile.labels, result)
@@ -88,17 +88,17 @@ def test_label_distances(benchmark: BenchmarkFixture, n_features: int) -> None:
 
 @features
 def test_add_rows(benchmark: BenchmarkFixture, n_features: int) -> None:
-    """Fixed-point sums of clusters."""
+    """Add rows to the fixed-point sums of their clusters."""
     tile = RowTile(n_features)
     sums, counts = np.zeros((N_CLUSTERS, n_features), np.int64), np.zeros(N_CLUSTERS, np.int64)
-    scale = tile.geometry.scale / 2.0**20  # so that no number of rounds overflows
+    scale = tile.geometry.scale / 2.0**20  # smaller, so that the rounds of the benchmark do not overflow
     benchmark(cpu_kernels.add_rows, tile.rows, tile.labels, np.empty(0, np.int64), scale, sums, counts)
     assert counts.sum() % N_ROWS == 0
 
 
 @features
 def test_greedy_walk(benchmark: BenchmarkFixture, n_features: int) -> None:
-    """Greedy k-means++ on a coreset of three points per cluster."""
+    """Run greedy k-means++ on a coreset of three points per cluster."""
     tile = RowTile(n_features)
     points, weights = tile.rows[: 3 * 512], np.ones(3 * 512, np.int64)
     options = {"key": stream_key(0), "n_trials": n_trials_for(512), "n_threads": 1}
@@ -107,7 +107,7 @@ def test_greedy_walk(benchmark: BenchmarkFixture, n_features: int) -> None:
 
 
 def test_order_of(benchmark: BenchmarkFixture) -> None:
-    """Members of clusters, sorted by distance."""
+    """Sort the members of clusters by distance."""
     rng = np.random.default_rng(0)
     labels = rng.integers(10_000, size=1_000_000).astype(np.int32)
     keys = rng.random(1_000_000, dtype=np.float32).view(np.uint32).astype(np.uint64)

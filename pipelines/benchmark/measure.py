@@ -1,4 +1,4 @@
-"""Measurements: participants take turns, and functions that belong to none of them judge the results."""
+"""Measurements: participants run in turns, and independent functions evaluate the results."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run of a participant: seconds, the centroids where those are to be judged, and a note."""
+    """One run of a participant: seconds, the centroids if their inertia is wanted, and a note."""
 
     seconds: float
     centroids: NDArray[np.float32] | None = None
     note: str = ""
 
 
-#: Does one run; gets its number, counted from 0.
+#: Performs one run; gets its number, counted from 0.
 Run = Callable[[int], Outcome]
 
 
 @dataclass(frozen=True)
 class Check:
-    """How labels and squared distances compare with all distances in float64.
+    """Comparison of labels and squared distances with brute force in float64.
 
     Attributes
     ----------
     n_rows, n_wrong : int
-        Rows that were checked, and those of them with a centroid nearer than the one they are labeled with.
+        Rows checked, and rows for which another centroid is nearer than that of their label.
     error : float or None
-        Largest relative error of a squared distance; None where none were given.
+        Largest relative error of a squared distance; None if no distances were given.
     """
 
     n_rows: int
@@ -51,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Measurement:
-    """All runs of a participant: seconds of each, infinity where a run did not end; inertia of each that was judged."""
+    """All runs of a participant: seconds (infinity if the target was not reached), and inertia where it was taken."""
 
     who: str
     seconds: tuple[float, ...]
@@ -61,18 +61,18 @@ class Measurement:
 
     @property
     def median(self) -> float:
-        """Seconds of the middle run."""
+        """Median seconds."""
         return statistics.median(self.seconds)
 
     @property
     def median_inertia(self) -> float | None:
-        """Inertia of the middle run."""
+        """Median inertia."""
         return statistics.median(self.inertia) if self.inertia else None
 
 
 @dataclass(frozen=True)
 class Case:
-    """Participants side by side on one problem.
+    """Measurements of all participants on one problem.
 
     Attributes
     ----------
@@ -83,12 +83,12 @@ class Case:
     n_clusters : tuple of int
         One number, or one per level.
     base : str
-        The participant to whose time the others' are set in proportion.
+        The participant whose time the ratios are relative to.
     measurements : tuple of Measurement
     facts : tuple of str
-        What else was found.
+        Other findings.
     n_flops, n_bytes : float
-        Operations of what was timed, and bytes that have to come from host memory meanwhile; 0 where rates say nothing.
+        Floating-point operations of the timed work, and bytes it needs from host memory; 0 if rates are meaningless.
     """
 
     suite: str
@@ -104,12 +104,12 @@ class Case:
 
     @property
     def problem(self) -> str:
-        """Data, shape and number of clusters in a line."""
+        """Data, shape and number of clusters, in one line."""
         clusters = ", ".join(map(str, self.n_clusters))
         return f"{self.data}: {self.shape[0]} × {self.shape[1]}, k = {clusters}"
 
     def ratio(self, measurement: Measurement) -> float | None:
-        """Median time as a multiple of the base's; None where either is no positive number.
+        """Median time relative to the base's; None unless both are positive and finite.
 
         Examples
         --------
@@ -118,13 +118,13 @@ class Case:
         3.0
         """
         base = next(m.median for m in self.measurements if m.who == self.base)
-        # Differences of runs too short to be timed come out as anything.
+        # The difference of two very short runs is noise, and may be negative.
         usable = all(math.isfinite(value) and value > 0 for value in (base, measurement.median))
         return measurement.median / base if usable else None
 
 
 def with_case(cases: tuple[Case, ...], case: Case) -> tuple[Case, ...]:
-    """Append a case, in place of one that is the same but for fewer measurements.
+    """Append a case, replacing an earlier version of it with fewer measurements.
 
     Examples
     --------
@@ -140,7 +140,7 @@ def with_case(cases: tuple[Case, ...], case: Case) -> tuple[Case, ...]:
 
 
 def percent(share: float) -> str:
-    """Write a share.
+    """Format a share as a percentage.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def percent(share: float) -> str:
 
 
 def clock(work: Callable[[], _Result], synchronize: Callable[[], object] = lambda: None) -> tuple[float, _Result]:
-    """Seconds that `work` takes, and its result; `synchronize` waits for a device."""
+    """Return the seconds that `work` takes, and its result; `synchronize` waits for a device."""
     synchronize()
     begin = time.perf_counter()
     result = work()
@@ -166,7 +166,7 @@ def run_apart(work: Callable[..., _Result], *arguments: Any) -> _Result:
 
 
 def timed(work: Callable[[], NDArray[np.float32]]) -> Outcome:
-    """Time something that returns centroids."""
+    """Time a function that returns centroids."""
     return Outcome(*clock(work))
 
 
@@ -178,18 +178,18 @@ def take_turns(
     tell: Callable[[str], None],
     judge: Callable[[NDArray[np.float32]], float] | None = None,
 ) -> tuple[Measurement, ...]:
-    """Run all participants once, then all of them again: A B C A B C ...
+    """Run the participants in turns: A B C A B C ...
 
     Parameters
     ----------
     runs : mapping of str to callable
     repeats : int
     patience : float
-        Seconds; a participant that takes longer is not run again.
+        A participant whose run takes more seconds than this is not run again.
     tell : callable
         Gets a line per run.
     judge : callable, optional
-        Inertia of centroids; not timed.
+        Computes the inertia of centroids; not timed.
 
     Returns
     -------
@@ -218,13 +218,13 @@ def take_turns(
 def brute_force(
     rows: NDArray[np.float32], centroids: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Nearest centroids by all distances, in float64.
+    """Find the nearest centroids by brute force in float64.
 
     Parameters
     ----------
     rows : ndarray of float32, shape (n_rows, n_features)
     centroids : ndarray of float32, shape (n_clusters, n_features)
-        Rows of NaN are no centroids.
+        Rows of NaN are ignored.
 
     Returns
     -------
@@ -250,7 +250,7 @@ def brute_force(
 
 
 def inertia(rows: NDArray[np.float32], centroids: NDArray[np.float32]) -> float:
-    """Sum of the squared distances to the nearest centroids, in float64."""
+    """Return the sum of squared distances to the nearest centroids, in float64."""
     return float(brute_force(rows, centroids)[1].sum())
 
 
@@ -260,7 +260,7 @@ def check_labels(
     labels: NDArray[np.integer],
     squared_distances: NDArray[np.float64] | None = None,
 ) -> Check:
-    """Compare labels, and squared distances, with all distances in float64.
+    """Compare labels and squared distances with brute force in float64.
 
     Parameters
     ----------
@@ -290,7 +290,7 @@ def check_labels(
 
 
 def finite(value: Any) -> Any:
-    """Replace numbers that JSON does not know by null."""
+    """Replace numbers that JSON cannot represent with None."""
     if isinstance(value, dict):
         return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Our k-means, called as the peers are: rows in memory, threads of this process, nothing kept from run to run."""
+"""Our k-means, called like the peers: rows in memory, threads of this process, nothing cached between runs."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def _session(rows: NDArray[np.float32], n_clusters: int) -> Iterator[_Session]:
 
 
 def fit_lloyd(problem: Problem, n_iter: int) -> NDArray[np.float32]:
-    """Run so many Lloyd iterations; return centroids of shape (n_clusters, n_features)."""
+    """Run `n_iter` Lloyd iterations; return centroids of shape (n_clusters, n_features)."""
     with _session(problem.rows, problem.n_clusters) as s:
         done = iterate(s.rows, problem.start, geometry=s.geometry, runner=s.runner, max_iter=n_iter, tol=0.0)
     return done.centroids
 
 
 def fit_kmeans(rows: NDArray[np.float32], n_clusters: int, *, max_iter: int, seed: int) -> NDArray[np.float32]:
-    """Seed by coreset and iterate until nothing changes, or `max_iter` times; return centroids."""
+    """Seed by coreset and iterate until convergence, at most `max_iter` times; return the centroids."""
     settings = fit.Settings(n_clusters, max_iter=max_iter, tol=0.0, key=stream_key(seed))
     with _session(rows, n_clusters) as s:
         return fit.fit(s.rows, settings, geometry=s.geometry, runner=s.runner).centroids
 
 
 def seed_centroids(rows: NDArray[np.float32], n_clusters: int, *, init: str, seed_number: int) -> NDArray[np.float32]:
-    """Choose centroids to start from, of shape (n_clusters, n_features)."""
+    """Return initial centroids of shape (n_clusters, n_features)."""
     with _session(rows, n_clusters) as s:
         start = seed(s.rows, n_clusters, init=init, geometry=s.geometry, key=stream_key(seed_number), runner=s.runner)
     return start.centroids
@@ -67,16 +67,16 @@ def seed_centroids(rows: NDArray[np.float32], n_clusters: int, *, init: str, see
 def reach_inertia(
     rows: NDArray[np.float32], n_clusters: int, *, inertia: float, max_iter: int, seed_number: int
 ) -> tuple[float, int, NDArray[np.float32]]:
-    """Seed by coreset and iterate, at most `max_iter` times, until the inertia is as low as asked for.
+    """Seed by coreset and iterate until the target inertia is reached, at most `max_iter` times.
 
     Returns
     -------
     seconds : float
-        Until an iteration found its inertia to be as low; infinity if none did.
+        Time to the target; infinity if it was not reached.
     n_iter : int
-        That iteration, or the last.
+        The iteration that reached it, otherwise the last one.
     centroids : ndarray of float32, shape (n_clusters, n_features)
-        After it.
+        Centroids after that iteration.
     """
     begin = time.perf_counter()
     reached: list[tuple[float, int, NDArray[np.float32]]] = []
@@ -97,7 +97,7 @@ def reach_inertia(
 
 
 def fit_labels(problem: Problem, n_iter: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Run so many Lloyd iterations; return labels of shape (n_rows,), and the centroids they belong to."""
+    """Run `n_iter` Lloyd iterations; return labels of shape (n_rows,), and the centroids they refer to."""
     kmeans = hkm.KMeans(problem.n_clusters, init=problem.start, max_iter=n_iter, tol=0.0).fit(problem.rows)
     return np.asarray(kmeans.labels_), np.asarray(kmeans.cluster_centers_, np.float32)
 
@@ -105,7 +105,7 @@ def fit_labels(problem: Problem, n_iter: int) -> tuple[NDArray[np.int32], NDArra
 def time_iterations(
     rows: Rows, start: NDArray[np.float32], geometry: Geometry, runner: Runner, n_iter: int
 ) -> tuple[list[float], NDArray[np.float32]]:
-    """Run so many Lloyd iterations; return the seconds of each, and the centroids."""
+    """Run `n_iter` Lloyd iterations; return the seconds of each, and the final centroids."""
     ticks = [time.perf_counter()]
 
     def tick(iteration: int, moved: LloydStep) -> None:
@@ -116,6 +116,6 @@ def time_iterations(
 
 
 def pick_start(rows: Rows, n_clusters: int) -> NDArray[np.float32]:
-    """Take rows drawn with seed 0 as centroids of shape (n_clusters, n_features)."""
+    """Draw rows with seed 0 as initial centroids of shape (n_clusters, n_features)."""
     chosen = np.sort(np.random.default_rng(0).choice(rows.n_rows, n_clusters, replace=False))
     return np.ascontiguousarray(rows.take(chosen), np.float32)

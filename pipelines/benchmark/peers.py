@@ -1,6 +1,6 @@
-"""The k-means of others, each called so that it does what is compared: every row, every iteration, the given start.
+"""The k-means of other libraries, with settings that make them comparable: all rows, all iterations, the given start.
 
-Left to their defaults FAISS and SuperKMeans train on a sample of the rows, and most stop when little changes.
+By default, FAISS and SuperKMeans train on a sample of the rows, and most libraries stop early.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Problem:
-    """Rows of shape (n_rows, n_features), and the centroids to start from."""
+    """Rows of shape (n_rows, n_features), and the initial centroids."""
 
     rows: NDArray[np.float32]
     start: NDArray[np.float32]
 
     @property
     def n_clusters(self) -> int:
-        """Centroids wanted."""
+        """Number of clusters."""
         return len(self.start)
 
 
-#: Runs so many Lloyd iterations and returns the centroids.
+#: Runs the given number of Lloyd iterations and returns the centroids.
 Fit = Callable[[Problem, int], NDArray[np.float32]]
 
 
@@ -40,10 +40,10 @@ class Peer:
     ----------
     name : str
     distribution, module : str
-        As pip and as Python call it.
+        Name for pip, and name to import.
     fit : callable
     takes_start : bool
-        Whether it begins at the centroids of the problem; else it draws rows of its own.
+        Whether it accepts initial centroids; otherwise it draws its own.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Peer:
 
     @property
     def is_present(self) -> bool:
-        """Whether it can be imported; what it imports itself may be missing as well."""
+        """Whether it can be imported, including its own dependencies."""
         try:
             import_module(self.module)
         except ImportError:
@@ -63,7 +63,7 @@ class Peer:
 
 
 def n_threads() -> int:
-    """Cores this process may use: every participant gets so many threads."""
+    """Return the number of cores this process may use; every participant gets as many threads."""
     return len(os.sched_getaffinity(0))
 
 
@@ -126,9 +126,9 @@ PEERS = (
 
 
 def _name_the_processor() -> None:
-    """Tell an OpenBLAS that peers bring along what to compute with: old ones take a new processor for a very old one.
+    """Set the core type for OpenBLAS copies bundled with peers: old ones mistake a new processor for a very old one.
 
-    FAISS 1.15.1 is four times slower without on a processor made after its OpenBLAS.
+    Without this, FAISS 1.15.1 is four times slower on a processor newer than its OpenBLAS.
     """
     features = llvm.get_host_cpu_features()
     known = {"avx512bw": "SkylakeX", "avx2": "Haswell"}
@@ -138,7 +138,7 @@ def _name_the_processor() -> None:
 
 
 def find_peers(names: Sequence[str] | None = None) -> tuple[list[Peer], list[str]]:
-    """Load the peers asked for, by default all; return those installed, and the names of those that are not."""
+    """Import the named peers (default: all); return the installed ones, and the names of the others."""
     _name_the_processor()
     asked = [peer for peer in PEERS if names is None or peer.name in names]
     present = [peer for peer in asked if peer.is_present]

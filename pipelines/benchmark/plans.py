@@ -1,10 +1,10 @@
-"""How right plans are: runs are planned, run and compared, in time, peak memory and bytes of every phase.
+"""Accuracy of `hkm plan`: compare planned and actual time, peak memory and bytes of every phase.
 
     python -m pipelines.benchmark.plans shapes --nouns NOUNS.npy --repeats 3 --record
     python -m pipelines.benchmark.plans beside EMBEDDINGS.npy --n-clusters 2000,400,100 --n-resamples 10
 
-Each plan and each run is a command of its own, on threads, and a run's time is that of its whole command. Plans and
-runs take turns; what is told are medians. Ratios are of what came over what was planned; 1 is right.
+Each plan and each run is a separate command, on threads; the time of a run is that of its whole command. Plans and runs
+alternate, and results are medians. Ratios are actual over planned: 1 is exact.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from rich.table import Table
 from pipelines import records
 from pipelines.benchmark.inputs import make_rows
 
-#: Bytes in a phase below which its ratio tells nothing: metadata and libraries; the same of seconds.
+#: Bytes, and seconds, of a phase below which its ratio means nothing: metadata and libraries dominate.
 _FEW_BYTES, _FEW_SECONDS = 4 << 20, 0.5
-#: What is told of a phase, or of all.
+#: Quantities reported for a phase, or for the whole run.
 _KINDS = ("seconds", "read", "written")
 HKM = [sys.executable, "-m", "hkm_dask"]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Rows, float16, and the settings of a run over them; of the nouns so many are taken, or all."""
+    """The float16 rows of a run and its settings; the rows are synthetic, or the first `n` nouns, or all of them."""
 
     name: str
     words: str
@@ -48,7 +48,7 @@ class Shape:
     limit: str = ""
 
     def rows(self, nouns: Path) -> NDArray[np.float16]:
-        """Make them, or read them."""
+        """Generate the rows, or read the nouns."""
         if self.n_features is None or self.n_rows is None:
             return np.load(nouns, mmap_mode="r")[: self.n_rows]
         made = make_rows(self.n_rows, self.n_features).rows
@@ -56,7 +56,7 @@ class Shape:
 
 
 _SPLIT = "--n-clusters 200,100 --set levels.1.n_splits=25 --n-resamples 1"
-#: Shapes that differ in what takes their time. Models were mended with the first two in view.
+#: Shapes whose time is spent in different phases. The cost model was adjusted with the first two.
 SHAPES = (
     Shape("40,000 nouns", "--n-clusters 2000,400,100 --n-resamples 10", 40_000),
     Shape("60,000 × 128, flat", "--n-clusters 4000 --n-resamples 0", 60_000, 128),
@@ -68,7 +68,7 @@ SHAPES = (
 
 
 def planned_phases(plan: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Seconds, bytes read and written of each phase, as planned.
+    """Return the planned seconds and bytes read and written of each phase.
 
     >>> level = {"seconds": {"Lloyd": 2.0}, "files": {"Lloyd": {"read": 5, "written": 7}}}
     >>> planned_phases({"levels": [level, level], "other": {"start": 1.0}})["Lloyd"]
@@ -91,7 +91,7 @@ def planned_phases(plan: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def compare(plan: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    """What was planned, what came and their ratio: of the run, and of each phase where it tells anything."""
+    """Return planned and actual values and their ratio: of the run, and of each phase large enough for a ratio."""
     planned, phases = planned_phases(plan), {}
     least = {"seconds": _FEW_SECONDS, "read": _FEW_BYTES, "written": _FEW_BYTES}
     for phase in dict.fromkeys([*planned, *run["phases"]]):
@@ -115,7 +115,7 @@ def _ratio(planned: float, came: float) -> dict[str, float]:
 
 
 def compare_in_turns(rows: NDArray[Any], words: Sequence[str], *, limit: str, repeats: int, seconds: float) -> Any:
-    """Plan and run `hkm cluster` so many times, in turns: the comparison of the median plan with the median run."""
+    """Plan and run `hkm cluster` alternately, `repeats` times, and compare the median plan with the median run."""
     with tempfile.TemporaryDirectory(prefix="hkm-plans-") as name:
         folder = Path(name)
         np.save(folder / "rows.npy", rows)
@@ -139,18 +139,18 @@ def _run(command: list[str], folder: Path) -> str:
 
 
 def measure(folder: Path, tree: str, words: list[str]) -> dict[str, Any]:
-    """Run `hkm cluster` in a process of its own: seconds of the command, of each phase, bytes, and most memory."""
+    """Run `hkm cluster` in its own process; return seconds in all and per phase, bytes, and peak memory."""
     begin = time.perf_counter()
     child = [sys.executable, "-m", "pipelines.benchmark.plans", "child", "pool.zarr", tree, *words]
     run: dict[str, Any] = json.loads(_run(child, folder).splitlines()[-1])
     run["seconds"] = time.perf_counter() - begin
-    # What belongs to no phase is the start of the process, and its end.
+    # Time that belongs to no phase is that of starting and ending the process.
     run["phases"]["start"]["seconds"] += run["seconds"] - sum(one["seconds"] for one in run["phases"].values())
     return run
 
 
 def table(found: Mapping[str, Any]) -> Table:
-    """All comparisons: the whole run first, then its phases."""
+    """Tabulate all comparisons: the whole run first, then its phases."""
     made = Table("", "planned", "came", "ratio", "range", "peak", "read", "written", title="came / planned")
     for name, one in found.items():
         low, high = one["range"]
@@ -172,22 +172,22 @@ def _ratios(told: Mapping[str, Any]) -> Iterable[str]:
 
 @click.group(invoke_without_command=False)
 def main() -> None:
-    """Plans beside runs."""
+    """Compare plans with runs."""
 
 
-_repeats = click.option("--repeats", type=click.IntRange(min=1), default=1, help="Plans and runs of each, in turns.")
-_seconds = click.option("--seconds", type=float, default=10.0, help="To measure the machine, each time.")
+_repeats = click.option("--repeats", type=click.IntRange(min=1), default=1, help="Plans and runs of each shape.")
+_seconds = click.option("--seconds", type=float, default=10.0, help="Time for each plan to measure the machine.")
 
 
 @main.command()
-@click.option("--nouns", type=click.Path(path_type=Path, exists=True), required=True, help="82,115 × 384, as .npy.")
-@click.option("--only", type=int, multiple=True, metavar="N", help="Take the N-th shape, from 1, and no other.")
+@click.option("--nouns", type=click.Path(path_type=Path, exists=True), required=True, help="82,115 × 384 array, .npy.")
+@click.option("--only", type=int, multiple=True, metavar="N", help="Run only the N-th shape, counted from 1.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(), help="Folder for results.json.")
-@click.option("--record", is_flag=True, help="Keep the results, and write the documents anew.")
+@click.option("--record", is_flag=True, help="Keep the results, and update the documents.")
 @_repeats
 @_seconds
 def shapes(nouns: Path, only: tuple[int, ...], out: Path, record: bool, repeats: int, seconds: float) -> None:
-    """Compare plans with runs of several shapes, and print one table."""
+    """Compare plans with runs for several shapes, and print one table."""
     found = {}
     for i, shape in enumerate(SHAPES, 1):
         if only and i not in only:
@@ -207,14 +207,14 @@ def shapes(nouns: Path, only: tuple[int, ...], out: Path, record: bool, repeats:
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("embeddings", type=click.Path(path_type=Path, exists=True))
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-@click.option("--rows", type=int, help="Take the first so many rows.")
-@click.option("--limit", default="", help="Memory, like 1GiB.")
+@click.option("--rows", type=int, help="Use only this many rows, the first ones.")
+@click.option("--limit", default="", help="Memory limit, for example 1GiB.")
 @_repeats
 @_seconds
 def beside(
     embeddings: Path, words: tuple[str, ...], rows: int | None, limit: str, repeats: int, seconds: float
 ) -> None:
-    """Plan and run hkm cluster with WORDS over EMBEDDINGS, and print the ratios."""
+    """Plan and run hkm cluster with WORDS on EMBEDDINGS, and print the ratios."""
     some = np.load(embeddings, mmap_mode="r")[:rows]
     found = compare_in_turns(some, words, limit=limit, repeats=repeats, seconds=seconds)
     Console(width=110).print(table({embeddings.name: found}))
@@ -226,8 +226,8 @@ def beside(
 @click.argument("tree", type=click.Path(path_type=Path))
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def child(pool: Path, tree: Path, words: tuple[str, ...]) -> None:
-    """Build a tree, and print what it took as one line of JSON."""
-    import hkm_dask.hierarchy.build  # what is read for modules is none of the run's
+    """Build a tree, and print its time, bytes and memory as one line of JSON."""
+    import hkm_dask.hierarchy.build  # imported first: reading modules does not count
     import hkm_dask.view.info  # noqa: F401
     from hkm_dask.cli import main as hkm
     from hkm_dask.events import subscribe

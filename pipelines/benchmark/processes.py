@@ -1,4 +1,4 @@
-"""What the processes of a run hold and send: peak memory, by the kernel, and the largest message, as it was written."""
+"""Peak memory of processes, as the kernel reports it, and the largest message they send."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _largest = 0
 
 
 def peak_mib(dask_worker: Worker | None = None, pid: int | str = "self") -> float:
-    """Most memory that a process has held since its peak was forgotten, or since it began."""
+    """Return the peak memory of a process (MiB) since it started or since `forget_peak`."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def forget_peak(pid: int | str = "self") -> None:
-    """Let the peak of a process of the same user begin anew, from what it holds now."""
+    """Reset the peak memory of a process of the same user to its present memory."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def weigh_messages() -> None:
-    """Note the largest message that this process sends from now on."""
+    """Record the largest message that this process sends from now on."""
 
     async def write(self: TCP, *args: Any, **kwargs: Any) -> int:
         global _largest
@@ -36,7 +36,7 @@ def weigh_messages() -> None:
 
 
 def largest_message() -> int:
-    """Bytes of the largest message since this was asked before; those that are on their way do not count."""
+    """Return the bytes of the largest message since the last call; messages still being sent do not count."""
     global _largest
     n_bytes, _largest = _largest, 0
     return n_bytes

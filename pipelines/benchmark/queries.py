@@ -1,7 +1,7 @@
-"""How long a large tree takes to open and to answer: ``python -m pipelines.benchmark.queries FOLDER``.
+"""Time to open and to query a large tree: ``python -m pipelines.benchmark.queries FOLDER``.
 
-The tree is synthetic, of random labels and centroids, made by our own writers; every question is asked first of a tree
-just opened, in a process that has imported what it needs and compiled its kernels, then again.
+The tree is synthetic: random labels and centroids, written with our own writers. Every query runs twice: on a newly
+opened tree, with modules imported and kernels compiled, and again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hkm_dask.hierarchy import level_arrays
 
 
 class Shape(NamedTuple):
-    """Of a tree: samples, clusters of each level, features of a centroid."""
+    """Shape of a tree: number of samples, clusters per level, features."""
 
     n_samples: int
     n_clusters: tuple[int, ...]
@@ -44,7 +44,7 @@ def make_tree(path: Path, n_samples: int, n_clusters: tuple[int, ...], n_feature
     for t, k in enumerate(n_clusters, 1):
         folder, row_bytes = path / f"level_{t}", 4 * n_features
         level_arrays.create_row_arrays(folder, t, n_rows, layout.chunk_rows(n_rows, row_bytes))
-        # Every cluster has a member, or the level above would have none for it.
+        # Every cluster needs a member, because the level above labels every cluster.
         labels = np.concatenate([np.arange(k), rng.integers(0, k, n_rows - k)]).astype(np.int32)
         level_arrays.write_row_arrays(folder, labels, rng.random(n_rows, np.float32))
         centroids = rng.standard_normal((k, n_features), np.float32)
@@ -56,14 +56,14 @@ def make_tree(path: Path, n_samples: int, n_clusters: tuple[int, ...], n_feature
 
 
 def milliseconds(action: Callable[[], object]) -> float:
-    """Time of one call."""
+    """Return the time of one call."""
     begin = time.perf_counter()
     action()
     return 1e3 * (time.perf_counter() - begin)
 
 
 def questions(n_samples: int, n_clusters: tuple[int, ...], n_features: int) -> dict[str, Callable[[Any], object]]:
-    """Questions to the accessor of a tree."""
+    """Return queries of a tree's accessor, by name."""
     vector, some = np.ones(n_features, np.float32), np.arange(0, n_samples, max(1, n_samples // 1000))
     asked: dict[str, Callable[[Any], object]] = {
         "path of a sample": lambda ask: ask.path(n_samples // 3),
@@ -80,10 +80,10 @@ def questions(n_samples: int, n_clusters: tuple[int, ...], n_features: int) -> d
 
 
 def measure(path: Path, n_samples: int, n_clusters: tuple[int, ...], n_features: int) -> dict[str, Any]:
-    """Milliseconds to open the tree, and for every question the first time and the second."""
+    """Return the milliseconds to open the tree, and of the first and second run of every query."""
     asked = questions(n_samples, n_clusters, n_features)
     for ask in asked.values():
-        ask(hkm.open_hierarchy(path).hkm)  # compiled, and in the page cache
+        ask(hkm.open_hierarchy(path).hkm)  # compiles, and fills the page cache
     answers = {}
     for name, ask in asked.items():
         tree = hkm.open_hierarchy(path)
@@ -92,7 +92,7 @@ def measure(path: Path, n_samples: int, n_clusters: tuple[int, ...], n_features:
 
 
 def parse_arguments(description: str | None) -> tuple[Path, Shape]:
-    """Read the folder and the shape of the tree from the command line."""
+    """Parse the folder and the shape of the tree from the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--n-samples", type=int, default=10**7)
@@ -103,7 +103,7 @@ def parse_arguments(description: str | None) -> tuple[Path, Shape]:
 
 
 def tree_in(folder: Path, shape: Shape) -> Path:
-    """Make the tree in a folder, unless it is there; give its path."""
+    """Return the path of the tree in a folder, creating it if it does not exist."""
     path = folder / f"queries-{shape.n_samples}-{'-'.join(map(str, shape.n_clusters))}.zarr"
     if not path.exists():
         with store.staged(path, keep=False) as wip:
@@ -112,7 +112,7 @@ def tree_in(folder: Path, shape: Shape) -> Path:
 
 
 def main() -> None:
-    """Make the tree, unless it is there, and print what its questions take, as JSON."""
+    """Create the tree if it does not exist, and print the query times as JSON."""
     folder, shape = parse_arguments(__doc__)
     print(json.dumps({**shape._asdict(), **measure(tree_in(folder, shape), *shape)}, indent=2))
 

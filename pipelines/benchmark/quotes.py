@@ -1,4 +1,4 @@
-"""What documents quote of this pipeline."""
+"""Figures of this pipeline that documents quote."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.records import table
 
 
 def quote(runs: Mapping[str, Any]) -> dict[str, str]:
-    """Write the figures of recorded runs as texts."""
+    """Format the figures of recorded runs as text."""
     run = runs["draws"]
     found, settings = run["found"], run["settings"]
     ways = {
@@ -29,7 +29,7 @@ def quote(runs: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _of_duplicates(run: Mapping[str, Any] | None) -> dict[str, str]:
-    """All pairs beside those within the clusters of a k-means."""
+    """Compare finding all pairs with finding pairs within the clusters of a k-means."""
     if run is None:
         return {
             "duplicates": "no run of it is recorded.",
@@ -57,7 +57,7 @@ def _of_duplicates(run: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _of_plans(run: Mapping[str, Any] | None) -> dict[str, str]:
-    """Whole runs beside their plans."""
+    """Compare whole runs with their plans."""
     rows: list[list[str]] = []
     if run is None:
         return {"plans": "no run of it is recorded.", "plans-command": "`python -m pipelines.benchmark.plans shapes`"}

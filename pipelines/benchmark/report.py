@@ -1,4 +1,4 @@
-"""Reports: tables on the terminal, JSON, Markdown and a picture, each with the machine's description."""
+"""Reports: tables on the terminal, JSON, Markdown and a figure, with a description of the machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HEADER = (
     "", "seconds", "runs", "× time", "inertia", "× inertia", "TFLOP/s", "of the GEMM", "of the limit", "wrong labels",
     "distances", "",
 )  # fmt: skip
-#: A squared distance is right within this share of it.
+#: Relative error up to which a squared distance counts as correct.
 TOLERANCE = 1e-6
 _OWN, _OTHER = "#d9480f", "#3b82c4"
 LIBRARIES = ("hkm-dask", "numpy", "numba", "dask", "zarr", *(peer.distribution for peer in PEERS))
@@ -41,19 +41,19 @@ GPU_LIBRARIES = (
 
 @dataclass(frozen=True)
 class Results:
-    """All of a run.
+    """Results of a run.
 
     Attributes
     ----------
     machine, device : dict
         From `describe_machine`, and on a GPU from `describe_device`.
     absent : tuple of str
-        Peers that take no part.
+        Peers that are not available.
     command : str
     date : str
     cases : tuple of Case
     ceilings : Ceilings or None
-        What the device was measured to do.
+        Measured peak rates of the device.
     """
 
     machine: dict[str, Any]
@@ -66,7 +66,7 @@ class Results:
 
 
 def describe_machine(libraries: Sequence[str] = LIBRARIES) -> dict[str, Any]:
-    """Tell on what is measured: processor, cores, memory (GiB), load, versions, and BLAS as far as it is loaded."""
+    """Describe the machine: processor, cores, memory (GiB), load, library versions, and the BLAS libraries loaded."""
     versions = {name: _version(name) for name in libraries}
     blas = {
         f"{pool['internal_api']} {pool['version']} for {pool.get('architecture')}, {pool['num_threads']} threads"
@@ -100,14 +100,14 @@ def _cpu_model() -> str:
 
 
 def table(case: Case, ceilings: Ceilings | None = None) -> list[tuple[str, ...]]:
-    """Header and lines of a case's table, without columns in which there is nothing."""
+    """Return the header and rows of a case's table, without empty columns."""
     lines = [_cells(case, measurement, ceilings) for measurement in case.measurements]
     used = [any(line[column] for line in lines) for column in range(len(_HEADER))]
     return [tuple(cell for cell, keep in zip(line, used, strict=True) if keep) for line in (_HEADER, *lines)]
 
 
 def _cells(case: Case, one: Measurement, ceilings: Ceilings | None) -> tuple[str, ...]:
-    """One line of a table."""
+    """Return one row of the table."""
     base = next(m for m in case.measurements if m.who == case.base)
     seconds, ratio, own, others, check = one.median, case.ratio(one), one.median_inertia, base.median_inertia, one.check
     ended = math.isfinite(seconds)
@@ -129,7 +129,7 @@ def _cells(case: Case, one: Measurement, ceilings: Ceilings | None) -> tuple[str
 
 
 def _describe_error(error: float) -> str:
-    # NaN is within nothing.
+    # Written so that NaN counts as off.
     return f"within {error:.0e}" if error <= TOLERANCE else f"off by {error:.0e}"
 
 
@@ -146,7 +146,7 @@ def print_case(case: Case, console: Console, ceilings: Ceilings | None = None) -
 
 
 def write_results(results: Results, path: Path) -> None:
-    """Write ``PATH.json`` and ``PATH.md``; the folder is made if need be."""
+    """Write ``PATH.json`` and ``PATH.md``, creating the folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {**asdict(results), "cases": [case_facts(case) for case in results.cases]}
     text = json.dumps(finite(content), indent=2, ensure_ascii=False)
@@ -155,7 +155,7 @@ def write_results(results: Results, path: Path) -> None:
 
 
 def case_facts(case: Case) -> dict[str, Any]:
-    """Return all of a case, with the median and the ratio of every measurement."""
+    """Return a case as a dict, with the median and the ratio of every measurement."""
     facts = asdict(case)
     for line, one in zip(facts["measurements"], case.measurements, strict=True):
         line.update(median=one.median, ratio=case.ratio(one))
@@ -163,7 +163,7 @@ def case_facts(case: Case) -> dict[str, Any]:
 
 
 def to_markdown(results: Results) -> str:
-    """Write the results as a page."""
+    """Format the results as a Markdown page."""
     machine = results.machine
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     paragraphs = [
@@ -171,10 +171,10 @@ def to_markdown(results: Results) -> str:
         *_describe_gpu(results),
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, "
         f"Python {machine['python']}, {versions}. BLAS: {'; '.join(machine['blas'])}. "
-        f"Load when it began: {', '.join(map(str, machine['load_average']))}.",
+        f"Load average at the start: {', '.join(map(str, machine['load_average']))}.",
         f"{results.date}, by `{results.command}`.",
-        f"Not installed: {', '.join(results.absent) or 'none'}. Seconds and inertia are medians of runs in turns; "
-        "× is in proportion to the line that says 1. Inertia is recomputed in float64.",
+        f"Not installed: {', '.join(results.absent) or 'none'}. Participants run in turns; seconds and inertia are "
+        "medians, × is relative to the row with 1. Inertia is recomputed in float64.",
     ]
     for case in results.cases:
         header, *body = table(case, results.ceilings)
@@ -185,7 +185,7 @@ def to_markdown(results: Results) -> str:
 
 
 def _describe_gpu(results: Results) -> list[str]:
-    """Tell what the device is and does, and how to read the columns that only a GPU has."""
+    """Describe the device, its peak rates, and the columns specific to GPUs."""
     device, ceilings = results.device, results.ceilings
     if device is None or ceilings is None:
         return []
@@ -193,13 +193,13 @@ def _describe_gpu(results: Results) -> list[str]:
     return [
         f"{device['name']}, {device['memory_gib']} GiB, compute capability {device['capability']}, "
         f"driver {device['driver']}, CUDA {device['cuda']}.",
-        f"Measured in the same call: matrix product {ceilings.float16 / 1e12:.0f} TFLOP/s in float16, {bfloat16} in "
+        f"Measured in the same run: matrix product {ceilings.float16 / 1e12:.0f} TFLOP/s in float16, {bfloat16} in "
         f"bfloat16 (8192³, random numbers); copy within the device {ceilings.copy / 1e12:.2f} TB/s, read and written; "
         f"from pinned host memory {ceilings.upload / 1e9:.1f} GB/s.",
-        "Runs follow a warm-up and are timed by device synchronization. A pass is 2nkd operations, and the GEMM is the "
-        "product in float16; the limit is the longer of these operations at its rate and of the bytes that must be "
-        "sent at the rate of the transfer. Labels and distances are compared with all distances in float64; distances "
-        f"should be right within {TOLERANCE:.0e} of their size.",
+        "Runs follow a warm-up and are timed with device synchronization. A pass counts as 2nkd operations; the GEMM "
+        "is the float16 matrix product. The limit is the longer of two times: the operations at the rate of the GEMM, "
+        "and the bytes to be sent at the transfer rate. Labels and distances are compared with brute force in float64; "
+        f"the relative error of a distance should be at most {TOLERANCE:.0e}.",
     ]
 
 
@@ -208,7 +208,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def draw_ratios(cases: Sequence[Case]) -> Figure:
-    """Draw the time of everybody in proportion to ours: a panel per case."""
+    """Draw the time of every participant relative to ours, with one panel per case."""
     drawn = [(c, [(m.who, r) for m in c.measurements if (r := c.ratio(m)) is not None]) for c in cases]
     drawn = [(case, bars) for case, bars in drawn if len(bars) > 1]
     heights = [0.6 + 0.3 * len(bars) for _, bars in drawn] or [1.0]
@@ -229,5 +229,5 @@ def draw_ratios(cases: Sequence[Case]) -> Figure:
     panels[-1].margins(x=0.15)
     for set_formatter in (panels[-1].xaxis.set_major_formatter, panels[-1].xaxis.set_minor_formatter):
         set_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
-    panels[-1].set_xlabel("time, in proportion to ours (logarithmic)", fontsize=8)
+    panels[-1].set_xlabel("time relative to hkm_dask (logarithmic)", fontsize=8)
     return figure

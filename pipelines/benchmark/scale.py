@@ -1,14 +1,14 @@
-"""Measure what the engine does at size: a pool larger than memory, growth with n and k, Dask's share, a large draw.
+"""Scaling: a pool larger than memory, growth with n and k, the overhead of Dask, cost of checks, a large draw.
 
     python -m pipelines.benchmark.scale --data embeddings.npy --suite stream,growth,overhead,checks,sample
 
-* stream: one pool under a memory limit and with everything resident; the page cache is emptied all the while.
-* growth: seconds of a Lloyd iteration as rows and clusters grow fourfold.
-* overhead: an iteration on a pool of 256 blocks, through Dask and as a bare loop over the same blocks, in turns.
-* checks: a build of 1M × 128 with every check of what is stored, and with none.
+* stream: one pool under a memory limit and with everything resident; the pool is kept out of the page cache.
+* growth: seconds per Lloyd iteration as rows and clusters grow by factors of four.
+* overhead: an iteration on a pool of 256 blocks, through Dask and as a plain loop over the same blocks, in turns.
+* checks: builds of 1M × 128 with all integrity checks, and with none.
 * sample: targets and draw for 10 million of 74.3 million leaves under four levels.
 
-Rows are those of --data, tiled and perturbed; without it they are made. Figures are printed and put into scale.json.
+Rows are those of --data, tiled and perturbed, or synthetic. Results are printed and written to scale.json.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _PIECE = 1 << 16
 
 
 def _pieces(base: NDArray[np.float32], n_rows: int) -> Iterator[tuple[int, NDArray[np.float16]]]:
-    """Rows of `base` over and over, each time perturbed by a tenth of their spread."""
+    """Yield the rows of `base` repeatedly, each time perturbed by a tenth of their standard deviation."""
     rng = np.random.default_rng(0)
     spread = np.float32(0.1) * base.std(axis=0)
     noise = rng.standard_normal((2 * _PIECE, base.shape[1]), dtype=np.float32) * spread
@@ -70,7 +70,7 @@ def _pieces(base: NDArray[np.float32], n_rows: int) -> Iterator[tuple[int, NDArr
 
 
 def stream(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Cluster a pool of `--pool-bytes` under `--memory-limit`, and with all of it resident."""
+    """Time iterations on a pool of `--pool-bytes` under `--memory-limit`, and with all of it resident."""
     n_rows = int(arguments.pool_bytes / (2 * base.shape[1]))
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
         folder = Path(name)
@@ -85,12 +85,12 @@ def stream(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str
             with _cold(folder / "pool.zarr"):
                 seconds, peak = _run_apart(folder / "pool.zarr", limit)
             results[limit] = {"seconds_per_iteration": seconds, "peak_mib": peak >> 20}
-            print(f"stream: {limit}: {seconds:.1f} s an iteration, peak {peak >> 20} MiB", flush=True)
+            print(f"stream: {limit}: {seconds:.1f} s per iteration, peak {peak >> 20} MiB", flush=True)
     streamed, resident = (results[limit]["seconds_per_iteration"] for limit in (arguments.memory_limit, "20GiB"))
     bound = max(resident, results["read_seconds"])
     results["share_of_bound"] = bound / streamed
     print(
-        f"stream: reading alone {results['read_seconds']:.1f} s; {bound / streamed:.2f} of what bounds it", flush=True
+        f"stream: reading alone {results['read_seconds']:.1f} s; {bound / streamed:.2f} of its upper bound", flush=True
     )
     return results
 
@@ -125,7 +125,7 @@ def _cold(pool: Path) -> Iterator[None]:
 
 
 def _read_all(pool: Path) -> float:
-    """Seconds to read the pool from disk, checked, by as many threads as there are cores."""
+    """Return the seconds to read the pool from disk, with checks, by one thread per core."""
     rows = ZarrRows(pool, "embeddings")
     with _cold(pool), Runner() as runner:
         bounds = rows.bounds(64 << 20, runner.n_threads)
@@ -143,7 +143,7 @@ class _ReadAlone:
 
 
 def _run_apart(pool: Path, limit: str) -> tuple[float, int]:
-    """Seconds of an iteration in a process of its own, and the most bytes its process tree held."""
+    """Run in a new process; return the seconds per iteration, and the peak memory (bytes) of its process tree."""
     peak = 0
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         future = executor.submit(_iterate_pool, pool, limit)
@@ -157,7 +157,7 @@ def _run_apart(pool: Path, limit: str) -> tuple[float, int]:
 
 
 def _iterate_pool(pool: Path, limit: str) -> float:
-    """Take the median seconds of iterations 3 to 5, when all that is kept has been kept."""
+    """Return the median seconds of iterations 3 to 5, when the caches are filled."""
     from dask.utils import parse_bytes
 
     rows, opened = ZarrRows(pool, "embeddings"), open_pool(pool)
@@ -171,7 +171,7 @@ def _iterate_pool(pool: Path, limit: str) -> float:
 
 
 def growth(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of iterations 3 to 5 as n or k grows fourfold, and the ratios."""
+    """Return the seconds of iterations 3 to 5 as n or k grows by factors of four, and the ratios."""
     result: dict[str, Any] = {}
     sizes = [int(n) for n in arguments.growth_rows.split(",")]
     everything = np.empty((max(sizes), base.shape[1]), np.float16)
@@ -190,7 +190,7 @@ def growth(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str
         forget(table.key)
     seconds = {name: statistics.median(kept) for name, kept in times.items()}
     for name, middle in seconds.items():
-        print(f"growth: {name}: {middle:.3f} s an iteration", flush=True)
+        print(f"growth: {name}: {middle:.3f} s per iteration", flush=True)
     result["seconds"] = seconds
     names = list(seconds)
     chains = (names[: len(sizes)], [names[1], *names[len(sizes) :]])
@@ -204,7 +204,7 @@ def growth(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str
 
 
 def overhead(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
-    """An iteration over 256 blocks through Dask, against the same tasks called one after the other on one thread."""
+    """Time an iteration over 256 blocks through Dask, and the same tasks called in a loop on one thread."""
     height = arguments.block_rows
     table = ArrayRows(np.ascontiguousarray(np.resize(base, (256 * height, base.shape[1]))))
     k = 1000
@@ -246,7 +246,7 @@ def _in_turns(works: list[Callable[[], None]], repeats: int) -> list[float]:
 
 
 def sample(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Targets and draw, in a process of its own so that its memory is its own."""
+    """Time targets and draw in a new process, so that its memory is measured alone."""
     results: dict[str, Any] = run_apart(_draw, arguments.leaves)
     print(f"sample: {results['seconds']:.1f} s, peak {results['peak_gib']:.2f} GiB", flush=True)
     return results
@@ -278,20 +278,20 @@ SUITES = {"stream": stream, "growth": growth, "overhead": overhead, "checks": ch
 
 
 def main() -> None:
-    """Run what was asked for."""
+    """Run the suites asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", default=",".join(SUITES), help=f"of {','.join(SUITES)}; default: all")
-    parser.add_argument("--data", type=Path, metavar="NPY", help="rows to tile and perturb; default: made")
-    parser.add_argument("--pool-bytes", type=float, default=8e9, help="of the streamed pool; default: 8e9")
+    parser.add_argument("--suite", default=",".join(SUITES), help=f"any of {','.join(SUITES)}; default: all")
+    parser.add_argument("--data", type=Path, metavar="NPY", help="rows to tile and perturb; default: synthetic rows")
+    parser.add_argument("--pool-bytes", type=float, default=8e9, help="size of the streamed pool; default: 8e9")
     parser.add_argument("--memory-limit", default="1GiB", help="for the streamed pool; default: 1GiB")
-    parser.add_argument("--growth-rows", default="50000,200000,800000,3200000", help="each four times the one before")
-    parser.add_argument("--growth-k", default="1000,4000,16000", help="clusters, each four times as many")
-    parser.add_argument("--block-rows", type=int, default=1024, help="of each of the 256 blocks; default: 1024")
-    parser.add_argument("--checked-rows", type=int, default=1_000_000, help="of 128 features; default: 1M")
+    parser.add_argument("--growth-rows", default="50000,200000,800000,3200000", help="rows, growing by factors of four")
+    parser.add_argument("--growth-k", default="1000,4000,16000", help="clusters, growing by factors of four")
+    parser.add_argument("--block-rows", type=int, default=1024, help="rows of each of the 256 blocks; default: 1024")
+    parser.add_argument("--checked-rows", type=int, default=1_000_000, help="rows of the suite checks; default: 1M")
     parser.add_argument("--repeats", type=int, default=3, help="builds with checks and without; default: 3")
-    parser.add_argument("--leaves", type=int, default=74_300_000, help="of the tree that is sampled; default: 74.3M")
-    parser.add_argument("--scratch", type=Path, help="where the streamed pool is made; default: the temporary folder")
-    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="default: benchmark")
+    parser.add_argument("--leaves", type=int, default=74_300_000, help="leaves of the sampled tree; default: 74.3M")
+    parser.add_argument("--scratch", type=Path, help="folder for the streamed pool; default: the temporary folder")
+    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="output folder; default: benchmark")
     arguments = parser.parse_args()
     base = make_rows(80_000, 384).rows if arguments.data is None else load_rows(arguments.data).rows
     results: dict[str, Any] = {"machine": describe_machine()}

@@ -1,8 +1,9 @@
-"""What a scheduler of its own has to do while a pool of very many blocks is clustered: its processor time an iteration.
+"""CPU time of the Dask scheduler per iteration, for a pool of very many blocks.
 
     python -m pipelines.benchmark.scheduler --blocks 10000 --workers 2
 
-The rows are made, 200 of 8 features to a block, so that the workers have as little to do as can be beside it.
+The scheduler has its own process. Blocks have only 200 synthetic rows of 8 features, to keep the load of the workers
+small.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _ROWS, _FEATURES = 200, 8  # of a block
 
 @contextmanager
 def cluster(folder: Path, n_workers: int) -> Iterator[tuple[Client, psutil.Process]]:
-    """Start a scheduler and workers of one thread by hand; gives a client, and the scheduler's process."""
+    """Start a scheduler and single-threaded workers as processes; yield a client, and the scheduler's process."""
     file = folder / "scheduler.json"
     dask, options = [sys.executable, "-m", "dask"], ["--scheduler-file", str(file), "--no-dashboard"]
     with ExitStack() as stack:
@@ -49,7 +50,7 @@ def cluster(folder: Path, n_workers: int) -> Iterator[tuple[Client, psutil.Proce
 
 
 def scheduler_seconds(n_blocks: int, n_workers: int, n_iterations: int) -> list[float]:
-    """Processor time of the scheduler in each iteration after the first."""
+    """Return the CPU time of the scheduler in each iteration after the first."""
     config = hkm.Config(levels=(hkm.Level(n_clusters=1000, n_resamples=0, max_iter=n_iterations, tol=0.0),))
     seconds: list[float] = []
     with tempfile.TemporaryDirectory() as place:
@@ -69,7 +70,7 @@ def scheduler_seconds(n_blocks: int, n_workers: int, n_iterations: int) -> list[
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the median and the most of all iterations."""
+    """Print the median and the maximum over the iterations."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     spent = scheduler_seconds(given.blocks, given.workers, given.iterations)
     print(f"{given.blocks} blocks, {given.workers} workers: the scheduler takes {statistics.median(spent):.3f} s of")
-    print(f"processor time an iteration (median of {len(spent)}), {max(spent):.3f} s at most")
+    print(f"CPU time per iteration (median of {len(spent)}), {max(spent):.3f} s at most")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The suites on the CPU: what is timed against what. Each yields its cases as they are done."""
+"""The CPU suites: what is timed, and against what. Each yields its cases as they finish."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pipelines.benchmark.inputs import Data, pick_rows
 from pipelines.benchmark.measure import Case, Outcome, Run, check_labels, inertia, take_turns, timed
 from pipelines.benchmark.peers import Fit, Peer, Problem
 
-#: Iterations before the timed ones, and with them.
+#: Iterations before the timed ones, and including them.
 FEW, MANY = 2, 10
-#: Iterations whose inertia is to be reached.
+#: Number of scikit-learn iterations that set the target inertia.
 PLENTY = 50
 _CHECKED_ROWS, _WARM_ROWS = 5000, 4096
 _INITS = ("coreset", "k-means||", "random")
@@ -32,18 +32,18 @@ _REFERENCE = "scikit-learn, greedy k-means++ and Lloyd"
 
 @dataclass(frozen=True)
 class Options:
-    """How the suites are run.
+    """Settings of the suites.
 
     Attributes
     ----------
     n_clusters : tuple of int
-        Cases of every suite but the method's.
+        One case each, in all suites except `method`.
     patience : float
-        Seconds beyond which a participant runs once only.
+        A participant whose run takes more seconds than this is not repeated.
     levels, resample_sizes, n_resamples, method_rows
-        Of the method's tree.
+        Settings of the tree in the suite `method`.
     tell : callable
-        Gets what is going on.
+        Gets progress messages.
     """
 
     peers: tuple[Peer, ...]
@@ -57,7 +57,7 @@ class Options:
     tell: Callable[[str], None]
 
     def compare(self, case: Case, rows: NDArray[np.float32], runs: Mapping[str, Run]) -> Case:
-        """Let participants take turns on a case without measurements."""
+        """Run the participants in turns and add their measurements to a case."""
         self.tell(f"{case.suite}: {case.title}; {case.problem}")
         judge = partial(inertia, rows)
         measured = take_turns(runs, repeats=self.repeats, patience=self.patience, tell=self.tell, judge=judge)
@@ -76,7 +76,7 @@ def _new_case(suite: str, title: str, data: Data, n_clusters: tuple[int, ...], b
 
 
 def lloyd(data: Data, options: Options) -> Iterator[Case]:
-    """Time iterations 3 to 10: a run of ten less a run of two, so that nobody's preparations count."""
+    """Time iterations 3 to 10: the time of ten iterations minus that of two, which excludes all setup."""
     fits: dict[str, tuple[Fit, str]] = {ours.NAME: (ours.fit_lloyd, "")}
     for peer in options.peers:
         fits[peer.name] = peer.fit, "" if peer.takes_start else "own start"
@@ -99,7 +99,7 @@ def _time_iterations(fit: Fit, problem: Problem, note: str, repeat: int) -> Outc
 
 
 def check_fit(problem: Problem) -> str:
-    """Compare labels after our tenth iteration with brute force on some rows."""
+    """Compare our labels after the tenth iteration with brute force, on a sample of rows."""
     labels, centroids = ours.fit_labels(problem, MANY)
     some = np.sort(np.random.default_rng(1).choice(len(labels), min(_CHECKED_ROWS, len(labels)), replace=False))
     check = check_labels(problem.rows[some], centroids, labels[some])
@@ -110,7 +110,7 @@ def check_fit(problem: Problem) -> str:
 
 
 def seeding(data: Data, options: Options) -> Iterator[Case]:
-    """Time the seedings; inertia is that after ten Lloyd iterations, ours for all of them."""
+    """Time the seeding methods; the inertia is that after ten of our Lloyd iterations."""
     rows = data.rows
     for k in options.n_clusters:
         runs: dict[str, Run] = {
@@ -148,7 +148,7 @@ def _has_sklearn(options: Options) -> bool:
 def quality(data: Data, options: Options) -> Iterator[Case]:
     """Time, seeding included, to the inertia of scikit-learn's greedy k-means++ and fifty Lloyd iterations."""
     if not _has_sklearn(options):
-        options.tell("quality: scikit-learn sets the inertia to be reached, and takes no part; left out")
+        options.tell("quality: skipped, as the target inertia comes from scikit-learn, which is not a peer here")
         return
     rows = data.rows
     for k in options.n_clusters:
@@ -160,7 +160,7 @@ def quality(data: Data, options: Options) -> Iterator[Case]:
 
 
 class _Race:
-    """scikit-learn says where to go, we go there; in every round with other seeds."""
+    """scikit-learn sets the target inertia and our k-means reaches it; each round has other seeds."""
 
     def __init__(self, rows: NDArray[np.float32], n_clusters: int) -> None:
         self._rows, self._n_clusters = rows, n_clusters
@@ -188,7 +188,7 @@ def _fit_sklearn(rows: NDArray[np.float32], k: int, repeat: int) -> Outcome:
 
 
 def method(data: Data, options: Options) -> Iterator[Case]:
-    """Time `build_hierarchy`, and the k-means of its first level alone against scikit-learn's."""
+    """Time `build_hierarchy`, and the k-means of its first level alone in comparison with scikit-learn's."""
     data = pick_rows(data, options.method_rows)
     _build(data.rows[:1000], (100, 10), (2, 2), 1, 0.0)  # compiles
     facts: dict[str, str] = {}
@@ -233,7 +233,7 @@ def _build(
 
 
 def _describe(tree: xr.DataTree, n_levels: int) -> str:
-    """How many k-means each level ran, and how many iterations they took."""
+    """Return how many k-means each level ran, and the range of their iterations."""
     said = []
     for t in range(1, n_levels + 1):
         history = tree[f"level_{t}"]["inertia"].to_numpy()

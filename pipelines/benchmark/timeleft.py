@@ -1,10 +1,10 @@
-"""How good the time left is: the events of builds are recorded, played again, and every estimate is held to what came.
+"""Accuracy of the estimated time left: record the events of builds, replay them, and compare estimates with the truth.
 
     python -m pipelines.benchmark.timeleft record EMBEDDINGS.npy TRACE.jsonl --n-clusters 2000,400,100 --n-resamples 5
     python -m pipelines.benchmark.timeleft replay TRACE.jsonl...
 
-A trace has the wall clock and the processor time of this process and its workers; estimates are judged by the latter
-unless asked otherwise, so that other work on the machine does not count.
+A trace has the wall-clock time and the CPU time of this process and its workers. By default, estimates are evaluated by
+CPU time, so that other load on the machine does not matter.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from hkm_dask.compute.cluster.connect import connect
 from hkm_dask.events import Event, subscribe
 from hkm_dask.view.timeleft import TimeLeft
 
-#: Share of a run from which its estimates are judged, as long as so many seconds are left; at so many moments.
+#: Estimates count after this share of the run, if at least so many seconds are left; number of moments per run.
 JUDGED_FROM, LEAST_LEFT, N_MOMENTS = 0.2, 2.0, 400
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate made at a share of the run, after so many resamplings, over what then came."""
+    """An estimate relative to the true time left, made at share `at` of the run, after `n_resampled` resamplings."""
 
     at: float
     n_resampled: int
@@ -39,19 +39,19 @@ class Estimate:
 
 
 def processor_seconds(root: psutil.Process) -> float:
-    """Processor time of a process and of its children, in seconds."""
+    """Return the CPU time of a process and its children, in seconds."""
     times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
     return sum(one.user + one.system for one in times)
 
 
 def write_trace(path: Path, events: Iterable[Event]) -> None:
-    """Write events as JSON, one a line."""
+    """Write events as JSON lines."""
     lines = [json.dumps({"kind": event.kind, "time": round(event.time, 4), **event.fields}) for event in events]
     path.write_text("\n".join([*lines, ""]))
 
 
 def read_trace(path: Path, clock: str = "processor") -> list[Event]:
-    """Read what `write_trace` wrote, by one of its clocks, ``"processor"`` or ``"wall"``."""
+    """Read a trace of `write_trace`, timed by its clock ``"processor"`` or ``"wall"``."""
     events = []
     for line in path.read_text().splitlines():
         fields = json.loads(line)
@@ -61,7 +61,7 @@ def read_trace(path: Path, clock: str = "processor") -> list[Event]:
 
 
 def estimates(events: list[Event]) -> list[Estimate]:
-    """Estimates at moments spread evenly over the run, over the time that was really left then."""
+    """Return estimates at evenly spaced moments of the run, each divided by the true time left."""
     left, begin, end = TimeLeft(), events[0].time, events[-1].time
     found, coming, n_resampled = [], iter(events), 0
     event = next(coming)
@@ -78,7 +78,7 @@ def estimates(events: list[Event]) -> list[Estimate]:
 
 
 def described(judged: list[Estimate]) -> str:
-    """Quantiles 10, 50 and 90 % of estimates over what came, and how often the bound was kept, and was near."""
+    """Describe estimates over the truth: quantiles 10, 50 and 90 %, how often the bound was exceeded, and was tight."""
     cells = []
     for name in ("expected", "bound"):
         values = np.quantile([getattr(one, name) for one in judged], [0.1, 0.5, 0.9])
@@ -90,22 +90,22 @@ def described(judged: list[Estimate]) -> str:
 
 @click.group()
 def main() -> None:
-    """Record builds and judge the time left that they were told."""
+    """Record builds, and evaluate their estimates of the time left."""
 
 
 @main.command()
 @click.argument("embeddings", type=click.Path(path_type=Path, exists=True))
 @click.argument("trace", type=click.Path(path_type=Path))
-@click.option("--n-clusters", required=True, help="Clusters of each level, with commas between them.")
+@click.option("--n-clusters", required=True, help="Numbers of clusters, separated by commas, level 1 first.")
 @click.option("--n-resamples", type=int, default=10)
-@click.option("--rows", type=int, help="Take the first so many rows.")
+@click.option("--rows", type=int, help="Use only this many rows, the first ones.")
 @click.option("--set", "overrides", multiple=True)
 @click.option("--workers", type=int)
 def record(
     embeddings: Path, trace: Path, n_clusters: str, n_resamples: int, rows: int | None, overrides: tuple[str, ...],
     workers: int | None,
 ) -> None:  # fmt: skip
-    """Build a tree over EMBEDDINGS.npy, and write the events of it."""
+    """Build a tree of EMBEDDINGS.npy, and write its events."""
     config = Config.from_flags(tuple(map(int, n_clusters.split(","))), n_resamples=n_resamples, overrides=overrides)
     events: list[Event] = []
     process = psutil.Process()
@@ -125,9 +125,9 @@ def record(
 @click.argument("traces", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
 @click.option("--clock", type=click.Choice(["processor", "wall"]), default="processor")
 def replay(traces: tuple[Path, ...], clock: str) -> None:
-    """Print how the estimates compare with what came, after a fifth of each trace: quantiles 10, 50 and 90 %.
+    """Print quantiles (10, 50 and 90 %) of estimated over true time left, after the first fifth of each trace.
 
-    Of each trace, and of all together by how many resamplings had been timed.
+    One line per trace, then one line over all traces for each number of resamplings timed before the estimate.
     """
     of_all: list[Estimate] = []
     for trace in traces:
@@ -136,7 +136,7 @@ def replay(traces: tuple[Path, ...], clock: str) -> None:
         judged = [one for one in found if one.at >= JUDGED_FROM]
         seconds = events[-1].time - events[0].time
         if not judged:
-            click.echo(f"{trace.stem}: {seconds:.0f} s, too short to be judged")
+            click.echo(f"{trace.stem}: {seconds:.0f} s, too short to be evaluated")
             continue
         of_all += judged
         click.echo(f"{trace.stem}: {seconds:.0f} s, told from {found[0].at:.2f} of it on; {described(judged)}")

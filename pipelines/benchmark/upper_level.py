@@ -1,9 +1,9 @@
-"""Level 2 over very many centroids of level 1, on workers: peak memory of every process, and the largest message.
+"""Level 2 over very many level-1 centroids, on workers: peak memory of every process, and the largest message.
 
     python -m pipelines.benchmark.upper_level --n 1000000 --k 5000
     python -m pipelines.benchmark.upper_level --n 10000000 --k 50000 --memory 4GiB
 
-Level 1 is made without clustering anything: every row is a cluster of its own, as if it had come of `n_splits`.
+Level 1 is written without clustering: every row is its own cluster, as if produced by `n_splits`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _PARTS = 100
 
 
 def largest_message(dask_worker: Worker) -> int:
-    """Bytes of the largest transfer from another worker."""
+    """Return the bytes of the largest transfer from another worker."""
     return max((transfer["total"] for transfer in dask_worker.transfer_incoming_log), default=0)
 
 
 def make_level_1(folder: str, config: hkm.Config, n: int, d: int) -> None:
-    """Make a pool of float16 rows, and an unfinished tree whose level 1 has a cluster for each."""
+    """Create a pool of float16 rows, and an unfinished tree whose level 1 has one cluster per row."""
     rows = Path(folder, "rows.npy")
     offset = create_npy(rows, (n, d), np.dtype(np.float16))
     for place, values in RowMaker(np, d).pieces(n):
@@ -64,22 +64,22 @@ def make_level_1(folder: str, config: hkm.Config, n: int, d: int) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Build level 2, and print what it took."""
+    """Build level 2, and print its time, memory and messages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--n", type=int, default=1_000_000, help="centroids of level 1; default: 1000000")
     add("--d", type=int, default=32, help="features; default: 32")
     add("--k", type=int, default=5000, help="clusters of level 2; default: 5000")
     add("--init", default="coreset", help="seeding of level 2; default: coreset")
-    add("--iterations", type=int, default=2, help="of level 2; default: 2")
-    add("--workers", type=int, default=2, help="processes of one thread; default: 2")
-    add("--memory", default="4GiB", help="of each worker; default: 4GiB")
+    add("--iterations", type=int, default=2, help="iterations of level 2; default: 2")
+    add("--workers", type=int, default=2, help="single-threaded worker processes; default: 2")
+    add("--memory", default="4GiB", help="memory limit of each worker; default: 4GiB")
     given = parser.parse_args(words)
     lower = hkm.Level(n_clusters=-(-given.n // _PARTS), n_splits=_PARTS, n_resamples=0)
     upper = hkm.Level(n_clusters=given.k, init=given.init, n_resamples=0, max_iter=given.iterations, tol=0.0)
     config = hkm.Config(levels=[lower, upper])
     with tempfile.TemporaryDirectory() as folder:
-        # In a process of its own, whose memory is not that of the driver.
+        # In another process, so that its memory does not count as the driver's.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
             other.submit(make_level_1, folder, config, given.n, given.d).result()
         with connect(workers=given.workers, memory_limit=given.memory) as runner:

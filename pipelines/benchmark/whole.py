@@ -1,4 +1,4 @@
-"""The whole command, from a pool to a subset: how long each phase of it takes, and whether two trees are the same."""
+"""The whole command, from a pool to a subset: the time of each phase, and whether two trees are identical."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hkm_dask.events import Event, subscribe
 from pipelines.benchmark.device import computing_on
 from pipelines.benchmark.measure import clock
 
-#: Where the whole command runs: in one process on its device, twice as the first run compiles; on threads, which tells
-#: whether that was right; on workers.
+#: Where the whole command runs: in one process on its GPU, twice because the first run compiles; on CPU threads, to
+#: check the result; on workers.
 PLACES = {"GPU": "cuda", "GPU again": "cuda", "threads": "cpu", "--local-cuda": "workers"}
 
 
@@ -27,16 +27,16 @@ def whole_config(levels: Sequence[int], *, n_resamples: int, max_iter: int) -> h
 
 
 def run_whole(pool: Path, tree: Path, config: hkm.Config, place: str) -> tuple[float, str]:
-    """Seconds from start to subset, those of starting workers included, and of every phase.
+    """Return the seconds from start to subset, including starting workers, and a text with those of each phase.
 
-    `place` is "cuda" or "cpu" for this process, or "workers" for one on each GPU.
+    `place` is "cuda" or "cpu" for this process, or "workers" for one worker per GPU.
     """
     events: list[Event] = []
 
     def run() -> None:
         with ExitStack() as stack:
             stack.enter_context(subscribe(events.append))
-            # Workers of a LocalCUDACluster are told by it what to compute on; threads of this process by the variable.
+            # A LocalCUDACluster assigns devices to its workers; threads of this process follow the variable.
             stack.enter_context(computing_on("cuda" if place == "cuda" else "cpu"))
             client = stack.enter_context(connect(local_cuda=True)).client if place == "workers" else None
             hkm.build_hierarchy(pool, tree, config, client=client)
@@ -48,7 +48,7 @@ def run_whole(pool: Path, tree: Path, config: hkm.Config, place: str) -> tuple[f
     return seconds, ", ".join(f"{phase} {spent:.2f} s" for phase, spent in phases.items())
 
 
-#: The phase that ends with an event, where that is not "start".
+#: The phase that ends with an event, if not "start".
 _PHASE_BEFORE = {
     "seeding": "seeding", "iteration": "Lloyd", "step_finished": "Lloyd", "assigned": "assign", "splitting": "split",
     "level_finished": "write", "run_finished": "write",
@@ -56,9 +56,9 @@ _PHASE_BEFORE = {
 
 
 def seconds_by_phase(events: Sequence[Event], begin: float, end: float) -> dict[str, float]:
-    """Share the seconds of a run out among its phases, by the events that it told.
+    """Divide the seconds of a run among its phases, by its events.
 
-    What comes before a first iteration, less the time of a mean one, is seeding; before a resampled k-means, gathering.
+    The time before a first iteration, less that of a mean iteration, is seeding; before a resampled k-means, gathering.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def seconds_by_phase(events: Sequence[Event], begin: float, end: float) -> dict[
 
 
 def compare_trees(one: Path, other: Path, n_levels: int) -> tuple[str, ...]:
-    """Tell whether two hierarchies are the same bits, level by level."""
+    """Report, level by level, whether two hierarchies are bitwise identical."""
     trees = hkm.open_hierarchy(one), hkm.open_hierarchy(other)
     facts = []
     for t in range(1, n_levels + 1):

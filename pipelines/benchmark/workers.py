@@ -1,9 +1,9 @@
-"""The whole method on workers beside the same number of threads: seconds, phases, processor time, and the same bits.
+"""The whole method on workers and on the same number of threads: seconds, phases, CPU time, identical results.
 
     python -m pipelines.benchmark.workers --data embeddings.npy --n 40000 --levels 2000,400,100 --resamples 10
 
-Places take turns, so that what else the machine does is shared out among them. Each run has processes of its own, which
-load our kernels when they need them; starting workers does not count.
+The configurations run in turns, so that other load on the machine affects all of them. Each run has new processes,
+which load our kernels when they need them; starting workers does not count.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipelines.benchmark.whole import compare_trees, seconds_by_phase, whole_con
 
 
 def places(n_threads: int) -> dict[str, dict[str, Any]]:
-    """Where the method runs, all with so many threads together.
+    """Return the configurations to compare, each with `n_threads` threads in all.
 
     >>> list(places(2).values())
     [{}, {'workers': 1, 'threads_per_worker': 2}, {'workers': 2}]
@@ -45,7 +45,7 @@ def places(n_threads: int) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def _bound_to(n_processors: int) -> Iterator[None]:
-    """Bind this process, and workers that it starts, to so many processors."""
+    """Restrict this process, and the workers it starts, to `n_processors` processors."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, set(sorted(before)[:n_processors]))
     try:
@@ -60,7 +60,7 @@ def _processor_seconds() -> float:
 
 
 def run_once(pool: str, tree: Path, config: hkm.Config, place: dict[str, Any]) -> tuple[float, float, dict[str, float]]:
-    """Cluster a pool at a place: seconds, those of all processors, and those of each phase."""
+    """Cluster a pool in one configuration; return wall seconds, CPU seconds, and seconds of each phase."""
     events: list[Event] = []
     with connect(**place) as runner, subscribe(events.append):
         before = _processor_seconds()
@@ -71,15 +71,15 @@ def run_once(pool: str, tree: Path, config: hkm.Config, place: dict[str, Any]) -
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the places in turns, and print how they compare."""
+    """Run the configurations in turns, and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, metavar="NPY", help="rows to cluster; default: made")
-    add("--n", type=int, default=40_000, help="rows to take of them, or to make; default: 40000")
+    add("--data", type=Path, metavar="NPY", help="rows to cluster; default: synthetic rows")
+    add("--n", type=int, default=40_000, help="number of rows to draw or generate; default: 40000")
     add("--levels", default="2000,400,100", help="clusters of each level; default: 2000,400,100")
-    add("--resamples", type=int, default=10, help="of each level; default: 10")
-    add("--threads", type=int, default=2, help="of every place; default: 2")
-    add("--repeats", type=int, default=3, help="rounds after one that compiles; default: 3")
+    add("--resamples", type=int, default=10, help="resamplings of each level; default: 10")
+    add("--threads", type=int, default=2, help="threads of each configuration; default: 2")
+    add("--repeats", type=int, default=3, help="rounds after the warm-up; default: 3")
     given = parser.parse_args(words)
     data = make_rows(given.n, 384) if given.data is None else pick_rows(load_rows(given.data), given.n)
     levels = tuple(map(int, given.levels.split(",")))
@@ -100,7 +100,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _print(taken: dict[str, list[tuple[float, float, dict[str, float]]]], facts: Sequence[str]) -> None:
-    table = Table("place", "seconds", "ratio", "processor s", "phases (s), of the middle run")
+    table = Table("configuration", "seconds", "ratio", "CPU s", "phases (s) of the median run")
     base = statistics.median(seconds for seconds, _, _ in next(iter(taken.values())))
     for name, runs in taken.items():
         seconds, spent, phases = sorted(runs, key=lambda run: run[0])[len(runs) // 2]

@@ -1,1 +1,1 @@
-"""Clusters: four hosts on one machine, recipes for schedulers of jobs, and the hours of runs too large to be tried."""
+"""Clusters: simulated hosts on one machine, tests of the job-scheduler recipes, and projected hours of large runs."""

@@ -1,4 +1,4 @@
-"""Builds a tree on hosts of one machine, by the recipes of clusters; projects the hours of runs too large to be tried.
+"""Build a tree on simulated hosts of one machine, test the cluster recipes, and project the hours of large runs.
 
 python pipelines/cluster/run.py hosts EMBEDDINGS.npy
 python pipelines/cluster/run.py slurm EMBEDDINGS.npy
@@ -24,7 +24,7 @@ from pipelines.cluster.ssh import main as ssh
 
 @click.group()
 def main() -> None:
-    """Clusters of hosts: tried on one machine, and projected for many."""
+    """Test clusters of hosts on one machine, and project runs on many."""
 
 
 main.add_command(hosts, "hosts")
@@ -34,10 +34,10 @@ main.add_command(pods, "pods")
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("cluster-out"), help="Where results go.")
-@click.option("--record", is_flag=True, help="Keep the results beside the README, and write its figures anew.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("cluster-out"), help="Folder for the results.")
+@click.option("--record", is_flag=True, help="Keep the results beside the README, and update its figures.")
 def project(out: Path, record: bool) -> None:
-    """Hours of the paper's three full runs, on 8, 64 and 128 GPUs."""
+    """Project the hours of the paper's three full runs on 8, 64 and 128 GPUs."""
     out.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
         "gpu": "a100",

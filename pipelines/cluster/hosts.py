@@ -1,9 +1,9 @@
-"""A Dask cluster of hosts with addresses of their own, on one machine: network namespaces behind a bridge.
+"""A Dask cluster of simulated hosts on one machine: network namespaces with their own addresses, behind a bridge.
 
     python -m pipelines.cluster.hosts EMBEDDINGS.npy --n-clusters 1000,200,50
 
-A scheduler and three workers, one of which has a slow link, build the tree that one process builds. Then the same with
-one host cut off in the middle, and another that joins. It needs Linux, root, `ip` and `tc`, and puts all away again.
+A scheduler and three workers, one with a slow link, build a tree, which must equal that of one process. Then again,
+with one host disconnected halfway and another one joining. Needs Linux, root, `ip` and `tc`, and cleans up at the end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 
 _NET, _PORT = "10.77.0", 8786
 _numbers = itertools.count()
-#: Seconds of silence after which a worker is given up, and a connection is.
+#: Timeout of workers and connections, in seconds.
 _SILENCE = 15
 _ENVIRONMENT = {
     "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": f"{_SILENCE}s",
@@ -42,7 +42,7 @@ def _ip(*words: str) -> None:
 
 @contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """A process that ends with the context."""
+    """Terminate a process at the end of the context."""
     try:
         yield
     finally:
@@ -55,10 +55,10 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 class Hosts:
-    """Hosts on a bridge, numbered from 0, with the addresses 10.77.0.1 and following."""
+    """Hosts on a bridge, numbered from 0, with addresses from 10.77.0.1 on."""
 
     def __init__(self, n: int) -> None:
-        # Links of earlier hosts may last a little longer than those.
+        # The kernel may remove the links of earlier hosts with a delay.
         self.tag, self.n = f"h{os.getpid() % 10_000}-{next(_numbers)}", n
 
     def __enter__(self) -> Hosts:
@@ -83,38 +83,38 @@ class Hosts:
 
     def __exit__(self, *exc: object) -> None:
         for i in range(self.n):
-            self.kill(i)  # sessions of sshd go on without it
+            self.kill(i)  # sessions of sshd outlive it
             subprocess.run(["ip", "netns", "del", self.host(i)], check=False, capture_output=True)
         subprocess.run(["ip", "link", "del", f"{self.tag}b"], check=False, capture_output=True)
 
     def host(self, i: int) -> str:
-        """Name of a host."""
+        """Return the name of a host's network namespace."""
         return f"{self.tag}n{i}"
 
     def address(self, i: int) -> str:
-        """Its address."""
+        """Return the address of a host."""
         return f"{_NET}.{i + 1}"
 
     def slow(self, i: int, rate: str) -> None:
-        """Let a host send no faster than `rate`, as tc writes it."""
+        """Limit the rate at which a host sends; `rate` in the notation of tc."""
         shaped = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
         subprocess.run(["ip", "netns", "exec", self.host(i), *shaped], check=True, capture_output=True)
 
     def kill(self, i: int) -> None:
-        """Kill all that runs on a host."""
+        """Kill all processes on a host."""
         found = subprocess.run(["ip", "netns", "pids", self.host(i)], check=False, capture_output=True, text=True)
         subprocess.run(["kill", "-9", *found.stdout.split()], check=False, capture_output=True)
 
     def cut_off(self, i: int) -> None:
-        """Take the cable out: the host goes on, and nobody hears of it."""
+        """Disconnect a host from the network; its processes keep running."""
         _ip("link", "set", f"{self.tag}o{i}", "down")
 
     def command(
         self, i: int, *words: str, name: str, known: Path, mounts: Mapping[str, Path] = MappingProxyType({})
     ) -> list[str]:
-        """How a program runs on a host of some name, which knows the names in a file, as /etc/hosts has them.
+        """Return the command that runs a program on a host with a hostname, and with `known` as its /etc/hosts.
 
-        `mounts` are folders that it sees elsewhere.
+        `mounts` maps paths on the host to the folders mounted there.
         """
         binds = "".join(
             f"mount --bind {source} {target}; " for target, source in {"/etc/hosts": known, **mounts}.items()
@@ -124,7 +124,7 @@ class Hosts:
 
     @contextmanager
     def running(self, i: int, *words: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-        """A program of this environment on a host, ended with the context."""
+        """Run a Python module of this environment on a host, and terminate it at the end of the context."""
         command = ["ip", "netns", "exec", self.host(i), sys.executable, "-m", *words]
         with log.open("ab") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **_ENVIRONMENT})
@@ -132,7 +132,7 @@ class Hosts:
                 yield process
 
     def worker(self, i: int, folder: Path) -> Any:
-        """A worker of one thread on a host."""
+        """Run a single-threaded worker on a host."""
         return self.running(
             i, "distributed.cli.dask_worker", f"tcp://{self.address(0)}:{_PORT}", "--nthreads", "1", "--no-nanny",
             "--host", self.address(i), "--no-dashboard", "--local-directory", str(folder / f"worker{i}"),
@@ -141,7 +141,7 @@ class Hosts:
 
 
 def build(folder: Path, name: str, words: list[str], *, cut: bool, rate: str) -> float:
-    """Build a tree on the hosts, and give the seconds; with `cut`, host 2 goes in the middle and host 4 comes."""
+    """Build a tree on the hosts; return the seconds. With `cut`, host 2 is disconnected halfway and host 4 joins."""
     with Hosts(5) as hosts, ExitStack() as stack:
         hosts.slow(3, rate)
         stack.enter_context(
@@ -168,31 +168,31 @@ def build(folder: Path, name: str, words: list[str], *, cut: bool, rate: str) ->
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Arrays of two trees that are not bitwise the same."""
+    """Return the names of the arrays that are not bitwise identical in two trees."""
     files = [path.relative_to(one) for path in one.rglob("c/*") if path.is_file() and "inertia" not in path.parts]
     files += [path.relative_to(one) for path in one.rglob("c/*/*") if path.is_file()]
     return [str(file) for file in files if (one / file).read_bytes() != (other / file).read_bytes()]
 
 
 def where_workers_started(log: str) -> list[str]:
-    """The addresses that workers of Dask tell in a log."""
+    """Return the addresses of the Dask workers in a log."""
     return sorted({line.split()[-1] for line in log.splitlines() if "Start worker at:" in line})
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Variables with which scripts find the programs of this environment, whether or not it is activated."""
+    """Return variables that let scripts find the programs of this environment even if it is not activated."""
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **more}
 
 
 def try_recipe(
     programs: Sequence[str], embeddings: Path, n_rows: int | None, run: Callable[[Path, Path], dict[str, Any]]
 ) -> None:
-    """Print what a run tells, of the first so many embeddings and a folder; where arrays differ, exit with 1.
+    """Call `run` with the first `rows` embeddings and a folder, and print its result; exit with 1 if arrays differ.
 
-    ClickException where this user, or this machine, has not what it takes.
+    Raises ClickException if the user is not root or a program is missing.
     """
     if any(shutil.which(name) is None for name in programs) or os.geteuid():
-        raise click.ClickException(f"it needs root, and {', '.join(programs)}")
+        raise click.ClickException(f"this needs root, and {', '.join(programs)}")
     with tempfile.TemporaryDirectory(prefix="hkm-recipe-") as name:
         told = run(first_rows(embeddings, n_rows, Path(name)), Path(name))
     click.echo(json.dumps(told, indent=2))
@@ -201,7 +201,7 @@ def try_recipe(
 
 
 def first_rows(embeddings: Path, n_rows: int | None, folder: Path) -> Path:
-    """An array of the first so many rows of another one, in `folder`; or that one, where nothing is said."""
+    """Write the first `n_rows` rows of an array to `folder` and return the path; without `n_rows`, the array's own."""
     if n_rows is None:
         return embeddings
     np.save(folder / "rows.npy", np.load(embeddings, mmap_mode="r")[:n_rows])
@@ -209,7 +209,7 @@ def first_rows(embeddings: Path, n_rows: int | None, folder: Path) -> Path:
 
 
 def run(embeddings: Path, words: list[str], folder: Path, rate: str) -> dict[str, Any]:
-    """Build the tree in one process, on four hosts, and with one of them lost; tell the seconds and differences."""
+    """Build the tree in one process, on the hosts, and with a host lost; return seconds and differing arrays."""
 
     def hkm(*words: str) -> float:
         begin = time.perf_counter()
@@ -233,13 +233,13 @@ def run(embeddings: Path, words: list[str], folder: Path, rate: str) -> dict[str
 @click.argument("embeddings", type=click.Path(path_type=Path, exists=True))
 @click.option("--n-clusters", default="1000,200,50", help="Clusters of each level.")
 @click.option("--n-resamples", default="2", help="Resamplings of each level.")
-@click.option("--rows", type=int, help="Take the first so many rows.")
-@click.option("--rate", default="50mbit", help="Of the slow link, as tc writes it.")
+@click.option("--rows", type=int, help="Use only this many rows, the first ones.")
+@click.option("--rate", default="50mbit", help="Rate of the slow link, in the notation of tc.")
 def main(embeddings: Path, n_clusters: str, n_resamples: str, rows: int | None, rate: str) -> None:
-    """Build one tree three ways, and say whether the bits are the same."""
+    """Build one tree in three ways, and report whether the results are bitwise identical."""
     missing = [name for name in ("ip", "tc") if shutil.which(name) is None]
     if missing or os.geteuid():
-        raise click.ClickException("it needs root, and ip and tc of iproute2")
+        raise click.ClickException("this needs root, and ip and tc of iproute2")
     with tempfile.TemporaryDirectory(prefix="hkm-hosts-") as name:
         folder = Path(name)
         words = ["--n-clusters", n_clusters, "--n-resamples", n_resamples]

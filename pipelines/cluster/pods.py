@@ -1,17 +1,17 @@
-"""The objects of Kubernetes of a recipe, without Kubernetes: what their containers do is done, on one machine.
+"""The Kubernetes objects of a recipe, emulated on one machine without Kubernetes: their containers' commands are run.
 
     python pipelines/cluster/run.py pods EMBEDDINGS.npy
     python pipelines/cluster/run.py pods EMBEDDINGS.npy --operator
 
-The second is the recipe for the operator of Dask, whose own functions make the objects (``pip install
-dask-kubernetes``), on processors.
+The second command tests the recipe for the Dask operator, changed to CPU workers; the operator's own functions make the
+objects (``pip install dask-kubernetes``).
 
-Each pod is a network namespace with an address and a name of its own; the name of a Service leads to a pod that it
-selects, and the claim of a volume is a folder that all see. A pod of a Deployment that ends is followed by another one,
-with another address, and that of a Job until it succeeds. On the way a worker is killed, and then the run. What comes
-out is compared with the tree of one process. It needs Linux, root and `ip`, and puts all away again.
+Each pod is a network namespace with its own address and hostname. The name of a Service resolves to a pod that it
+selects, and a volume claim is a shared folder. A pod of a Deployment that ends is replaced by one with another address,
+a pod of a Job until it succeeds. Halfway a worker is killed, then the run itself. The result is compared with the tree
+of one process. Needs Linux, root and `ip`, and cleans up at the end.
 
-Not tried are images, requests and limits, and what Kubernetes does with them.
+Images, resource requests and limits, and Kubernetes' handling of them are not tested.
 """
 
 from __future__ import annotations
@@ -31,44 +31,44 @@ import yaml
 from pipelines.cluster.hosts import Hosts, differences, ended, environment, try_recipe
 
 RECIPES = Path(__file__).with_name("recipes")
-#: Programs that it takes.
+#: Programs that are needed.
 PROGRAMS = ("ip", "nsenter")
-#: Seconds after which a run is given up.
+#: Timeout of a run, in seconds.
 _PATIENCE = 900
 
 
 @dataclass
 class Pod:
-    """A pod that there should be, and the host and process that it is now."""
+    """A pod of the specification, with its present host and process."""
 
-    kind: str  # of what it belongs to: Deployment or Job
+    kind: str  # of its owner: Deployment or Job
     template: dict[str, Any]
     host: int = -1
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def container(self) -> dict[str, Any]:
-        """Its one container."""
+        """The pod's only container."""
         [container] = self.template["spec"]["containers"]
         found: dict[str, Any] = container
         return found
 
     @property
     def ended(self) -> int | None:
-        """Its exit code; None while it runs."""
+        """The exit code of its process; None while it runs."""
         return None if self.process is None else self.process.poll()
 
     @property
     def labels(self) -> dict[str, str]:
-        """Its labels, by which Services select it."""
+        """Labels by which Services select the pod."""
         found: dict[str, str] = self.template.get("metadata", {}).get("labels", {})
         return found
 
 
 class Pods:
-    """The pods of some objects while the context is open; `volume` is the folder that every claim stands for.
+    """Run the pods of Kubernetes objects while the context is open; `volume` is the folder behind every volume claim.
 
-    There are hosts for `n_spare` pods that follow others.
+    `n_spare` is the number of hosts for replacement pods.
     """
 
     def __init__(self, objects: list[dict[str, Any]], volume: Path, folder: Path, *, n_spare: int) -> None:
@@ -94,7 +94,7 @@ class Pods:
         self._stack.close()
 
     def _start(self, pod: Pod) -> None:
-        """Start a pod on the next host, and tell all what Services lead to."""
+        """Start a pod on the next host, and update the addresses of Services for all pods."""
         pod.host, self.n_started = self.n_started, self.n_started + 1
         known = self.folder / "hosts"
         started = (one for one in self.pods if one.host >= 0)
@@ -111,7 +111,7 @@ class Pods:
         log = self._stack.enter_context((self.folder / f"pod{pod.host}.log").open("ab"))
         pod.process = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment(**values)
-        )  # the image is this one
+        )  # this environment takes the place of the image
         self._stack.enter_context(ended(pod.process))
 
     def _names(self, pod: Pod) -> list[str]:
@@ -120,13 +120,13 @@ class Pods:
         return [f"pod{pod.host}", *names, *(f"{name}.default.svc.cluster.local" for name in names)]
 
     def kill(self, pod: Pod) -> None:
-        """Kill all that runs in a pod."""
+        """Kill all processes of a pod."""
         self.hosts.kill(pod.host)
         if pod.process is not None:
             pod.process.wait()
 
     def go_on(self) -> bool:
-        """Have the pods that ended followed by others; tell whether every Job is done."""
+        """Replace the pods that ended; return whether every Job has succeeded."""
         for pod in self.pods:
             if pod.ended is not None and (pod.kind, pod.ended) != ("Job", 0):
                 self._start(pod)
@@ -134,12 +134,12 @@ class Pods:
 
 
 def objects_of_recipe() -> list[dict[str, Any]]:
-    """The objects of `kubernetes.yaml`."""
+    """Return the objects of `kubernetes.yaml`."""
     return list(yaml.safe_load_all((RECIPES / "kubernetes.yaml").read_text()))
 
 
 def objects_of_operator() -> list[dict[str, Any]]:
-    """What Dask's operator makes of `dask_operator.yaml`, changed to processors as it says, and the run."""
+    """Return the objects Dask's operator makes of `dask_operator.yaml`, with CPU workers, and the Job of the run."""
     from dask_kubernetes.operator.controller import controller as operator  # type: ignore[import-not-found]
 
     cluster = yaml.safe_load((RECIPES / "dask_operator.yaml").read_text())
@@ -160,7 +160,7 @@ def objects_of_operator() -> list[dict[str, Any]]:
 
 
 def run(embeddings: Path, objects: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """Build the tree of a recipe in one process, and by pods that are killed: how many ran, and what differs."""
+    """Build a recipe's tree in one process, and by pods that are killed; return how many ran, and differing arrays."""
     [words] = (one["spec"]["template"]["spec"]["containers"][0]["args"] for one in objects if one["kind"] == "Job")
     alone = ["one.zarr" if word == "tree.zarr" else word for word in words[1 : words.index("--scheduler")]]
     for command in (["ingest", str(embeddings.absolute()), "pool.zarr"], alone):
@@ -170,7 +170,7 @@ def run(embeddings: Path, objects: list[dict[str, Any]], folder: Path) -> dict[s
     logs = folder / "pods"
     logs.mkdir()
     with Pods(objects, folder, logs, n_spare=2) as pods:
-        # The last Deployment's is a worker.
+        # The pod of the last Deployment is a worker.
         victims = [next(pod for pod in reversed(pods.pods) if pod.kind == kind) for kind in ("Deployment", "Job")]
         until = time.monotonic() + _PATIENCE
         while not pods.go_on():
@@ -180,7 +180,7 @@ def run(embeddings: Path, objects: list[dict[str, Any]], folder: Path) -> dict[s
                 raise click.ClickException(f"no tree after {_PATIENCE} s\n{_end_of_logs(logs)}")
             time.sleep(0.2)
         if victims:
-            raise click.ClickException("the run ended before all were killed; give it more rows")
+            raise click.ClickException("the run ended before all pods were killed; use more rows")
         return {"pods": pods.n_started, "differences": differences(folder / "one.zarr", folder / "tree.zarr")}
 
 
@@ -190,10 +190,10 @@ def _end_of_logs(logs: Path) -> str:
 
 @click.command()
 @click.argument("embeddings", type=click.Path(path_type=Path, exists=True))
-@click.option("--rows", type=int, help="Take the first so many rows.")
-@click.option("--operator", is_flag=True, help="What Dask's operator makes of its recipe.")
+@click.option("--rows", type=int, help="Use only this many rows, the first ones.")
+@click.option("--operator", is_flag=True, help="Test the recipe for Dask's operator.")
 def main(embeddings: Path, rows: int | None, operator: bool) -> None:
-    """Run the objects of Kubernetes without it, kill some, and say whether the bits are those of one process."""
+    """Emulate the Kubernetes objects, kill some pods, and compare the result with that of one process."""
     objects = objects_of_operator() if operator else objects_of_recipe()
     try_recipe(PROGRAMS, embeddings, rows, lambda first, folder: run(first, objects, folder))
 

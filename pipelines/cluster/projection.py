@@ -1,4 +1,4 @@
-"""Hours of the paper's full runs on 8, 64 and 128 GPUs, beside what its authors report; none of it was run."""
+"""Projected hours of the paper's full runs on 8, 64 and 128 GPUs, from the cost model; none of them was run."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from hkm_dask.planning.workers import PlannedRows, Workers
 from pipelines.cluster.simulator import Cluster, passes_of, reload_seconds, simulate
 from pipelines.records import ROOT
 
-#: Configuration, rows, features, and what it is.
+#: Configuration, rows, features, and description.
 RUNS = {
     "web": ("web-images.yaml", 743_000_000, 1024, "web images, 743M × 1024"),
     "text": ("ccnet-2.yaml", 789_000_000, 768, "text, 789M × 768"),
     "satellite": ("satellite.yaml", 18_000_000, 1024, "satellite, 18M × 1024"),
 }
 N_GPUS = (8, 64, 128)
-#: Losses of a GPU an hour: 419 in 54 days of 16,384 GPUs (arXiv:2407.21783), rounded up to one in 40,000 hours.
+#: Failures per GPU and hour: 419 in 54 days of 16,384 GPUs (arXiv:2407.21783), rounded up to one in 40,000 hours.
 FAILURES = 1 / 40_000
-#: Unevenness of shares of equal size: few percent between GPUs of one kind.
+#: Variation in the time of shares of equal size: a few percent between GPUs of one kind.
 UNEVENNESS = 0.03
 #: Bytes of host memory of each worker.
 MEMORY = 256 << 30
-#: Losses in a run that tells their price, on average, and such runs.
+#: Mean number of failures in the simulations that measure the cost of one, and number of those simulations.
 _LOSSES, _SEEDS = 10, 3
 
 
 def project(name: str, n_gpus: int, gpu: str = "a100") -> dict[str, Any]:
-    """Hours of each level, memory, traffic, and what a lost worker costs."""
+    """Project the hours of each level, memory, network traffic, and the cost of losing a worker."""
     file, n, d, _ = RUNS[name]
     config, workers = Config.from_yaml(ROOT / "configs" / file), Workers.of_gpus(GPUS[gpu], n_gpus, MEMORY)
     plan = make_plan(config, PlannedRows(n, d, "float16"), workers)
@@ -56,5 +56,5 @@ def project(name: str, n_gpus: int, gpu: str = "a100") -> dict[str, Any]:
 
 
 def project_all() -> dict[str, Any]:
-    """All runs on all numbers of GPUs."""
+    """Project all runs on all numbers of GPUs."""
     return {name: {str(n): project(name, n) for n in N_GPUS} for name in RUNS}

@@ -1,4 +1,4 @@
-"""What documents quote of this pipeline."""
+"""Figures of this pipeline that documents quote."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from pipelines.cluster.projection import RUNS
 from pipelines.records import table
 
-#: Level by level: hours, and the GPUs they took (arXiv:2405.15613, appendix).
+#: Hours and GPUs of each level, as the authors report them (arXiv:2405.15613, appendix).
 REPORTED = {"1": "8 h on 128", "2": "15 h on 16", "3": "1.5 h on 8", "4": "< 1 h on 8"}
 
 
 def quote(runs: Mapping[str, Any]) -> dict[str, str]:
-    """Write the projected hours as tables."""
+    """Format the projected hours as tables."""
     found = runs["project"]["found"]
     levels = {str(t): f"level {t}" for t in range(1, 5)}
     lines = []

@@ -1,4 +1,4 @@
-"""`python pipelines.cluster/run.py`: the same as `python -m pipelines.cluster` in the folder of the checkout."""
+"""`python pipelines/cluster/run.py`: the same as `python -m pipelines.cluster` in the folder of the checkout."""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Replays the passes of a planned run on workers that are not all as fast, and that are lost now and then.
+"""Simulation of the passes of a planned run on workers that vary in speed and fail now and then.
 
-A pass gives each worker a share of the rows; it is over when all shares are done, and what one worker does for all is
-done after it. A lost worker's share is done again, by the worker that is free first once the loss is noticed. Another
-worker takes the lost one's place later: it reads the rows of that share before it works on them.
+In a pass each worker processes a share of the rows. When all shares are done, one worker does the remaining work of the
+pass. The share of a failed worker is repeated by the first free worker after the failure is noticed. A replacement
+worker arrives later, and reads the rows of its share before it works on them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from hkm_dask.planning.cost import Step, run_steps
 from hkm_dask.planning.rates import Rates, Work
 from hkm_dask.planning.workers import Workers
 
-#: What every worker does of its own rows; the rest is done by one for all.
+#: Work that every worker does for its own rows; the rest is done by one worker for all.
 _SHARED = ("products", "measured", "device_bytes", "link_bytes", "launches", "synchronizations")
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of a level (0 for none): seconds of each worker's share, then of what one does for all."""
+    """One pass of a level (0 for none): seconds of each worker's share, then of the work of one worker for all."""
 
     level: int
     share: float
@@ -34,17 +34,17 @@ class Pass:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Workers, and what happens to them.
+    """Workers, and how often and how they fail.
 
     Attributes
     ----------
     n_workers : int
     failures : float
-        Of one worker, an hour.
+        Failures per worker and hour.
     notice, replace, reload : float
-        Seconds until a loss is noticed, until another worker has come, and until that has read its share of the rows.
+        Seconds until a failure is noticed, until a replacement arrives, and for it to read its share of the rows.
     unevenness : float
-        Standard deviation of the logarithm of the time that a share takes.
+        Standard deviation of the logarithm of the time of a share.
     """
 
     n_workers: int
@@ -57,18 +57,18 @@ class Cluster:
 
 @dataclass
 class Outcome:
-    """What came of a run.
+    """Result of a simulated run.
 
     Attributes
     ----------
     seconds : dict
-        By level.
+        Seconds by level.
     shares : int
-        Done and used; as many as passes times workers.
+        Completed shares: passes times workers.
     lost : int
-        Workers.
+        Number of failed workers.
     wasted : float
-        Seconds of work that was lost with them.
+        Seconds of work lost with them.
     """
 
     seconds: dict[int, float] = field(default_factory=dict)
@@ -78,12 +78,12 @@ class Outcome:
 
     @property
     def total(self) -> float:
-        """Seconds of all levels."""
+        """Seconds of all levels together."""
         return sum(self.seconds.values())
 
 
 class _Run:
-    """Workers as they are at some time of a run: when each is free, and when it will be lost."""
+    """State of the workers: when each is free, and when it will fail."""
 
     def __init__(self, cluster: Cluster, seed: int) -> None:
         self.cluster, self.rng, self.outcome = cluster, np.random.default_rng(seed), Outcome()
@@ -95,7 +95,7 @@ class _Run:
         return now + self.rng.exponential(3600.0 / rate) if rate else math.inf
 
     def lose(self, worker: int) -> float:
-        """A worker is lost, and replaced later: when it was noticed."""
+        """Let a worker fail and be replaced; return the time when the failure is noticed."""
         loss = float(self.loss[worker])
         self.free[worker] = loss + self.cluster.replace + self.cluster.reload
         self.loss[worker] = self._next_loss(float(self.free[worker]))
@@ -103,7 +103,7 @@ class _Run:
         return loss + self.cluster.notice
 
     def share(self, worker: int, since: float, seconds: float) -> tuple[bool, float]:
-        """A worker does a share: that it did, and when; or that it was lost, and when that was noticed."""
+        """Run a share on a worker; return True and the end, or False and when the worker's failure is noticed."""
         begin = max(float(self.free[worker]), since)
         loss = float(self.loss[worker])
         if loss < begin + seconds:
@@ -114,7 +114,7 @@ class _Run:
         return True, begin + seconds
 
     def all_shares(self, now: float, seconds: np.ndarray) -> float:
-        """Every worker does its share, and those that are free first do what was lost: when all is done."""
+        """Run a share on every worker, and lost shares on the first free workers; return when all are done."""
         lost, ends = list[tuple[float, int]](), [now]
         for worker, one in enumerate(seconds.tolist()):
             done, time = self.share(worker, now, one)
@@ -127,7 +127,7 @@ class _Run:
 
 
 def simulate(passes: Sequence[Pass], cluster: Cluster, seed: int = 0) -> Outcome:
-    """Replay passes one after the other.
+    """Simulate the passes one after the other.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def simulate(passes: Sequence[Pass], cluster: Cluster, seed: int = 0) -> Outcome
     ({1: 2.5, 2: 3.0}, 8)
     """
     run, now = _Run(cluster, seed), 0.0
-    spread = np.random.default_rng([seed, 1])  # of its own, so that losses change nothing else
+    spread = np.random.default_rng([seed, 1])  # a separate stream, so that failures do not change it
     for one in passes:
         uneven = np.exp(spread.normal(0.0, cluster.unevenness, cluster.n_workers))
         end = run.all_shares(now, one.share * uneven) + one.after
@@ -146,7 +146,7 @@ def simulate(passes: Sequence[Pass], cluster: Cluster, seed: int = 0) -> Outcome
 
 
 def passes_of(config: Config, n_rows: int, n_features: int, workers: Workers, dtype: str = "float16") -> list[Pass]:
-    """Passes of a run, by the plan's own counts and rates; every k-means making max_iter iterations."""
+    """Return the passes of a run, from the plan's counts and rates; every k-means takes max_iter iterations."""
     steps = run_steps(n_rows, n_features, dtype, config.levels, n_workers=workers.n_workers)
     return [one for step in steps for one in _passes_of(step, workers, n_features)]
 
@@ -164,5 +164,5 @@ def _passes_of(step: Step, workers: Workers, n_features: int) -> Iterator[Pass]:
 
 
 def reload_seconds(n_rows: int, n_features: int, workers: Workers, rates: Rates, itemsize: int = 2) -> float:
-    """Seconds in which a worker that has come reads its share of the rows, by three threads."""
+    """Return the seconds for a replacement worker to read its share of the rows with three threads."""
     return math.ceil(n_rows / workers.n_workers) * n_features * itemsize / (3 * rates.store)

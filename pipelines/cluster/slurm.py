@@ -1,10 +1,10 @@
-"""Nodes of SLURM with names and addresses of their own, on one machine, and the recipe of a job run on them.
+"""A SLURM cluster of simulated nodes on one machine, and a test of the SLURM recipe on it.
 
     python pipelines/cluster/run.py slurm EMBEDDINGS.npy --n-clusters 1000,200,50
 
-Each node is a network namespace with a `slurmd` of its own; another one has the controller, which `sbatch` asks. What
-the job builds is compared with the tree of one process. It needs Linux, root, `ip`, and SLURM and MUNGE installed
-(Debian: `apt install slurm-wlm`), of which nothing has to be set up; it puts all away again.
+Each node is a network namespace with its own `slurmd`; another one has the controller. The tree that the job builds is
+compared with that of one process. Needs Linux, root, `ip`, and SLURM and MUNGE installed (Debian: `apt install
+slurm-wlm`), without any configuration, and cleans up at the end.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import click
 from pipelines.cluster.hosts import Hosts, differences, ended, environment, try_recipe, where_workers_started
 
 RECIPE = Path(__file__).with_name("recipes") / "slurm.sh"
-#: Programs that it takes.
+#: Programs that are needed.
 PROGRAMS = ("ip", "nsenter", "munged", "slurmctld", "slurmd", "sbatch")
-#: Of each node; and seconds after which one that does not answer, and a job, are given up.
+#: CPUs and memory of each node; timeout of nodes and jobs, in seconds.
 _CPUS, _MEMORY_MIB, _PATIENCE = 2, 4000, 60
 _CONTROLLER = "controller"
 _CONF = """
@@ -50,7 +50,7 @@ PartitionName=all Nodes=ALL Default=YES
 
 
 class Slurm:
-    """A controller, and nodes that are hosts from number 1 on, while the context is open."""
+    """A running controller on host 0 and nodes on the other hosts, while the context is open."""
 
     def __init__(self, hosts: Hosts, folder: Path) -> None:
         self.hosts, self.folder, self._stack = hosts, folder, ExitStack()
@@ -89,7 +89,7 @@ class Slurm:
         self._stack.close()
 
     def _on(self, i: int, words: tuple[str, ...]) -> dict[str, Any]:
-        """How a program runs on a host: with its name, and the names of all."""
+        """Return the arguments that run a program on a host with its hostname, and with the names of all hosts."""
         command = self.hosts.command(i, *words, name=self.names[i], known=self.folder / "hosts")
         return {"args": command, "env": environment(SLURM_CONF=str(self.folder / "slurm.conf"))}
 
@@ -106,7 +106,7 @@ class Slurm:
             time.sleep(0.5)
 
     def ask(self, *words: str, cwd: Path | None = None) -> str:
-        """What a program on the controller's host prints, once it has ended."""
+        """Run a program on the controller's host and return its output."""
         done = subprocess.run(**self._on(0, words), cwd=cwd, capture_output=True, text=True)
         return done.stdout + done.stderr
 
@@ -117,7 +117,7 @@ def _has_first_cgroups() -> bool:
 
 @contextmanager
 def cluster(n_nodes: int) -> Iterator[Slurm]:
-    """SLURM on so many nodes."""
+    """Run SLURM with `n_nodes` nodes."""
     with (
         tempfile.TemporaryDirectory(prefix="hkm-slurm-") as name, Hosts(n_nodes + 1) as hosts,
         Slurm(hosts, Path(name)) as slurm,
@@ -126,7 +126,7 @@ def cluster(n_nodes: int) -> Iterator[Slurm]:
 
 
 def run(embeddings: Path, words: list[str], folder: Path, n_nodes: int) -> dict[str, Any]:
-    """Build a tree in one process, and by a job on so many nodes: who worked, and the arrays that differ."""
+    """Build a tree in one process, and by a job on `n_nodes` nodes; return where workers ran, and differing arrays."""
     hkm = [sys.executable, "-m", "hkm_dask"]
     subprocess.run([*hkm, "ingest", str(embeddings.absolute()), "pool.zarr"], check=True, cwd=folder)
     subprocess.run([*hkm, "cluster", "pool.zarr", "one.zarr", *words], check=True, cwd=folder, capture_output=True)
@@ -149,10 +149,10 @@ def run(embeddings: Path, words: list[str], folder: Path, n_nodes: int) -> dict[
 @click.argument("embeddings", type=click.Path(path_type=Path, exists=True))
 @click.option("--n-clusters", default="1000,200,50", help="Clusters of each level.")
 @click.option("--n-resamples", default="2", help="Resamplings of each level.")
-@click.option("--rows", type=int, help="Take the first so many rows.")
-@click.option("--nodes", default=3, help="Nodes of the job, each with a worker.")
+@click.option("--rows", type=int, help="Use only this many rows, the first ones.")
+@click.option("--nodes", default=3, help="Nodes of the job, each with one worker.")
 def main(embeddings: Path, n_clusters: str, n_resamples: str, rows: int | None, nodes: int) -> None:
-    """Run the recipe of SLURM on several nodes, and say whether the bits are those of one process."""
+    """Run the SLURM recipe on several nodes, and compare the result with that of one process."""
     words = ["--n-clusters", n_clusters, "--n-resamples", n_resamples]
     try_recipe(PROGRAMS, embeddings, rows, lambda first, folder: run(first, words, folder, nodes))
 

@@ -1,10 +1,10 @@
-"""Hosts that let one in by SSH, on one machine, and the recipe of `SSHCluster` run from another one.
+"""Simulated hosts with SSH servers on one machine, and a test of the `SSHCluster` recipe on them.
 
     python pipelines/cluster/run.py ssh EMBEDDINGS.npy --n-clusters 1000,200,50
 
-Each host is a network namespace with an address and an `sshd` of its own; the first has the scheduler, the others a
-worker. What they build is compared with the tree of one process. It needs Linux, root, `ip`, and OpenSSH's server
-(Debian: `apt install openssh-server`), of which nothing has to be set up; it puts all away again.
+Each host is a network namespace with its own address and `sshd`; the first runs the scheduler, the others a worker
+each. The tree they build is compared with that of one process. Needs Linux, root, `ip`, and the OpenSSH server (Debian:
+`apt install openssh-server`), without any configuration, and cleans up at the end.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import click
 from pipelines.cluster.hosts import Hosts, differences, ended, try_recipe, where_workers_started
 
 RECIPE = Path(__file__).with_name("recipes") / "ssh.py"
-#: Programs that it takes.
+#: Programs that are needed.
 PROGRAMS = ("ip", "nsenter", "sshd", "ssh-keygen", "ssh-keyscan")
-#: Seconds after which a server that does not answer is given up.
+#: Timeout of a server, in seconds.
 _PATIENCE = 20
-#: Without it, sshd does not start.
+#: A folder without which sshd does not start.
 _EMPTY = Path("/run/sshd")
 _CONF = """
 HostKey {folder}/host_key
@@ -42,13 +42,13 @@ UsePAM no
 
 @contextmanager
 def servers(hosts: Hosts, folder: Path) -> Iterator[Path]:
-    """An `sshd` on every host but the first; gives the home of one whom they let in, and who knows them."""
+    """Run `sshd` on every host but the first; yield a home folder with a key they accept, and with their host keys."""
     home = folder / "home"
     (home / ".ssh").mkdir(parents=True)
     for key in (folder / "host_key", home / ".ssh" / "id_ed25519"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
     (folder / "sshd_config").write_text(_CONF.format(folder=folder))
-    # Without a route to the world, Dask finds a host's own address by its name.
+    # Without a route to the internet, Dask finds a host's own address by its hostname.
     (folder / "hosts").write_text("".join(f"{hosts.address(i)} host{i}\n" for i in range(hosts.n)))
     made = not _EMPTY.exists()
     _EMPTY.mkdir(exist_ok=True)
@@ -66,7 +66,7 @@ def servers(hosts: Hosts, folder: Path) -> Iterator[Path]:
 
 
 def _key_of(hosts: Hosts, i: int, until: float) -> str:
-    """The line of known_hosts for a host, as soon as it answers."""
+    """Return the line of known_hosts for a host, as soon as it answers."""
     scan = ["ip", "netns", "exec", hosts.host(0), "ssh-keyscan", "-t", "ed25519", hosts.address(i)]
     while not (line := subprocess.run(scan, capture_output=True, text=True).stdout):
         if time.monotonic() > until:
@@ -76,7 +76,7 @@ def _key_of(hosts: Hosts, i: int, until: float) -> str:
 
 
 def run(embeddings: Path, n_clusters: str, folder: Path, n_workers: int) -> dict[str, Any]:
-    """Build a tree in one process, and on hosts reached by SSH: who worked, and the arrays that differ."""
+    """Build a tree in one process, and on hosts over SSH; return where workers ran, and differing arrays."""
     hkm = [sys.executable, "-m", "hkm_dask"]
     subprocess.run([*hkm, "ingest", str(embeddings.absolute()), "pool.zarr"], check=True, cwd=folder)
     one = [*hkm, "cluster", "pool.zarr", "one.zarr", "--n-clusters", n_clusters]
@@ -100,10 +100,10 @@ def run(embeddings: Path, n_clusters: str, folder: Path, n_workers: int) -> dict
 @click.command()
 @click.argument("embeddings", type=click.Path(path_type=Path, exists=True))
 @click.option("--n-clusters", default="1000,200,50", help="Clusters of each level.")
-@click.option("--rows", type=int, help="Take the first so many rows.")
-@click.option("--workers", default=2, help="Hosts with a worker.")
+@click.option("--rows", type=int, help="Use only this many rows, the first ones.")
+@click.option("--workers", default=2, help="Number of hosts with a worker.")
 def main(embeddings: Path, n_clusters: str, rows: int | None, workers: int) -> None:
-    """Run the recipe of SSH on several hosts, and say whether the bits are those of one process."""
+    """Run the SSH recipe on several hosts, and compare the result with that of one process."""
     try_recipe(PROGRAMS, embeddings, rows, lambda first, folder: run(first, n_clusters, folder, workers))
 
 

@@ -1,1 +1,1 @@
-"""The first thirty minutes on a GPU: tests, kernels, suites and a whole run, each within its time."""
+"""The first thirty minutes on a GPU: tests, kernels, benchmark suites and a whole run, each with a time limit."""

@@ -1,4 +1,4 @@
-"""Runs a step in a process of its own: ``python -m pipelines.gpu.child MODULE:FUNCTION RECORD.json SECONDS``."""
+"""Child process that runs one step: ``python -m pipelines.gpu.child MODULE:FUNCTION RECORD.json SECONDS``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.gpu.record import Record
 
 
 def main() -> None:
-    """Run the step, with ``--rehearse`` on the emulator; an error ends it with status 1 and a line in its record."""
+    """Run the step, with ``--rehearse`` on the emulator; after an error, exit with status 1 and record the error."""
     work, path, seconds, *options = sys.argv[1:]
     faulthandler.enable()
     record = Record(Path(path), float(seconds), rehearsal="--rehearse" in options)

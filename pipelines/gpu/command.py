@@ -1,13 +1,13 @@
-"""What the first thirty minutes on a GPU should answer, in steps that each end within their time.
+"""The first thirty minutes on a GPU: correctness and speed, in steps with time limits.
 
-    python pipelines/gpu/run.py --minutes 30                   # everything, in the order of its worth
-    python pipelines/gpu/run.py --minutes 5 --only kernels     # one step, or several with commas; others are kept
-    python pipelines/gpu/run.py --rehearse                     # on the emulator, tiny: that the steps run, no figures
-    python pipelines/gpu/run.py --tables hkm-gpu/gpu.json      # writes the figures into docs/performance.md
-    python pipelines/gpu/run.py --compiled                     # what nvcc makes of each kernel, into docs/gpu.md
+    python pipelines/gpu/run.py --minutes 30                   # all steps, the most important first
+    python pipelines/gpu/run.py --minutes 5 --only kernels     # one step, or several with commas; keeps other results
+    python pipelines/gpu/run.py --rehearse                     # tiny, on the emulator: checks only that the steps run
+    python pipelines/gpu/run.py --tables hkm-gpu/gpu.json      # writes the results into docs/performance.md
+    python pipelines/gpu/run.py --compiled                     # writes registers and instructions into docs/gpu.md
 
-Steps run in processes of their own, killed at their limits; the time that one leaves goes to those that follow. What a
-step has found by then is in gpu.json, and in the summary, which comes last.
+Each step runs in its own process, which is killed at its limit; unused time goes to later steps. The results so far
+are kept in gpu.json, and appear in the summary printed at the end.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from pipelines.gpu.record import write_json
 from pipelines.gpu.steps import ROOT, STEPS, Step, name_of
 from pipelines.gpu.tables import write_tables
 
-#: Characters of the summary, and of a line of it, at most.
+#: Maximum characters of the summary, and of one of its lines.
 _SUMMARY, _LINE = 12_000, 200
 
 
 @dataclass
 class Run:
-    """Steps that are run one after the other, and what became of each."""
+    """A sequence of steps and their results."""
 
     out: Path
     seconds: float
     rehearsal: bool = False
-    continues: bool = False  # what another run found out in steps that are not of this one is kept
+    continues: bool = False  # keep the results that another run has of other steps
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
     _earlier: dict[str, dict[str, Any]] = field(default_factory=dict)
     _compiled: tempfile.TemporaryDirectory[str] | None = None
 
     def go(self, steps: Sequence[Step]) -> None:
-        """Run steps, each within what it needs and its share of the time beyond what those that still fit need."""
+        """Run the steps; each gets the seconds it needs, and a share of the time that the waiting steps do not need."""
         self.out.mkdir(parents=True, exist_ok=True)
         end, waiting = time.monotonic() + self.seconds, list(steps)
         if self.continues:
@@ -75,18 +75,18 @@ class Run:
             (self.out / f"{step.name}.json").unlink(missing_ok=True)
 
     def _read_earlier(self) -> dict[str, dict[str, Any]]:
-        """The steps of the run that the folder is of."""
+        """Read the steps of the earlier run in this folder."""
         file = self.out / "gpu.json"
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         return found["steps"] if found.get("rehearsal") == self.rehearsal else {}
 
     def _run(self, step: Step, limit: float) -> dict[str, Any]:
-        """Run a step, and return how it ended and what it found."""
+        """Run a step, and return its outcome and its results."""
         record = self.out.absolute() / f"{step.name}.json"
         record.unlink(missing_ok=True)
         words = [sys.executable, "-m", "pipelines.gpu.child", name_of(step.work), str(record), f"{limit:.1f}"]
         words += ["--rehearse"] if self.rehearsal else []
-        # Where a step that is stopped leaves what it made; one that the driver does not let go may go on writing there.
+        # Stopped steps leave their files here, and one that hangs in the driver may keep writing to it.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             environment = {
                 "TMPDIR": folder, "PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1",
@@ -98,26 +98,26 @@ class Run:
         figures = found.get("figures", {})
         reason = figures.pop("error", ended.reason) if ended.status == "failed" else ended.reason
         if _is_at_fault(figures):
-            reason += "; what follows leaves the kernel for Hopper out"
+            reason += "; later steps leave out the Hopper kernel"
         return {
             "status": ended.status, "seconds": round(ended.seconds, 1), "limit": round(limit, 1), "reason": reason,
             "figures": figures, "lines": found.get("lines", []),
         }  # fmt: skip
 
     def _left_out(self, step: Step) -> dict[str, str]:
-        """Leave Hopper's kernel out where the step about it did not find it right: it may never end, in each step."""
+        """Leave out the Hopper kernel unless its step found it correct, because it might hang in every step."""
         figures = {**self._earlier, **self.steps}.get("hopper", {}).get("figures", {})
         return {"HKM_HOPPER": "0"} if step.name != "hopper" and _is_at_fault(figures) else {}
 
     def _kernels(self) -> dict[str, str]:
-        """Have steps that are rehearsed share what was compiled; CuPy keeps it by itself."""
+        """Let rehearsed steps share compiled kernels; CuPy has its own cache."""
         if not self.rehearsal:
             return {}
         self._compiled = self._compiled or tempfile.TemporaryDirectory()
         return {"HKM_EMULATED_KERNELS": self._compiled.name}
 
     def write(self) -> None:
-        """Write everything that is known so far."""
+        """Write all results so far."""
         write_json(
             self.out / "gpu.json",
             {
@@ -128,7 +128,7 @@ class Run:
         )
 
     def summary(self) -> str:
-        """Tell what became of each step, in a line or a few, and at most 12,000 characters."""
+        """Summarize the outcome of each step, in at most 12,000 characters."""
         for most in (40, 20, 12, 8, 4, 2, 0):
             text = "\n".join(line if len(line) <= _LINE else line[: _LINE - 1] + "…" for line in self._lines(most))
             if len(text) <= _SUMMARY:
@@ -136,8 +136,8 @@ class Run:
         return text
 
     def _lines(self, most: int) -> list[str]:
-        """Lines of the summary, with at most so many details of a step."""
-        lines = ["rehearsal on the emulator: these are no figures"] if self.rehearsal else []
+        """Return the lines of the summary, with at most `most` details per step."""
+        lines = ["rehearsal on the emulator: times mean nothing"] if self.rehearsal else []
         for name, found in self.steps.items():
             seconds = f"{found['seconds']:.0f} of {found['limit']:.0f} s" if "seconds" in found else ""
             lines.append(f"{name:10}{found['status']:9}{seconds:16}{found['reason']}".rstrip())
@@ -150,7 +150,7 @@ class Run:
 
 
 def limit_of_first(waiting: Sequence[Step], left: float) -> float | None:
-    """Seconds for the first of the steps that wait; None where fewer are left than it needs."""
+    """Return the seconds for the first of the waiting steps; None if fewer are left than it needs."""
     needs = itertools.accumulate(step.least for step in waiting)
     fitting = [step for step, so_far in zip(waiting, needs, strict=True) if so_far <= left]
     if not fitting:
@@ -165,7 +165,7 @@ def _is_at_fault(figures: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def kernels_compiled_beside() -> Iterator[None]:
-    """Have another process compile the processors' kernels meanwhile: the first step needs none of them."""
+    """Compile the CPU kernels in another process meanwhile; the first step does not need them."""
     words = jit_child.command_line(jit.modules_with_kernels())
     nothing = subprocess.DEVNULL
     with subprocess.Popen(
@@ -182,18 +182,18 @@ def _python_path() -> str:
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         "python -m pipelines.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [step.name for step in STEPS]
-    parser.add_argument("--minutes", type=float, default=30.0, help="for all steps together; default: 30")
+    parser.add_argument("--minutes", type=float, default=30.0, help="time for all steps together; default: 30")
     parser.add_argument(
-        "--only", metavar="STEP", help=f"of {','.join(names)}; what the folder has of others is kept; default: all"
+        "--only", metavar="STEP", help=f"any of {','.join(names)}; results of other steps are kept; default: all"
     )
-    parser.add_argument("--out", type=Path, default=Path("hkm-gpu"), help="folder; default: hkm-gpu")
+    parser.add_argument("--out", type=Path, default=Path("hkm-gpu"), help="output folder; default: hkm-gpu")
     parser.add_argument("--rehearse", action="store_true", help="on the emulator of tests/emulated, with tiny sizes")
-    parser.add_argument("--predict", action="store_true", help="print what the model predicts, and run nothing")
+    parser.add_argument("--predict", action="store_true", help="print the predictions of the model, and run nothing")
     parser.add_argument(
         "--compiled", action="store_true", help="write the registers and instructions of docs/gpu.md; run nothing"
     )
@@ -206,14 +206,14 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     arguments.only = names if arguments.only is None else [name.strip() for name in arguments.only.split(",")]
     for name in arguments.only:
         if name not in names:
-            parser.error(f"--only={name} should be of {', '.join(names)}; name those")
+            parser.error(f"--only={name} should be of {', '.join(names)}; choose among these")
     if not 0 < arguments.minutes < 1e6:
         parser.error(f"--minutes={arguments.minutes} should be > 0; give more")
     return arguments
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the steps that the command line names, and print the summary."""
+    """Run the steps named on the command line, and print the summary."""
     arguments = parse_arguments(sys.argv[1:] if words is None else words)
     if arguments.predict:
         return print(prediction.describe())

@@ -1,6 +1,6 @@
-"""What the compiler makes of each kernel, for every architecture: registers, spills and instructions; a table of docs.
+"""Registers, spills and instructions of the compiled kernels, for every architecture; writes a table of the docs.
 
-It takes nvcc and no device. Instructions are counted by a disassembler, if any (`pip install nvidia-cuda-nvdisasm`).
+Needs nvcc, but no device. Instructions are counted if there is a disassembler (`pip install nvidia-cuda-nvdisasm`).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pipelines.gpu.tables import replace_section
 
 BEGIN, END = "<!-- pipelines/gpu --compiled writes from here ... -->\n", "<!-- ... to here -->\n"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
-#: Architectures, and stages of the fused search for the shared memory of each.
+#: Stages of the fused search that fit into the shared memory of each architecture.
 TARGETS = {"sm_80": 3, "sm_86": 2, "sm_89": 2, "sm_90": 4, "sm_100": 4, "sm_120": 2}
 HOPPER = "sm_90a"
-#: Instructions that tell how products and copies are made: tensor cores, their copies, and what would spill.
+#: Instructions that show how products and copies are done: tensor cores, copies for them, and register spills.
 _TELLING = r"\b(HGMMA|HMMA|UTMALDG|LDGSTS|LDSM|STL|LDL)\b([.\w]*)"
-#: What a review of commit 3fa8cbf found for sm_90 and sm_90a, of the kernels and of a sketch.
+#: Registers that a review of commit 3fa8cbf found for sm_90 (the kernel) and sm_90a (a sketch of one).
 REVIEW = {"nearest_two": "242 (sm_90)", "nearest_two_hopper": "168 (sketch)"}
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel as it was compiled: registers of a thread, and bytes of its stack, spilled, and of static shared memory.
+    """A compiled kernel: registers per thread, and bytes of stack, of spills, and of static shared memory.
 
     `instructions` is empty without a disassembler.
     """
@@ -45,15 +45,15 @@ class Compiled:
 
 
 def disassembler() -> str | None:
-    """The tool that lists instructions, of a toolkit or of a wheel."""
+    """Return the path of the disassembler from a CUDA toolkit or a wheel, if there is one."""
     wheels = [path for folder in sys.path for path in Path(folder).glob("nvidia/*/bin/nvdisasm")]
     return shutil.which("nvdisasm") or (str(wheels[0]) if wheels else None)
 
 
 def compile_for(architecture: str, *, half: bool = True, folder: Path | None = None) -> list[Compiled]:
-    """Compile all kernels for an architecture as CuPy does, warnings being errors; Hopper's own for "sm_90a".
+    """Compile all kernels for an architecture as CuPy does, with warnings as errors; for "sm_90a", the Hopper kernel.
 
-    `folder` keeps the source, its PTX and the machine code. RuntimeError with what the compiler says.
+    `folder` keeps the source, its PTX and the machine code. Raises RuntimeError with the message of the compiler.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as name:
@@ -63,13 +63,13 @@ def compile_for(architecture: str, *, half: bool = True, folder: Path | None = N
     source, code = folder / "kernels.cu", folder / "kernels.cubin"
     source.write_text(cuda_kernels.source(files), encoding="utf-8")
     options = [] if is_hoppers else [f"-DSTAGES={TARGETS[architecture]}", *(["-DHALF_ROWS"] if half else [])]
-    # CuPy has every module flush what is subnormal.
+    # CuPy compiles every module so that subnormals are flushed to zero.
     command = ["nvcc", "-std=c++17", "-ftz=true", *options, "-Werror", "all-warnings", "-Xptxas", "-v", "-cubin"]
     command += [f"-gencode=arch=compute_{architecture[3:]},code={architecture}", "--keep", "--keep-dir", str(folder)]
     done = subprocess.run([*command, "-o", str(code), str(source)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    if warned := re.findall(r".*(?:warning|C7510|serializ).*", done.stderr):  # wgmma one after another
+    if warned := re.findall(r".*(?:warning|C7510|serializ).*", done.stderr):  # C7510: wgmma instructions are serialized
         raise RuntimeError("\n".join(warned))
     counted = instructions_of(code)
     return [
@@ -83,7 +83,7 @@ def compile_for(architecture: str, *, half: bool = True, folder: Path | None = N
 
 
 def instructions_of(code: Path) -> dict[str, Counter[str]]:
-    """Count the telling instructions of each kernel in machine code; empty without a disassembler."""
+    """Count the instructions of interest of each kernel in machine code; empty without a disassembler."""
     tool = disassembler()
     if tool is None:
         return {}
@@ -97,14 +97,14 @@ def instructions_of(code: Path) -> dict[str, Counter[str]]:
 
 @cache
 def compiler_version() -> str:
-    """Version of nvcc, such as 13.0."""
+    """Return the version of nvcc, such as 13.0."""
     said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"release ([\d.]+)", said)
     return found[1] if found else "unknown"
 
 
 def section() -> str:
-    """Write the table as Markdown: registers of every kernel for rows in float16 and, where they differ, float32."""
+    """Format the table as Markdown: registers of every kernel for float16 rows and, if different, float32 rows."""
     made = {target: [*compile_for(target), *compile_for(target, half=False)] for target in TARGETS}
     (hopper,) = compile_for(HOPPER)
     every = [one for some in made.values() for one in some] + [hopper]
@@ -137,5 +137,5 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def write_compiled(document: Path) -> None:
-    """Write the table into a document, between its two lines."""
+    """Write the table into a document, between its markers."""
     replace_section(document, BEGIN, END, section())

@@ -1,4 +1,4 @@
-"""Every kernel of the search and of Lloyd's iteration, timed by CUDA events: its rate beside what the device can do."""
+"""Times of all kernels of the search and of Lloyd's iteration, by CUDA events, relative to peak rates of the device."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from pipelines.benchmark.inputs import RowMaker
 from pipelines.benchmark.measure import percent
 from pipelines.gpu.record import Record
 
-#: Features and clusters of a case, the most telling first.
+#: Features and clusters of the cases, the most informative first.
 _GRID = (
     (1024, 16_384), (384, 16_384), (128, 16_384), (384, 2048), (1024, 2048), (128, 2048), (384, 100_000),
     (1024, 100_000), (128, 100_000),
 )  # fmt: skip
 _GIGABYTES, _REPEATS, _MOST_MS = 1.0, 5, 1000.0
-#: Rows whose scores are checked, by four times as many centroids.
+#: Rows whose scores are checked, against four times as many centroids.
 _CHECKED = 1024
-#: Milliseconds of every launch, by kernel, and what waits and gives those since it was called.
+#: Milliseconds of every launch, by kernel; and a function that waits and returns those since its last call.
 Times = dict[str, list[float]]
 Take = Callable[[], Times]
 
@@ -64,9 +64,9 @@ def _record_event() -> Any:
 
 @contextmanager
 def timed_launches() -> Iterator[Take]:
-    """Time every launch of a kernel of ours; the function that it gives waits, and returns those since it was called.
+    """Time every launch of our kernels; yields a function that waits, and returns the times since its last call.
 
-    What libraries launch, such as a product of cuBLAS's, is not among them.
+    Kernels launched by libraries, such as the products of cuBLAS, are not included.
     """
     launches: list[tuple[str, Any, Any]] = []
     plain = cuda_kernels._function
@@ -92,13 +92,13 @@ def timed_launches() -> Iterator[Take]:
 
 
 def forms_here() -> tuple[Form, ...]:
-    """Return the forms for float32 that this device has, the newest last: a fault may end the process."""
+    """Return the float32 forms available on this device; the newest last, because a fault may end the process."""
     return tuple(sorted(cuda_forms.forms_here("float32"), key="hopper".__eq__))
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows on the device to be labeled, by centroids that 16 bits cannot hold."""
+    """Rows on the device to be labeled, and centroids that are not exact in 16 bits."""
 
     rows: Any
     centroids: Any
@@ -113,7 +113,7 @@ class _Rows:
 
 
 def measure_kernels(record: Record) -> None:
-    """Time the kernels of each form, and those that come before and after a search."""
+    """Time the kernels of each form, and those that run before and after a search."""
     ceilings = measure_ceilings()
     record.add(ceilings=asdict(ceilings))
     grid = [(16, 12)] if record.rehearsal else _GRID
@@ -121,7 +121,7 @@ def measure_kernels(record: Record) -> None:
         _measure_walks(record, take)
         for d, k in grid:
             if record.left < 0.1 * record.seconds:
-                return record.add(f"no time was left for d = {d}, k = {k} and what follows")
+                return record.add(f"no time left for d = {d}, k = {k} and later cases")
             n = 240 if record.rehearsal else choose_rows(d, k, gigabytes=_GIGABYTES, flops=0.2 * ceilings.float16)
             made = _Rows.make(n, d, k)
             for form in forms_here():
@@ -165,7 +165,7 @@ def _measure_form(record: Record, made: _Rows, form: Form, take: Take, ceilings:
 
 
 def _measure_sums(record: Record, made: _Rows, take: Take, ceilings: Ceilings) -> None:
-    """Time what is limited by memory: distances to known centroids, sums, operands of rows in float32."""
+    """Time the memory-bound kernels: distances to known centroids, sums, operands of float32 rows."""
     import cupy
 
     rows, (n, d), k = made.rows, made.rows.shape, len(made.centroids)
@@ -195,7 +195,7 @@ def _measure_sums(record: Record, made: _Rows, take: Take, ceilings: Ceilings) -
 
 
 def _measure_walks(record: Record, take: Take) -> None:
-    """Time greedy walks over groups side by side, each as large as any, and a step of them."""
+    """Time greedy walks over many groups of the maximum size in parallel, and one step of them."""
     n_groups, n, d, n_steps, n_trials = (2, 140, 16, 9, 3) if record.rehearsal else (16, WALK_POINTS, 384, 400, 11)
     walks, rng = [], np.random.default_rng(0)
     for _ in range(n_groups):
@@ -210,13 +210,13 @@ def _measure_walks(record: Record, take: Take) -> None:
     step = 1e3 * kernels["walk_groups"] / n_steps
     record.add(
         f"walks over {n_groups} × {n} points, d = {d}, {n_steps} steps of {n_trials} trials: {whole:.3g} ms, "
-        f"{step:.3g} µs a step ({', '.join(f'{one} {value:.3g} ms' for one, value in kernels.items())})",
+        f"{step:.3g} µs per step ({', '.join(f'{one} {value:.3g} ms' for one, value in kernels.items())})",
         walks=[{"groups": n_groups, "n": n, "d": d, "steps": n_steps, "ms": whole, "us": step, "kernels": kernels}],
     )
 
 
 def _times(work: Callable[[], object], take: Take) -> tuple[float, dict[str, float]]:
-    """Milliseconds of a run as a whole and, of what is ours, by kernel: medians."""
+    """Return median milliseconds: of a whole run, and of each of our kernels."""
     import cupy
 
     whole, runs = [], []
@@ -232,9 +232,9 @@ def _times(work: Callable[[], object], take: Take) -> tuple[float, dict[str, flo
 
 
 def largest_error(made: _Rows, form: Form) -> float:
-    """Largest error of a score as tensor cores make it, as a share of its bound: 1 or more would be a wrong bound.
+    """Return the largest error of a tensor-core score relative to its bound; 1 or more would disprove the bound.
 
-    Of a fused form it is that of the best score of each row.
+    For a fused form, only the best score of each row is compared.
     """
     import cupy
 

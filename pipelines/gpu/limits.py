@@ -1,4 +1,4 @@
-"""Commands that end within a given time, whatever they do."""
+"""Running commands with a time limit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-#: Seconds that a killed process is waited for: one in a call of the driver may not go before that returns.
+#: Seconds to wait for a killed process: one inside a driver call may not end before that call returns.
 _LAST_WAIT = 10.0
 
 
@@ -23,10 +23,10 @@ class Ended:
     Attributes
     ----------
     status : {"passed", "failed", "stopped"}
-        Stopped is one that ran out of time.
+        "stopped" if it ran out of time.
     seconds : float
     reason : str
-        Why it failed or was stopped, in a line.
+        Why it failed or was stopped, in one line.
     """
 
     status: str
@@ -37,9 +37,9 @@ class Ended:
 def run_within(
     seconds: float, command: Sequence[str], log: Path, *, cwd: Path, environment: Mapping[str, str] | None = None
 ) -> Ended:
-    """Run a command in a process group of its own, and kill all of it after so many seconds.
+    """Run a command in its own process group, and kill the group at the time limit.
 
-    What it prints is appended to `log`.
+    Its output is appended to `log`.
     """
     begin = time.monotonic()
     with log.open("ab") as said:
@@ -53,7 +53,7 @@ def run_within(
             gone = _kill(process)
             reason = f"stopped after {seconds:.0f} s" + ("" if gone else f"; process {process.pid} is still there")
             return Ended("stopped", time.monotonic() - begin, reason)
-        except BaseException:  # the user stops the run
+        except BaseException:  # such as an interrupt by the user
             _kill(process)
             raise
     took = time.monotonic() - begin
@@ -64,13 +64,13 @@ def run_within(
 
 
 def _kill(process: subprocess.Popen[bytes]) -> bool:
-    """Kill a process, its group and all that it started; tell whether it is gone."""
+    """Kill a process, its group and its descendants; return whether it is gone."""
     try:
         started = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGKILL)
     except (psutil.NoSuchProcess, ProcessLookupError):
         started = []
-    for one in started:  # those that left the group
+    for one in started:  # descendants that left the group
         try:
             one.kill()
         except psutil.NoSuchProcess:

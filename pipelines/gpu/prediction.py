@@ -1,4 +1,4 @@
-"""What the model of `hkm_dask.planning.cost` predicts for an H200, ± 25 %."""
+"""Predictions of the cost model (`hkm_dask.planning.cost`) for an H200, ± 25 %."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from hkm_dask.planning.cost import Kernels, RowShape, lloyd, means, run_steps
 from hkm_dask.planning.rates import H200, Rates, Work
 from pipelines.benchmark.whole import whole_config
 
-#: Rows and features, clusters of each level, resamplings and iterations of the run that is aimed at, and of the one
-#: that `pipelines/gpu` measures.
+#: Rows, features, clusters per level, resamplings and iterations of the target run, and of the run that
+#: `pipelines/gpu` measures.
 AIM = (5_000_000, 384, (20_000, 1000, 100), 2, 10)
 MEASURED = (1_000_000, 128, (4000, 400, 40), 1, 5)
-#: A first run on a device, and one after it, which finds kernels that were right.
+#: A first run on a device, and a later one, for which the kernels are known to be correct.
 VERSIONS: dict[str, Kernels] = {"first": "new", "again": "known"}
-#: Seconds of a process that is there until it begins to read: CuPy is imported, and makes a context.
+#: Seconds until a running process begins to read: CuPy is imported, and creates a context.
 _START_SECONDS = 1.1
 
 
 def predict_run(
     run: tuple[int, int, tuple[int, ...], int, int], version: str, start_seconds: float = 6.5
 ) -> Mapping[str, float]:
-    """Seconds of every part of a run, for one of `VERSIONS`: "phase: name", in the order of its steps, to seconds."""
+    """Return the seconds of every part of a run, for one of `VERSIONS`, by "phase: name" in the order of the steps."""
     n, d, levels, n_resamples, max_iter = run
     config, spent = whole_config(levels, n_resamples=n_resamples, max_iter=max_iter), dict[str, float]()
     for step in run_steps(n, d, "float16", config.levels, kernels=VERSIONS[version], start_seconds=start_seconds):
@@ -31,7 +31,7 @@ def predict_run(
 
 
 def predict_phases(run: tuple[int, int, tuple[int, ...], int, int]) -> dict[str, float]:
-    """Seconds of every phase of a later run in a process that is there."""
+    """Return the seconds of every phase of a later run in a running process."""
     spent: dict[str, float] = {}
     for name, seconds in predict_run(run, "again", _START_SECONDS).items():
         phase = name.partition(":")[0]
@@ -40,26 +40,26 @@ def predict_phases(run: tuple[int, int, tuple[int, ...], int, int]) -> dict[str,
 
 
 def predict_share(n: int, d: int, k: int, rates: Rates = H200) -> float:
-    """Share of the product's rate that a certified pass over n × d rows in float16 reaches."""
+    """Return the rate of a certified pass over n × d float16 rows, as a share of that of the matrix product."""
     seconds = rates.seconds(RowShape(n, d, 2).search(k), d)
     return 2.0 * n * d * k / seconds / rates.product
 
 
 def predict_lloyd(n: int, d: int, k: int, n_iter: int, rates: Rates = H200) -> float:
-    """Seconds of iterations over float16 rows in pinned host memory, which stay on the device."""
+    """Return the seconds of iterations over float16 rows that are sent from pinned memory once and stay resident."""
     rows = RowShape(n, d, 2)
     sent = Work(link_bytes=rows.n_bytes)
     return rates.seconds(sent, d) + rates.seconds(lloyd(rows, k, n_iter) + means(k, d, n_iter), d)
 
 
 def describe() -> str:
-    """Return the seconds of every part of the run that is aimed at, for each of `VERSIONS`, as lines of text."""
+    """Return the seconds of every part of the target run, for each of `VERSIONS`, as lines of text."""
     lines = [f"{'predicted seconds on an H200, ± 25 %':45}" + "".join(f"{version:>9}" for version in VERSIONS)]
     return "\n".join(lines + [f"{name:45}" + "".join(f"{s:9.2f}" for s in seconds) for name, seconds in parts()])
 
 
 def parts() -> Iterator[tuple[str, list[float]]]:
-    """Yield the parts of the run that is aimed at, "all" last, and the seconds of each for each of `VERSIONS`."""
+    """Yield the parts of the target run, "all" last, and the seconds of each for each of `VERSIONS`."""
     runs = [predict_run(AIM, version) for version in VERSIONS]
     for name in runs[0]:
         yield name, [run[name] for run in runs]
@@ -67,7 +67,7 @@ def parts() -> Iterator[tuple[str, list[float]]]:
 
 
 def main() -> None:
-    """Print the seconds of every step of the run that is aimed at."""
+    """Print the seconds of every step of the target run."""
     for version in VERSIONS:
         spent = predict_run(AIM, version)
         for name, seconds in {**spent, "all": sum(spent.values())}.items():

@@ -1,4 +1,4 @@
-"""What a step finds: on disk after every entry, since a step may be stopped at any moment."""
+"""Results of a step, written to disk after every entry, because a step may be stopped at any moment."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pipelines.benchmark.measure import finite
 
 @dataclass
 class Record:
-    """Figures and lines of a step.
+    """Figures and summary lines of a step.
 
     Attributes
     ----------
     path : Path
-        JSON; written anew after every entry.
+        JSON file, rewritten after every entry.
     seconds : float
-        How long the step may take.
+        Time limit of the step.
     rehearsal : bool
-        On the emulator, with tiny sizes.
+        Whether it runs on the emulator, with tiny sizes.
     figures : dict
     lines : list of str
-        For the summary.
+        Lines for the summary.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Record:
         return self.seconds - (time.monotonic() - self._begin)
 
     def add(self, line: str = "", **figures: Any) -> None:
-        """Take figures in, lists to be continued, and a line of the summary."""
+        """Add figures (lists are extended) and a line of the summary."""
         for name, value in figures.items():
             if isinstance(value, list):
                 self.figures.setdefault(name, []).extend(value)
@@ -54,7 +54,7 @@ class Record:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a file in one go: a reader finds the old one or the new one."""
+    """Write a file atomically: a reader finds the old or the new content."""
     text = json.dumps(finite(content), indent=1, ensure_ascii=False, default=str)
     unfinished = path.with_suffix(".partial")
     unfinished.write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A rehearsal: the steps on the emulator of `tests/emulated`, so small that they show no more than that they run."""
+"""Rehearsal: all steps at tiny sizes on the emulator of `tests/emulated`, only to check that they run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hkm_dask.search.cuda import check as cuda_check
 from hkm_dask.search.cuda import walk_check as cuda_walk_check
 from pipelines.benchmark import device, gpu, whole
 
-#: Constants that a device is worth and an emulator is not.
+#: Constants that are too large for an emulator, and their values in a rehearsal.
 _SMALL: dict[ModuleType, dict[str, Any]] = {
     cuda_check: {"_N_COPIES": 300},
     cuda_walk_check: {"_SIZES": (1, 7, 130)},
@@ -27,7 +27,7 @@ _SMALL: dict[ModuleType, dict[str, Any]] = {
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
-    """Make what is measured small, and have nothing started in a process that has no emulator."""
+    """Shrink all sizes, and start nothing in processes without the emulator."""
     for module, constants in _SMALL.items():
         for name, small in constants.items():
             patch.setattr(module, name, small)
@@ -36,7 +36,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
 
 
 def begin_rehearsal() -> None:
-    """Put the emulator in CuPy's place, for as long as this process lives."""
+    """Replace CuPy with the emulator for the lifetime of this process."""
     kernels, plugin = import_module("tests.emulated.kernels"), import_module("tests.emulated.plugin")
     if why := kernels.missing():
         raise RuntimeError(why)

@@ -1,4 +1,4 @@
-"""The steps of the first thirty minutes, those first whose answer is worth the most."""
+"""The steps of the first thirty minutes, the most important first."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ from pipelines.gpu.kernels import forms_here, measure_kernels
 from pipelines.gpu.record import Record
 
 ROOT = Path(__file__).parents[2]
-#: Features and clusters of a pass, the case that is asked about most first.
+#: Features and clusters of the passes, the most important first.
 _PASSES = (
     (1024, 16_384), (384, 16_384), (128, 16_384), (1024, 4096), (384, 4096), (128, 4096), (1024, 100_000),
     (384, 100_000), (128, 100_000),
 )  # fmt: skip
-#: Gigabytes of rows of a run of Lloyd's iteration: 30M × 1024 are 61.
+#: Gigabytes of rows for Lloyd's iteration; 30M × 1024 are 61.
 _LLOYD_GIGABYTES = (8.0, 61.0)
-#: Where a toolkit has its tools.
+#: Folder of the CUDA toolkit's programs.
 _TOOLKIT = "/usr/local/cuda/bin"
-#: Suites that others take part in; to import them takes seconds.
+#: Suites with peers, whose import takes seconds.
 _SUITES_WITH_PEERS = ("resident", "streamed", "lloyd")
-#: Rows, features and clusters of the search that tools look at, and rows of a rehearsal.
+#: Rows, features and clusters of the search run under NVIDIA's tools, and rows of a rehearsal.
 _SMALL, _REHEARSED_ROWS = (4096, 128, 600), 240
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step: its share of thirty minutes, and the seconds that it needs at least."""
+    """A step, with its share of thirty minutes, and the least seconds it needs."""
 
     name: str
     title: str
@@ -71,7 +71,7 @@ class Step:
 
 
 def name_of(work: Callable[[Record], None]) -> str:
-    """Name a function for a process of its own to find.
+    """Return the name by which a child process finds a function.
 
     Examples
     --------
@@ -81,11 +81,11 @@ def name_of(work: Callable[[Record], None]) -> str:
     return f"{work.__module__}:{work.__qualname__}"
 
 
-# -- what is there ----------------------------------------------------------------------------------------------------
+# -- machine ----------------------------------------------------------------------------------------------------------
 
 
 def describe(record: Record) -> None:
-    """Tell versions, the device, and what it can do at best."""
+    """Record versions, the device, and its peak rates."""
     record.add(machine=describe_machine(GPU_LIBRARIES))
     device = describe_device()
     n_devices = import_module("cupy").cuda.runtime.getDeviceCount()
@@ -103,13 +103,13 @@ def describe(record: Record) -> None:
     )
 
 
-# -- is it right ------------------------------------------------------------------------------------------------------
+# -- correctness ------------------------------------------------------------------------------------------------------
 
 
 def check_forms(record: Record) -> None:
-    """Hold each form's scores against their bounds, and its labels against the CPU's, as a worker does at first; walks.
+    """Compare each form's scores with their bounds and its labels with the CPU's, as workers do at start; also walks.
 
-    That of Hopper is a step of its own: it may never end.
+    The Hopper form is a separate step, because it might hang.
     """
     forms, samples = forms_here(), _samples(record)
     compiling, _ = clock(lambda: compile_kernels(0, (False, True), for_hopper="hopper" in forms))
@@ -126,9 +126,9 @@ def check_forms(record: Record) -> None:
 
 
 def check_hopper(record: Record) -> None:
-    """Do as `check_forms` for the form of Hopper, and have a k-means check all forms itself.
+    """Like `check_forms` for the Hopper form; then run a k-means that checks all forms itself.
 
-    Until the figure "hopper" says that it is right, the steps that follow are to leave it out.
+    Later steps leave out the Hopper form unless the figure "hopper" says that it is right.
     """
     faults: list[str] = []
     if "hopper" in forms_here():
@@ -144,14 +144,14 @@ def check_hopper(record: Record) -> None:
 
 
 def _samples(record: Record) -> dict[tuple[int, str], Sample]:
-    """Made rows by width and type: whole steps of 64 features and ragged ones, and some that are no multiple of 8."""
+    """Return synthetic rows by width and dtype, including widths that are not multiples of 64, or of 8, features."""
     widths = (16,) if record.rehearsal else (128, 384, 1024, 100, 520, 13)
     samples = [(d, dtype) for d in widths for dtype in ("float16", "float32")][: 1 if record.rehearsal else None]
     return {(d, dtype): made_sample(d, np.dtype(dtype)) for d, dtype in samples}
 
 
 def _faults_of(record: Record, form: Form, samples: Mapping[tuple[int, str], Sample]) -> Iterator[str]:
-    for (d, dtype), sample in samples.items():  # each answered by the host once, for all forms
+    for (d, dtype), sample in samples.items():  # the host computes its answer once for all forms
         fault = find_fault(form, sample, is_made=True)
         record.add(f"{form} d = {d}, {dtype}: {fault or 'right'}", checks=[{"form": form, "d": d, "fault": fault}])
         if fault:
@@ -159,7 +159,7 @@ def _faults_of(record: Record, form: Form, samples: Mapping[tuple[int, str], Sam
 
 
 def fit_once(record: Record) -> list[str]:
-    """Run a small k-means, whose worker checks all forms itself, and return what it warns of: forms put aside."""
+    """Run a small k-means, whose worker checks all forms itself; return its warnings about rejected forms."""
     n, d, k = (_REHEARSED_ROWS, 16, 12) if record.rehearsal else (200_000, 128, 512)
     rows = np.empty((n, d), np.float32)
     RowMaker(np, d).fill(rows)
@@ -174,7 +174,7 @@ def fit_once(record: Record) -> list[str]:
 
 
 def search_once(record: Record, forms: Sequence[Form] | None = None) -> None:
-    """Label a few rows in each form, or in some, twice, against all distances in float64: the first time compiles."""
+    """Label a few rows twice with each form, or the given ones, and check them by brute force; the first compiles."""
     import cupy
 
     n, d, k = (_REHEARSED_ROWS, 16, 20) if record.rehearsal else _SMALL
@@ -194,7 +194,7 @@ def search_once(record: Record, forms: Sequence[Form] | None = None) -> None:
 
 
 def search_and_walk_once(record: Record) -> None:
-    """Do as `search_once`, and walk over a few small groups."""
+    """Run `search_once`, and walks over a few small groups."""
     search_once(record)
     fault = find_walk_fault(made_walks(LEAST_FEATURES)[:3])
     record.add(f"walks: {fault or 'right'}")
@@ -203,19 +203,19 @@ def search_and_walk_once(record: Record) -> None:
 
 
 def run_tests(record: Record) -> None:
-    """Run the tests of the GPU path but for those that start workers, are about these steps, or need no device."""
+    """Run the tests of the GPU path, except those that start workers, test these steps, or need no device."""
     chosen = ["tests/gpu", "tests/compute/cluster/test_device.py", "-k", "not compile"]
     chosen += [f"--ignore=tests/gpu/test_{name}.py" for name in ("cluster", "first_minutes")]
     _pytest(record, ["tests/gpu/test_keyed_random.py"] if record.rehearsal else chosen)
 
 
 def run_cluster_tests(record: Record) -> None:
-    """Run the tests that start a worker for each GPU."""
+    """Run the tests that start one worker per GPU."""
     _pytest(record, ["tests/gpu/test_cluster.py", *(["--collect-only"] if record.rehearsal else [])])
 
 
 def _pytest(record: Record, chosen: Sequence[str]) -> None:
-    """Run tests and take results in as they come; the checkout's settings may ask for plugins that are not there."""
+    """Run tests and record results as they come; ignores the checkout's options, whose plugins may be missing."""
     options = "-o addopts= --import-mode=importlib -W default -p no:cacheprovider -v --tb=line".split()
     results: dict[str, int] = {}
     at_fault, failed = list[str](), list[str]()
@@ -223,7 +223,7 @@ def _pytest(record: Record, chosen: Sequence[str]) -> None:
     def take(line: str) -> None:
         if found := re.match(r"(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", line):
             results[found[2]] = results.get(found[2], 0) + 1
-            if found[2] in ("FAILED", "ERROR"):  # the reason is told in the end only, which may not be reached
+            if found[2] in ("FAILED", "ERROR"):  # the reason is printed only at the end, which may not be reached
                 at_fault.append(f"{found[2]} {found[1]}")
             counts = ", ".join(f"{n} {word.lower()}" for word, n in results.items())
             record.lines[:] = [counts, *at_fault[:20]]
@@ -240,9 +240,9 @@ def _pytest(record: Record, chosen: Sequence[str]) -> None:
 
 
 def _run(command: Sequence[str], take: Callable[[str], None]) -> int:
-    """Run a command, print what it prints, give it line by line to `take`, and return its status."""
+    """Run a command, print its output and pass it line by line to `take`; return the exit status."""
     with (
-        environment(HKM_DEVICE=None),  # a rehearsal has it, and no emulator in the processes that it starts
+        environment(HKM_DEVICE=None),  # set in a rehearsal, but child processes have no emulator
         subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process,
@@ -257,10 +257,10 @@ def _run(command: Sequence[str], take: Callable[[str], None]) -> int:
 def _under(
     record: Record, tool: str, options: Sequence[str], wanted: str, work: Callable[[Record], None] = search_once
 ) -> None:
-    """Run one small search, or other work, under a tool of NVIDIA's, and keep the lines that say what it found."""
+    """Run one small search, or other work, under one of NVIDIA's tools, and keep the relevant lines of its output."""
     place = shutil.which(tool) or shutil.which(tool, path=_TOOLKIT)
     if record.rehearsal or place is None:
-        record.add(f"{tool}: {'no device to look at' if record.rehearsal else 'not installed'}")
+        record.add(f"{tool}: {'no device' if record.rehearsal else 'not installed'}")
         return
     found = str(record.path.with_suffix(".search"))
     child = [sys.executable, "-m", "pipelines.gpu.child", name_of(work), found, str(record.left)]
@@ -271,12 +271,12 @@ def _under(
             kept.append(line.strip(" =\n"))
 
     code = _run([place, *options, *child], take)
-    for line in kept[:12] or [f"said nothing, status {code}"]:
+    for line in kept[:12] or [f"no output, status {code}"]:
         record.add(f"{' '.join([tool, *options[:2]])}: {line}", tools=[line])
 
 
 def sanitize(record: Record) -> None:
-    """Look for bad accesses and races in one small search, and in walks over small groups."""
+    """Look for invalid memory accesses and races in one small search, and in walks over small groups."""
     for tool in ("memcheck", "racecheck"):
         _under(record, "compute-sanitizer", ["--tool", tool], "SUMMARY|Error|hazard", search_and_walk_once)
     if any(re.search(r"SUMMARY: [1-9]", line) for line in record.figures.get("tools", [])):
@@ -301,7 +301,7 @@ def _known_ceilings(record: Record) -> Ceilings:
 
 
 def _options(record: Record, suite: str, ceilings: Ceilings, **settings: Any) -> gpu.DeviceOptions:
-    """Options of a suite: `settings`, and of a rehearsal what makes it tiny."""
+    """Return the options of a suite: `settings`, and tiny sizes in a rehearsal."""
     has_peers = suite in _SUITES_WITH_PEERS and not record.rehearsal
     participants, absent = gpu_peers.find_participants(None if has_peers else ())
     record.add(absent=absent, ceilings=asdict(ceilings))
@@ -331,7 +331,7 @@ def _run_suite(record: Record, suite: str, ceilings: Ceilings, **settings: Any) 
 
 
 def describe_case(case: Case, ceilings: Ceilings) -> list[str]:
-    """Tell how long everybody took: in a line, or one for each who notes more; and what else was found."""
+    """Describe the times of all participants, in one line or, if they have notes, one line each; then other facts."""
     told = [_describe_measurement(case, one, ceilings) for one in case.measurements]
     k = ", ".join(map(str, case.n_clusters))
     head = f"{case.suite} {case.shape[0]} × {case.shape[1]}, k = {k}: "
@@ -348,17 +348,17 @@ def _describe_measurement(case: Case, one: Measurement, ceilings: Ceilings) -> s
 
 
 def time_passes(record: Record) -> None:
-    """Time one pass over resident rows beside the peers."""
+    """Time one pass over resident rows, also with the peers."""
     ceilings, cases = measure_ceilings(), _PASSES[: 1 if record.rehearsal else None]
     for d, k in cases:
         if record.left < 0.1 * record.seconds:
-            return record.add(f"no time was left for d = {d}, k = {k} and what follows")
+            return record.add(f"no time left for d = {d}, k = {k} and later cases")
         _run_suite(record, "resident", ceilings, n_features=(d,), n_clusters=(k,), seconds=record.seconds / 20)
     return None
 
 
 def time_streams(record: Record) -> None:
-    """Time a pass over rows that come from host memory, and iterations on more rows than the device may hold."""
+    """Time a pass over rows in host memory, and iterations on more rows than the device may hold."""
     ceilings = _known_ceilings(record)
     for d in (1024, 384):
         _run_suite(record, "streamed", ceilings, n_features=(d,), seconds=record.seconds / 10)
@@ -366,28 +366,28 @@ def time_streams(record: Record) -> None:
 
 
 def time_lloyd(record: Record) -> None:
-    """Time twenty iterations on 8 GB, and on 61 GB where there is time and memory for it."""
+    """Time twenty iterations on 8 GB, and on 61 GB if time and memory permit."""
     ceilings = _known_ceilings(record)
     for gigabytes in _LLOYD_GIGABYTES[: 1 if record.rehearsal else None]:
         free = psutil.virtual_memory().available / 1e9
         if record.figures.get("cases") and (record.left < 2.5 * gigabytes or free < 1.5 * gigabytes):
-            return record.add(f"{gigabytes:.0f} GB: {record.left:.0f} s and {free:.0f} GB of memory were too little")
+            return record.add(f"{gigabytes:.0f} GB: {record.left:.0f} s and {free:.0f} GB of memory are not enough")
         _run_suite(record, "lloyd", ceilings, gigabytes=gigabytes)
     return None
 
 
 def time_small(record: Record) -> None:
-    """Split thousands of clusters."""
+    """Time splitting thousands of clusters."""
     _run_suite(record, "split", _known_ceilings(record), gigabytes=0.5)
 
 
 def time_whole(record: Record) -> None:
-    """Go from a pool to a subset: on the device twice, as the first run compiles, and on the processors."""
+    """Time a run from pool to subset: twice on the device, because the first run compiles, and on the CPU."""
     _run_suite(record, "whole", _known_ceilings(record))
 
 
 def time_devices(record: Record) -> None:
-    """Build the same tree with one worker, and with one for each GPU."""
+    """Time building the same tree with one worker, and with one per GPU."""
     n_devices = 1 if record.rehearsal else import_module("cupy").cuda.runtime.getDeviceCount()
     if n_devices < 2:
         return record.add("one GPU is visible: nothing to compare")

@@ -1,4 +1,4 @@
-"""The section of docs/performance.md that `pipelines/gpu` writes: aims, predictions, and what was measured."""
+"""The section of docs/performance.md that `pipelines/gpu` writes: targets, predictions and measurements."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from pipelines.gpu.prediction import (
 
 BEGIN, END = "<!-- pipelines/gpu writes from here ... -->\n", "<!-- ... to here -->\n"
 NOT_MEASURED = "not measured"
-#: Steps of a run by name, with status, figures and lines; as gpu.json has them.
+#: Steps of a run by name, with status, figures and lines, as in gpu.json.
 Steps = Mapping[str, Mapping[str, Any]]
 
 
 def write_tables(document: Path, results: Path | None) -> None:
-    """Write the section of a document anew, from a gpu.json; without one, nothing in it is measured.
+    """Rewrite the section of a document from a gpu.json; without one, all measurements are "not measured".
 
     Raises
     ------
     ValueError
-        The document has no such section, or the results are those of a rehearsal.
+        If the document has no such section, or the results are from a rehearsal.
     """
     found = {} if results is None else json.loads(results.read_text(encoding="utf-8"))
     if found.get("rehearsal"):
@@ -42,7 +42,7 @@ def write_tables(document: Path, results: Path | None) -> None:
 
 
 def replace_section(document: Path, begins: str, ends: str, text: str) -> None:
-    """Put a text between two lines of a document; ValueError where those are not there."""
+    """Replace the text between two marker lines of a document; raises ValueError if they are missing."""
     head, begin, rest = document.read_text(encoding="utf-8").partition(begins)
     _, end, tail = rest.partition(ends)
     if not begin or not end:
@@ -51,7 +51,7 @@ def replace_section(document: Path, begins: str, ends: str, text: str) -> None:
 
 
 def section(found: Mapping[str, Any]) -> str:
-    """Write the section as Markdown, of the contents of a gpu.json; {} where nothing was measured."""
+    """Format the section as Markdown from the contents of a gpu.json; {} if nothing was measured."""
     steps: Steps = found.get("steps", {})
     paragraphs = [
         _describe(found, steps),
@@ -110,7 +110,7 @@ def _pass(steps: Steps, d: int, k: int) -> Mapping[str, Any] | None:
 
 
 def _median(case: Mapping[str, Any], who: str) -> float | None:
-    """Seconds of the quickest participant whose name begins like that."""
+    """Return the seconds of the fastest participant whose name starts with `who`."""
     return min((m["median"] for m in case["measurements"] if m["who"].startswith(who)), default=None)
 
 

@@ -4,9 +4,9 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=16
 #SBATCH --time=12:00:00
-# One worker on each node, with all its cores:  sbatch slurm.sh pool.zarr tree.zarr --n-clusters 1000,100
-# One worker on each GPU, four GPUs on a node:  sbatch --gres=gpu:4 slurm.sh ... (--gres=gpu:1 for one)
-# Call it in a folder that all nodes see, in the environment where hkm is installed. The same again resumes.
+# One worker per node, with all its cores:      sbatch slurm.sh pool.zarr tree.zarr --n-clusters 1000,100
+# One worker per GPU, with four GPUs per node:  sbatch --gres=gpu:4 slurm.sh ... (--gres=gpu:1 for one)
+# Submit it in a folder shared by all nodes, from the environment with hkm. Submitting it again resumes the run.
 set -euo pipefail
 cluster="$PWD/cluster-$SLURM_JOB_ID.json"
 worker=(dask worker --nthreads "$SLURM_CPUS_PER_TASK")

@@ -8,8 +8,7 @@ import hkm_dask as hkm
 
 if __name__ == "__main__":
     pool, tree, n_clusters, *hosts = sys.argv[1:]
-    # It takes asyncssh. Every host lets this user in by a key, and its host key is in known_hosts; keys and ports:
-    # connect_options.
+    # Needs asyncssh. Every host accepts a key of this user and is in known_hosts; connect_options sets keys and ports.
     with SSHCluster(hosts, remote_python=sys.executable) as cluster, Client(cluster) as client:
         client.wait_for_workers(len(hosts) - 1)
         config = hkm.Config.from_flags(tuple(map(int, n_clusters.split(","))))

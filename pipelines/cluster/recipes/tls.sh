@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A cluster whose members know each other by certificates: bash tls.sh FOLDER, then the commands that it prints.
+# A cluster secured by TLS certificates: run bash tls.sh FOLDER, then the commands that it prints.
 set -euo pipefail
 mkdir -p "$1" && cd "$1"
 openssl req -x509 -newkey rsa:2048 -nodes -days 365 -subj "/CN=hkm-ca" -keyout ca-key.pem -out ca.pem 2> /dev/null
@@ -7,7 +7,7 @@ openssl req -newkey rsa:2048 -nodes -subj "/CN=hkm" -keyout key.pem -out request
 openssl x509 -req -in request.pem -CA ca.pem -CAkey ca-key.pem -CAcreateserial -days 365 -out cert.pem 2> /dev/null
 chmod 600 ./*key.pem
 files="--tls-ca-file $PWD/ca.pem --tls-cert $PWD/cert.pem --tls-key $PWD/key.pem"
-# What hkm, a client, goes by.
+# The configuration of hkm, the client.
 cat > dask.yaml <<YAML
 distributed:
   comm:

@@ -59,7 +59,7 @@ def test_a_tree_of_one_cluster_says_so(tmp_path: Path) -> None:
     config = hkm.Config.from_flags((1,), n_resamples=0)
     tree = hkm.build_hierarchy(np.ones((3, 2), np.float32), tmp_path / "tree.zarr", config)
     text = hkm.report(tree, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert re.search(r"All of <span[^>]*>the pool</span> lies in one cluster of the top level", text)
+    assert re.search(r"All of <span[^>]*>the pool</span> is in one top-level cluster", text)
     (line,) = re.findall(r'd="M([\d.]+),([\d.]+) L([\d.]+),([\d.]+)" class="line pool"', text)
     assert float(line[0]) < float(line[2])  # there is something to see
     assert line[1] == line[3]
