@@ -151,9 +151,7 @@ async def _end_those_that_start(cluster: Any) -> None:
 @contextmanager
 def _starting(n_workers: int) -> Iterator[None]:
     """Report workers that are slow to start; raises ComputeError if one never does, as Dask would wait forever."""
-    slow = (
-        f"workers have not started after {_SLOW_START_SECONDS} s; one that has not after {_START_SECONDS} s is given up"
-    )
+    slow = f"workers have not started after {_SLOW_START_SECONDS} s; waiting up to {_START_SECONDS} s"
     told = threading.Timer(_SLOW_START_SECONDS, emit, ("warning",), {"message": slow})
     told.daemon = True
     told.start()
