@@ -32,7 +32,7 @@ _spent = 0.0
 
 
 @contextmanager
-def _told_if_long() -> Iterator[None]:
+def _reported_if_long() -> Iterator[None]:
     """Emit ``compiling`` if kernels have taken long to compile, including that of this context, then ``compiled``."""
     global _spent
     started, timer = time.monotonic(), threading.Timer(max(0.0, _TELL_AFTER - _spent), _tell)
@@ -75,7 +75,7 @@ class Kernel:
         return self._compiled(*args)
 
     def _compile(self) -> None:
-        with _compiling, _told_if_long():
+        with _compiling, _reported_if_long():
             if self._compiled is not None:
                 return
             setting = getattr(numba_config, "SLP_VECTORIZE")  # noqa: B009 (unknown to mypy)
@@ -86,7 +86,7 @@ class Kernel:
                 setattr(numba_config, "SLP_VECTORIZE", setting)  # noqa: B010
 
 
-class _Kept(FunctionCache):
+class _KernelCache(FunctionCache):
     """numba's cache of a function, loaded without modules that only the compiler needs, which take half a second.
 
     It is invalid once any source code that the function depends on has changed; numba checks only the function's file.
@@ -145,7 +145,7 @@ def _compiled(function: Callable[..., Any], signature: str) -> Callable[..., Any
     dispatcher: Any = njit(nogil=True)(function)
     # numba keeps compiled code beside the source file, and functions typed at a prompt have none.
     if Path(function.__code__.co_filename).is_file():
-        dispatcher._cache = _Kept(function)
+        dispatcher._cache = _KernelCache(function)
         if jit_child.is_wanted():
             dispatcher._cache = jit_child.Cache(dispatcher._cache, function.__module__, list(modules_with_kernels()))
     dispatcher.compile(signature)

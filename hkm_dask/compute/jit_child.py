@@ -21,7 +21,7 @@ _PROGRAM = "import sys; from hkm_dask.compute.jit import compile_modules; compil
 #: Timeout of a child, in seconds.
 _LIMIT_SECONDS = 300
 #: Modules for which a child was started.
-_asked: set[str] = set()
+_requested: set[str] = set()
 _is_wanted = False
 
 
@@ -57,9 +57,9 @@ class Cache:
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """Load the code compiled for these types; None if it could not be compiled."""
         found = self._cache.load_overload(signature, target_context)
-        if found is not None or self._module in _asked:
+        if found is not None or self._module in _requested:
             return found
-        _asked.update(self._modules)
+        _requested.update(self._modules)
         with suppress(OSError, subprocess.TimeoutExpired):
             # Of the processes that share the folder, one compiles and the others wait.
             with (Path(self._cache.cache_path) / "compiling.lock").open("w") as lock:
