@@ -136,7 +136,7 @@ def test_what_becomes_of_mutants_is_told(tmp_path: Path) -> None:
     ]
     assert lines[0].endswith("test_small.py::test_odd")
     assert no_text == "odd: n_times=0 should be 1 for its text in small.py; correct cases.toml"
-    assert wrong == "n_failed=1 should be 0 of 1 tests without a mutant; mend it"
+    assert wrong == "n_failed=1 should be 0 of 1 tests without a mutant; fix it"
     assert hung == "True"
     assert {name: (root / name).read_text() for name in files} == files
 
