@@ -1,4 +1,4 @@
-"""A kernel for Hopper that is broken on purpose fails on the emulator; unbroken, it finds the two best scores."""
+"""On the emulator, the Hopper kernel finds the two best scores, and fails if it is broken on purpose."""
 
 from __future__ import annotations
 

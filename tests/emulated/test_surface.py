@@ -1,4 +1,4 @@
-"""The emulator offers nothing that the real CuPy lacks: names, parameters, device attributes, numbers."""
+"""The emulator offers nothing that the real CuPy lacks: names, parameters, device attributes, constants."""
 
 from __future__ import annotations
 
