@@ -1,4 +1,4 @@
-"""The table of mutants is up to date, and a mutant that no test notices is told."""
+"""The table of mutants is up to date, and surviving mutants are reported."""
 
 import ast
 import json
