@@ -65,7 +65,7 @@ def show_stages() -> Iterator[None]:
 
 
 def main() -> None:
-    """Run the studies, print the numbers, and write them."""
+    """Run the studies, and print and write the numbers."""
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in ALL if arguments.study == "all" else (arguments.study,):

@@ -1,4 +1,4 @@
-"""The draws that models are trained on."""
+"""Draws for training models."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def image_pool(seed: int, *, n_copies: int = N_COPIES, share: float = 1.0) -> Im
 
 
 def near_copies(images: Images, rng: np.random.Generator) -> Images:
-    """Shift images by up to two pixels and make them up to a tenth brighter or darker."""
+    """Return near-duplicates: images shifted by up to two pixels and up to a tenth brighter or darker."""
     found = np.empty_like(images)
     for i, image in enumerate(images):
         shifted = np.roll(image, rng.integers(-2, 3, size=2), axis=(0, 1))
