@@ -1,4 +1,4 @@
-"""What documents quote of this pipeline."""
+"""Figures of this pipeline that documents quote."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def quote(runs: Mapping[str, Any]) -> dict[str, str]:
-    """Write the figures of recorded runs as texts."""
+    """Format the figures of recorded runs as text."""
     run = runs["fuzz"]
     parsers = run["found"]["parsers"].values()
     worked, refused, defects = (sum(counts[kind] for counts in parsers) for kind in ("worked", "refused", "defect"))

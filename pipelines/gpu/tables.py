@@ -78,10 +78,10 @@ def _describe(found: Mapping[str, Any], steps: Steps) -> str:
             "with the rates of an H200 and 16 CPU cores, ± 25 %."
         )
     device, versions = figures["device"], figures["machine"]["versions"]
-    told = ", ".join(f"{name} {number}" for name, number in versions.items())
+    libraries = ", ".join(f"{name} {number}" for name, number in versions.items())
     return (
         f"{found['date']}, {device['name']}, {device['memory_gib']} GiB, driver {device['driver']}, CUDA "
-        f"{device['cuda']}, {figures['machine']['cores']} processors; {told}. Predictions are from a model "
+        f"{device['cuda']}, {figures['machine']['cores']} processors; {libraries}. Predictions are from a model "
         "(`hkm_dask/planning/cost.py`) with the rates of an H200 and 16 CPU cores, ± 25 %."
     )
 
@@ -171,8 +171,8 @@ def _compared(steps: Steps, suite: str, names: Iterable[str]) -> str:
 
 
 def _lloyd(steps: Steps) -> str:
-    told = [f"{case['shape'][0] / 1e6:.0f}M: {_median(case, NAME):.1f} s" for case in _cases(steps, "lloyd")]
-    return "; ".join(told) or NOT_MEASURED
+    seconds = [f"{case['shape'][0] / 1e6:.0f}M: {_median(case, NAME):.1f} s" for case in _cases(steps, "lloyd")]
+    return "; ".join(seconds) or NOT_MEASURED
 
 
 def _whole(steps: Steps) -> str:

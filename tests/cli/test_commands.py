@@ -1,4 +1,4 @@
-"""Every command: its help, its usage, and the way from embeddings to a subset."""
+"""All commands: help, usage, and the path from embeddings to a subset."""
 
 import json
 import os

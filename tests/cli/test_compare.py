@@ -1,4 +1,4 @@
-"""`hkm compare`: the table, and the JSON."""
+"""`hkm compare`: its table, and its JSON."""
 
 import json
 from collections.abc import Callable

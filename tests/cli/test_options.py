@@ -1,4 +1,4 @@
-"""Values of the shared options, and the places where work runs."""
+"""Values of the shared options, and where work runs."""
 
 import os
 import re

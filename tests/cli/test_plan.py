@@ -1,4 +1,4 @@
-"""`hkm plan`: what it prints, and what it refuses."""
+"""`hkm plan`: output, and refusals."""
 
 import json
 from collections.abc import Callable

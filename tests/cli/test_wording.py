@@ -1,4 +1,4 @@
-"""Errors speak the language of the command line: nobody who types options meets arguments of Python functions."""
+"""Error messages of commands name options, not arguments of Python functions."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Kernels compiled by a child: read where it left them, compiled here where it could not."""
+"""Kernels compiled by a child process: read from its cache, or compiled here if it failed."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Files of settings: what is none of them is refused with the line."""
+"""Settings files: invalid ones are refused with the line number."""
 
 from pathlib import Path
 

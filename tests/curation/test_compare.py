@@ -1,4 +1,4 @@
-"""Comparing two subsets: every number against a few lines of NumPy."""
+"""Comparing two subsets: all numbers against a few lines of NumPy."""
 
 from pathlib import Path
 

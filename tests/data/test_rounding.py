@@ -1,4 +1,4 @@
-"""Rows that lose much of what parts them, as they are stored or looked at in fewer bits, are told of."""
+"""A warning is given if rounding loses much of the differences between rows."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Chunks of others are measured before they are unpacked."""
+"""Chunks of others are checked for their size before they are decompressed."""
 
 import bz2
 import gzip

@@ -1,4 +1,4 @@
-"""Embedding: what a pool holds equals what ingest would make of the same rows, and a crash costs no finished chunk."""
+"""Embedding: the pool equals that of ingesting the same rows, and a crash loses no finished chunk."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Images come out as RGB in the order of their paths, from a folder or a .zip, and the unreadable are named."""
+"""Images are RGB in the order of their paths, from a folder or a .zip; unreadable ones are named."""
 
 import io
 import zipfile

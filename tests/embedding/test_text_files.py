@@ -1,4 +1,4 @@
-"""Each kind of text file is read by lines or row groups, and a wrong line is named."""
+"""Text files of every kind are read by lines or row groups, and invalid lines are named."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Texts come out as they lie in their files, wherever one begins to read."""
+"""Texts are returned in file order, from any starting point."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Which form a search takes: one that is right on this device, and the fastest of those where a trial can tell."""
+"""Choice of the form of a search: correct on this device, and the fastest if a trial can decide."""
 
 import os
 import sys

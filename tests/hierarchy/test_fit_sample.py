@@ -1,4 +1,4 @@
-"""Levels that are fit on a sample of the rows, all of which get their clusters."""
+"""Levels fitted on a sample of the rows, with all rows assigned."""
 
 from pathlib import Path
 from typing import Any

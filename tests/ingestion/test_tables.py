@@ -1,4 +1,4 @@
-"""Columns of parquet and Arrow become rows, ids and columns of a pool, exactly, or are refused with the reason."""
+"""Columns of Parquet and Arrow become exact rows, ids and columns of a pool, or are refused with the reason."""
 
 import itertools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""New samples join a tree, against a tree made by hand from float64."""
+"""Adding new samples to a tree, against a tree computed in float64."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Rows far from all others: the others are clustered as without them, or the far ones are refused by number."""
+"""Rows far from all others: clustered as if they were absent, or refused by row number."""
 
 from collections.abc import Callable
 from pathlib import Path

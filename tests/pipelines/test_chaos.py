@@ -1,4 +1,4 @@
-"""Builds under faults end in the bits of a quiet one, and nothing is left behind."""
+"""Builds under faults give the same bits as an undisturbed one, and leave nothing behind."""
 
 import errno
 import json

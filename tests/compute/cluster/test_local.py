@@ -1,4 +1,4 @@
-"""Clusters on this machine: where they listen, and workers that fail to start, freeze, or lose their driver."""
+"""Clusters on this machine: listening addresses, and workers that fail to start, freeze, or lose their driver."""
 
 import os
 import signal

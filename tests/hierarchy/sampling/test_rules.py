@@ -1,4 +1,4 @@
-"""Draws by rules: clusters and ids left out, weights, the best by a column, caps and quotas."""
+"""Draws with rules: excluded clusters and ids, weights, the best by a column, caps and quotas."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Questions to a tree on disk, against its arrays read whole by plain xarray."""
+"""Queries of a tree on disk, against its arrays read by plain xarray."""
 
 import re
 import shutil
