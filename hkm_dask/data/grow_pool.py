@@ -27,7 +27,7 @@ from hkm_dask.data.store import create_group
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 
-#: Chunks keep their length until a pool of the new size would have chunks so many times as long.
+#: Chunks keep their length until the advised length for the new size is at least this multiple of it.
 _MOST_TIMES_SHORTER = 4
 _PIECE_BYTES = 4 * layout.MIB
 #: Remedy for rows that lack the required ids or columns.
