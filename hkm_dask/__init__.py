@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hkm_dask.kmeans.estimator import KMeans
     from hkm_dask.view.report.report import report
 
-# Imported when first used, so that `hkm --help` does not wait for NumPy, Zarr and xarray.
+# Imported on first use, so that `hkm --help` does not wait for NumPy, Zarr and xarray.
 _HOMES = {
     "ComputeError": "errors",
     "Config": "config",

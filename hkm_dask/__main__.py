@@ -6,7 +6,7 @@ import signal
 
 
 def main(prog_name: str | None = None) -> None:
-    """Run the command line; Ctrl-C before it has begun ends the process as it would a shell command, without a word."""
+    """Run the command line; Ctrl-C during its import ends the process silently, as it would a shell command."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from hkm_dask.cli import main as command
 

@@ -1,4 +1,4 @@
-"""The exceptions people meet, each message naming the fact and the remedy; and what several of them rest on."""
+"""The exceptions of the package, whose messages name the fact and the remedy, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What NumPy says, without a number, where a file takes less than it was given.
+# NumPy's message, without an errno, when a file accepts less than was written.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
-#: How many of many things a message names.
+#: Number of items that a message names.
 N_NAMED = 5
 
 
 class HkmError(Exception):
-    """Base of every error this package raises on purpose; the command line shows it as one clear line."""
+    """Base of all errors that this package raises on purpose; the command line shows it as one clear line."""
 
     def __init__(self, message: str = "") -> None:
-        # Names and attributes come from files, and a terminal obeys what it is told.
+        # Names and attributes come from files; a terminal obeys control characters.
         super().__init__("\n".join(map(printable, message.split("\n"))))
 
 
 class InputError(HkmError, ValueError):
-    """Settings or input that should be otherwise, all problems at once.
+    """Invalid settings or input, with all problems at once.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class InputError(HkmError, ValueError):
     Attributes
     ----------
     problems : tuple of str
-        The lines.
+        One line per problem.
 
     Examples
     --------
@@ -51,17 +51,17 @@ class InputError(HkmError, ValueError):
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         lines = [problems] if isinstance(problems, str) else list(problems)
-        # Split again, so that the joined text that pickling carries between processes gives back the same problems.
+        # Split again: pickling carries the joined text between processes, which must give the same problems.
         self.problems: tuple[str, ...] = tuple(printable(line) for text in lines for line in text.split("\n") if line)
         super().__init__("\n".join(self.problems))
 
 
 class NoRowsError(InputError):
-    """Input that is sound but has no rows, as one of several shards may."""
+    """Valid input without rows, as one of several shards may be."""
 
 
 def check_all(*checks: Callable[[], object]) -> None:
-    """Make checks, and raise what they find wrong as one `InputError`.
+    """Run checks, and raise all their problems as one `InputError`.
 
     >>> check_all(lambda: int("3"))
     >>> def refuse(problem):
@@ -90,7 +90,7 @@ class ComputeError(HkmError, RuntimeError):
 
 
 def printable(text: str) -> str:
-    r"""Escape what no message should hold: control characters, which a terminal obeys, and halves of characters.
+    r"""Escape what no message should contain: control characters, which a terminal obeys, and lone surrogates.
 
     >>> printable("Zoë\x1b[2J"), printable("two\nlines")
     ('Zoë\\x1b[2J', 'two\\nlines')
@@ -101,9 +101,9 @@ def printable(text: str) -> str:
 
 
 def first_few(things: Sequence[object] | NDArray[Any], n: int | None = None) -> str:
-    """Name things in a message: of many the first few, with a sign that there are more.
+    """Name the first few things in a message, with a sign if there are more.
 
-    `things` may be but the first ones of `n`.
+    `things` may be only the first ones of `n`.
 
     >>> first_few([3, 4]), first_few(range(9))
     ('3, 4', '0, 1, 2, 3, 4, …')
@@ -113,7 +113,7 @@ def first_few(things: Sequence[object] | NDArray[Any], n: int | None = None) -> 
 
 
 def disk_full(error: BaseException) -> bool:
-    """Tell whether an error, or what led to it, means that a disk, a quota or a limit on file sizes is exhausted.
+    """Tell whether an error, or its cause, means that a disk, a quota or a limit on file sizes is exhausted.
 
     >>> disk_full(OSError(errno.EDQUOT, "Disk quota exceeded")), disk_full(OSError("12 requested and 8 written"))
     (True, True)
@@ -129,7 +129,7 @@ def disk_full(error: BaseException) -> bool:
 
 
 def is_whole(value: object) -> bool:
-    """Tell whether a value is a whole number, of Python or NumPy; True and False are none.
+    """Tell whether a value is an integer, of Python or NumPy; booleans are not.
 
     >>> is_whole(3), is_whole(3.0), is_whole(True)
     (True, False, False)
@@ -138,7 +138,7 @@ def is_whole(value: object) -> bool:
 
 
 def check_whole(least: int = 0, **values: Any) -> list[str]:
-    """What is wrong with numbers, called by their names: they should be whole, and of 64 bits as random keys are.
+    """Return the problems of named numbers, which should be integers of 64 bits, as keys of random numbers are.
 
     >>> check_whole(seed=2**64, sample=3)
     ['seed=18446744073709551616 should be a whole number from 0 to 2**63 - 1; leave it out']

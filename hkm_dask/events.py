@@ -1,29 +1,29 @@
-"""What happened, emitted only: the computation tells, and whoever subscribed listens.
+"""Events: the computation only emits them, to whoever has subscribed.
 
 Kinds and their fields:
 
 ==================  ==================================================================================================
-``run_started``     ``levels`` (list of ``{n, k, d, m, r, max_iter, tol, init, n_splits}``, of the first ``n_labeled``,
-                    too, where that is fit on some rows of all), ``dashboard`` (str or None)
+``run_started``     ``levels`` (list of ``{n, k, d, m, r, max_iter, tol, init, n_splits}``; the first also has
+                    ``n_labeled`` if it is fit on a part of all rows), ``dashboard`` (str or None)
 ``resumed``         ``what`` (str)
 ``level_started``   ``level``, ``n``, ``k``, ``m``
 ``step_started``    ``level``, ``step`` (0 the first k-means, 1..m resampling), ``n``, ``k``, ``max_iter``
 ``seeding``         ``level``, ``step``, ``phase`` (draw, choose, walk, refine), ``done``, ``total``
 ``iteration``       ``level``, ``step``, ``iteration``, ``inertia``, ``max_iter``, and ``n_members`` (rows that a
-                    resampling from the present clusters would have) in a first k-means that resamplings follow
+                    resampling from the current clusters would have) in a first k-means followed by resamplings
 ``step_finished``   ``level``, ``step``, ``inertia``, ``n_iter``, ``seconds``
 ``assigned``        ``level``, ``step``
 ``splitting``       ``level``, ``done``, ``total`` (clusters)
 ``level_finished``  ``level``, ``seconds``
 ``run_finished``    ``seconds``
-``progress``        ``stage`` (ingest, sample, ...), ``done``, ``total``, and ``then`` where more follows than that
-``compiling``       inner loops are compiled for this processor, which takes seconds: once after each installation
-``compiled``        ``seconds`` that one of them took, or to read it where it was kept, if more than a tenth
+``progress``        ``stage`` (ingest, sample, ...), ``done``, ``total``, and ``then`` if another stage follows
+``compiling``       inner loops are being compiled for this processor, which takes seconds, once per installation
+``compiled``        ``seconds`` that compiling one of them took, or loading it from the cache if more than a tenth
 ``connected``       ``dashboard``, ``page`` (addresses; the second may be None)
 ``note``            ``message``
 ``warning``         ``message``
-``heartbeat``       nothing has happened for ten seconds (of the command line only, with ``--json``)
-``error``           ``message`` (of the command line only, where it fails)
+``heartbeat``       nothing has happened for ten seconds (only from the command line, with ``--json``)
+``error``           ``message`` (only from the command line, on failure)
 ==================  ==================================================================================================
 """
 
@@ -39,22 +39,22 @@ from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
-#: Topic, among the events of a Dask scheduler, of those a run sends there; and the name of our page in its dashboard.
+#: Topic of a run's events on the Dask scheduler, and name of our page in its dashboard.
 TOPIC = "hkm"
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened.
+    """One event.
 
     Attributes
     ----------
     kind : str
-        What it is, e.g. ``"iteration"``.
+        Kind of event, e.g. ``"iteration"``.
     fields : mapping of str to object
-        What goes with it, e.g. ``{"level": 1, "inertia": 12.5}``.
+        Its data, e.g. ``{"level": 1, "inertia": 12.5}``.
     time : float
-        When, in seconds since the epoch.
+        Time of the event, in seconds since the epoch.
     """
 
     kind: str
@@ -70,16 +70,16 @@ _lock = threading.Lock()
 
 
 def emit(kind: str, /, **fields: Any) -> None:
-    """Tell every subscriber that something happened.
+    """Send an event to every subscriber.
 
-    What a subscriber raises is logged and goes no further: a broken display must not cost a run of many hours.
+    Exceptions of subscribers are logged and suppressed: a broken display must not end a run of many hours.
 
     Parameters
     ----------
     kind : str
-        What happened.
+        Kind of event.
     **fields : object
-        What goes with it.
+        Its data.
 
     Examples
     --------
@@ -96,19 +96,19 @@ def emit(kind: str, /, **fields: Any) -> None:
         try:
             callback(event)
         except Exception:
-            logger.warning("a subscriber failed on the event %r; the computation goes on", kind, exc_info=True)
+            logger.warning("a subscriber failed on the event %r; the computation continues", kind, exc_info=True)
 
 
 @contextmanager
 def subscribe(callback: Callback) -> Iterator[None]:
-    """Have ``callback(event)`` called on every event while the context is open.
+    """Call ``callback(event)`` on every event while the context is open.
 
-    It is called in the thread that emits, so it should be quick, and safe to call from several threads.
+    The callback runs in the thread that emits, so it should be fast and thread-safe.
 
     Parameters
     ----------
     callback : callable
-        Takes one `Event`; what it raises is logged and dropped.
+        Takes one `Event`; its exceptions are logged and suppressed.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def subscribe(callback: Callback) -> Iterator[None]:
     [1]
     """
 
-    # A wrapper of its own per subscription, so that one callback subscribed twice is removed once at a time.
+    # One wrapper per subscription, so that a callback subscribed twice is removed one subscription at a time.
     def entry(event: Event) -> None:
         callback(event)
 
@@ -134,7 +134,7 @@ def subscribe(callback: Callback) -> Iterator[None]:
 
 
 def counted(pieces: Iterable[Piece], stage: str, total: int) -> Iterator[Piece]:
-    """Pass pieces of rows on, and tell as progress of a `stage` how many of all are done while there are more to come.
+    """Yield the pieces of rows unchanged, emitting the progress of a `stage` while there are more to come.
 
     >>> seen = []
     >>> with subscribe(seen.append):

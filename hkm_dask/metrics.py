@@ -1,4 +1,4 @@
-"""Class balance of a draw, and of the clusters of a level, where some samples have labels."""
+"""Class balance of a sample, and of the clusters of a level, given the labels of some samples."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from hkm_dask.errors import InputError
 
 @dataclass(frozen=True)
 class ClassBalance:
-    """How evenly samples fall into classes.
+    """How evenly samples are distributed over classes.
 
     Attributes
     ----------
     entropy : float
-        Entropy of the class frequencies as a share of its largest value, log(n_classes): 1 where all are equally
-        frequent, 0 where there is one class only.
+        Entropy of the class frequencies divided by its maximum, log(n_classes): 1 if all are equally frequent, 0 if
+        there is only one class.
     kl_to_uniform : float
-        Kullback-Leibler divergence of the frequencies to equal ones, in nats.
+        Kullback-Leibler divergence of the frequencies from uniform ones, in nats.
     gini : float
-        Gini coefficient of the class sizes: 0 where all are equal, near 1 where one class has everything.
+        Gini coefficient of the class sizes: 0 if all are equal, near 1 if one class has all samples.
     n_missed : int
-        Classes without a sample.
+        Number of classes without a sample.
     """
 
     entropy: float
@@ -34,14 +34,14 @@ class ClassBalance:
 
 
 def class_balance(labels: ArrayLike, n_classes: int) -> ClassBalance:
-    """Measure how evenly samples fall into classes.
+    """Measure how evenly samples are distributed over classes.
 
     Parameters
     ----------
     labels : array-like of int, shape (n_samples,)
         Class of each sample, from 0.
     n_classes : int
-        Classes there are, also those without a sample here; at least 2.
+        Number of classes, including those without a sample; at least 2.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def class_balance(labels: ArrayLike, n_classes: int) -> ClassBalance:
     Raises
     ------
     InputError
-        When there are no labels, or some lie outside of 0 … n_classes - 1, or there are fewer than two classes.
+        If there are no labels, if labels are outside of 0 … n_classes - 1, or if there are fewer than two classes.
 
     Examples
     --------
@@ -63,14 +63,14 @@ def class_balance(labels: ArrayLike, n_classes: int) -> ClassBalance:
 
 
 def size_balance(sizes: NDArray[np.int64]) -> ClassBalance:
-    """Measure how even the sizes of two classes or more are, which are not all 0.
+    """Measure how even the sizes of at least two classes are; not all sizes may be 0.
 
     >>> size_balance(np.array([3, 0, 0, 1])).n_missed
     2
     """
     n_classes = len(sizes)
     share = sizes[sizes > 0] / sizes.sum()
-    entropy = float(-(share * np.log(share)).sum()) + 0.0  # not -0.0
+    entropy = float(-(share * np.log(share)).sum()) + 0.0  # avoids -0.0
     largest = float(np.log(n_classes))
     return ClassBalance(
         entropy=entropy / largest,
@@ -81,7 +81,7 @@ def size_balance(sizes: NDArray[np.int64]) -> ClassBalance:
 
 
 def gini(sizes: NDArray[np.number]) -> float:
-    """Gini coefficient of some sizes, not all of them 0: half the mean difference of two, relative to the mean.
+    """Compute the Gini coefficient of sizes, not all 0: half the mean difference of two, relative to the mean.
 
     Examples
     --------
@@ -95,14 +95,14 @@ def gini(sizes: NDArray[np.number]) -> float:
 
 @dataclass(frozen=True)
 class ClassClusters:
-    """What the clusters of one level hold of each class (arXiv:2405.15613 Fig. 4).
+    """The clusters of one level by class (arXiv:2405.15613 Fig. 4).
 
     Attributes
     ----------
     n_clusters : ndarray of int64, shape (n_classes,)
-        Clusters whose centroid lies among samples of the class.
+        Number of clusters whose centroid lies among samples of the class.
     mean_size : ndarray of float64, shape (n_classes,)
-        Their mean size; NaN where there are none.
+        Mean size of these clusters; NaN if there are none.
     """
 
     n_clusters: NDArray[np.int64]
@@ -110,7 +110,7 @@ class ClassClusters:
 
 
 def clusters_per_class(classes: ArrayLike, sizes: ArrayLike, n_classes: int) -> ClassClusters:
-    """Count the clusters of each class, and average their sizes.
+    """Count the clusters of each class, and compute their mean sizes.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def clusters_per_class(classes: ArrayLike, sizes: ArrayLike, n_classes: int) -> 
     Raises
     ------
     InputError
-        When the classes are not numbers of classes, or there is not one size per cluster.
+        If the classes are invalid, or there is not exactly one size per cluster.
 
     Examples
     --------
@@ -144,7 +144,7 @@ def clusters_per_class(classes: ArrayLike, sizes: ArrayLike, n_classes: int) -> 
 
 
 def _count_classes(labels: ArrayLike, n_classes: int) -> NDArray[np.int64]:
-    """Samples of each class; labels that are none are refused."""
+    """Count the samples of each class; InputError for invalid labels."""
     values = np.asarray(labels)
     problems = []
     if n_classes < 2:

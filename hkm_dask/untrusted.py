@@ -1,4 +1,4 @@
-"""Bytes from outside: files opened without waiting, JSON within limits, damage told in one line."""
+"""Safe reading of external data: no blocking opens, JSON within limits, damage reported in one line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 from hkm_dask.errors import HkmError, InputError, disk_full
 
-#: Bytes of a JSON document, and values in it: a value of two bytes takes a hundred in memory.
+#: Maximum bytes and values of a JSON document: a value of two bytes takes a hundred in memory.
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_VALUES = 2**21
-#: How deeply values lie in each other: what can be parsed must not be too deep to be compared or written.
+#: Maximum nesting depth: parsed values must not be nested too deeply to be compared or written.
 MAX_JSON_DEPTH = 100
 _MAX_REASON = 200  # characters
 _KINDS = {
@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """Open a file to read its bytes; OSError, at once, where it is a folder, a pipe, a device or a socket.
+    """Open a file for reading in binary mode; fails at once with OSError for a folder, a pipe, a device or a socket.
 
     >>> open_regular("/dev/zero")
     Traceback (most recent call last):
@@ -33,9 +33,9 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """
     if "\0" in os.fspath(path):
         raise OSError(errno.EINVAL, "its name has a zero byte", os.fspath(path))
-    _check_regular(os.stat(path), path)  # noqa: PTH116 (opening a device may already do something)
-    # The file closes itself wherever an interrupt comes: by hand, too, its number would be closed twice, which another
-    # thread may have got meanwhile.
+    _check_regular(os.stat(path), path)  # noqa: PTH116 (opening a device has side effects)
+    # The file object closes itself if an interrupt comes here. Closing its descriptor by hand as well would close it
+    # twice, when another thread may have got the same number.
     file = open(path, "rb", opener=_open_at_once)
     try:
         _check_regular(os.fstat(file.fileno()), path)
@@ -46,7 +46,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe may have taken its place
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe may have replaced the file
 
 
 def _check_regular(state: os.stat_result, path: str | os.PathLike[str]) -> None:
@@ -58,10 +58,10 @@ def _check_regular(state: os.stat_result, path: str | os.PathLike[str]) -> None:
 
 
 def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    """Read a small file whole; OSError as `open_regular`, ValueError where it has more than `max_bytes`."""
+    """Read a small file as a whole; OSError as in `open_regular`, ValueError if it has more than `max_bytes`."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        # As many bytes are allocated as are asked for.
+        # `read` allocates as many bytes as it is asked for.
         data = file.read(min(max_bytes, max(size, 1 << 16)) + 1) if size <= max_bytes else b""
     if max(size, len(data)) > max_bytes:
         raise ValueError(f"it has {max(size, len(data)):,} bytes, more than {max_bytes:,}")
@@ -69,7 +69,7 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Parse JSON; ValueError where it is none, deeper than `MAX_JSON_DEPTH`, or of more than `MAX_JSON_VALUES` values.
+    """Parse JSON; ValueError if invalid, deeper than `MAX_JSON_DEPTH`, or of more than `MAX_JSON_VALUES` values.
 
     >>> parse_json("[" * 100_000)
     Traceback (most recent call last):
@@ -93,7 +93,7 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one short line; its type where it says nothing.
+    """Return the message of an error in one short line, or its type if it has no message.
 
     >>> reason(KeyError("shape")), reason(EOFError())
     ("KeyError: 'shape'", 'EOFError')
@@ -109,9 +109,9 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def reading(problem: str, remedy: str, kind: type[HkmError] = InputError) -> Iterator[None]:
-    """Turn whatever a library raises on damaged bytes into one error that names the problem, the reason and the remedy.
+    """Convert any exception of a library on damaged data to one error with the problem, the reason and the remedy.
 
-    Libraries do not say what they raise on bytes that nobody wrote. A full disk stays what it is.
+    Libraries do not document what they raise on invalid bytes. Errors of a full disk pass unchanged.
 
     >>> with reading("a.npz should be a .npz file, it cannot be read", "copy it again"):
     ...     raise EOFError

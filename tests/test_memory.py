@@ -196,7 +196,7 @@ def test_a_tree_is_built_within_the_limit(name: str, shape: Shape, pool_of: Pool
 def test_clusters_that_do_not_fit_are_shared_out_in_ranges(pool_of: Pools, tmp_path: Path) -> None:
     ran = clustered(IN_RANGES, pool_of, tmp_path / "tree.zarr", IN_RANGES.limit)
     held_within(ran, IN_RANGES.limit)
-    assert "the 5,000 clusters of level 1 are shared out in" in ran.said
+    assert "the 5,000 clusters of level 1 are divided into" in ran.said
 
 
 @pytest.mark.slow
@@ -204,7 +204,7 @@ def test_workers_that_share_clusters_out_hold_their_limit(pool_of: Pools, tmp_pa
     shape = Shape(40_000, 128, 512, "30000", {**ONCE, "1.init": "random"})
     ran = clustered(shape, pool_of, tmp_path / "tree.zarr", shape.limit, "--workers", "2")
     held_within(ran, shape.limit)
-    assert "the 30,000 clusters of level 1 are shared out in" in ran.said
+    assert "the 30,000 clusters of level 1 are divided into" in ran.said
 
 
 def test_threads_take_turns_where_they_do_not_fit_side_by_side(pool_of: Pools, tmp_path: Path) -> None:

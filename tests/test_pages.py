@@ -96,8 +96,8 @@ NOT_RUN = {
         ),
     },
     "docs/filter-your-dataset.md": {
-        "pip install embedding-atlas   # brings PyTorch, which it does not use here": "a server; 0.26.0 ran by hand",
-        "pip install fiftyone pyarrow   # brings MongoDB; it reads no parquet by itself": "an installation",
+        "pip install embedding-atlas   # installs PyTorch, which is not used here": "a server; 0.26.0 ran by hand",
+        "pip install fiftyone pyarrow   # installs MongoDB; does not read Parquet by itself": "an installation",
     },
     "docs/gpu.md": {
         "pip install -e '.[cuda13]'      # driver 580 or newer": "needs a GPU",

@@ -1,4 +1,4 @@
-"""`hkm browse`: a page that walks a tree from the top, shows what its clusters hold, and marks what a draw should take.
+"""`hkm browse`: a web page to explore a tree from the top, look into its clusters, and mark some for the next draw.
 
-Called `browsing`, because `hkm_dask.browse` is a function.
+The package is called `browsing` because `hkm_dask.browse` is a function.
 """

@@ -1,4 +1,4 @@
-"""The answers to a page: clusters, samples, searches and marks, as JSON has them, none of more than a page."""
+"""Answers to the requests of the page, ready for JSON: clusters, samples, searches and marks, one page at a time."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from hkm_dask.data.objects import Location
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.sampling.steering import Cluster
 
-#: Clusters, or samples, of one page, and samples that stand for one cluster in a list.
+#: Most clusters or samples per page, and representative samples per cluster in a list.
 MAX_PAGE, PREVIEWED = 96, 6
-#: Seconds after which a search gives what it has; the page asks to go on.
+#: Seconds after which a search returns what it has found; the page then continues it.
 SEARCH_SECONDS = 0.12
 _ORDERS = ("size", "closest", "furthest", "subset", "pool")
 _MAX_QUERY = 200
 
 
 class Answers:
-    """All that the page asks; every method gives what JSON can have, and raises an InputError for what is not there."""
+    """All requests of the page; methods return what JSON can represent, and raise InputError for invalid requests."""
 
     def __init__(
         self, clusters: Clusters, samples: Samples, marks: Marks, *, tree_path: Location, subset: Subset | None = None
@@ -36,7 +36,7 @@ class Answers:
         self.clusters, self.samples, self.marks, self.subset = clusters, samples, marks, subset
         self.tree_path, self.name = tree_path, tree_path.name
         self._drawn: Draw | None = None
-        self._changing = threading.Lock()  # what a draw will hold goes by the marks there are
+        self._changing = threading.Lock()  # keeps the expected draw consistent with the marks
         if subset is not None:
             clusters.keys["pool"] = lambda level, numbers: self._share_in_subset(subset, level, numbers)
             clusters.keys["subset"] = lambda level, numbers: -self._share_in_subset(subset, level, numbers)
@@ -44,7 +44,7 @@ class Answers:
     # -- the tree ------------------------------------------------------------------------------------------------------
 
     def tree(self) -> dict[str, Any]:
-        """What the page needs once: the size of the tree, and what can be asked of it."""
+        """Return what the page needs once: the size of the tree and the available requests."""
         samples = self.samples
         return {
             "name": self.name,
@@ -60,7 +60,7 @@ class Answers:
         }
 
     def cluster(self, name: str = "") -> dict[str, Any]:
-        """What is known of one cluster, where it lies, and its neighbors among its siblings, the largest first."""
+        """Describe a cluster: its facts, its path, and its position among its siblings, the largest first."""
         cluster = self.clusters.parse(name)
         path = self.clusters.path(cluster)
         facts = self._facts(cluster.level, np.array([cluster.number]))[0] if path else self._root_facts()
@@ -89,7 +89,7 @@ class Answers:
     def _facts(self, level: int, numbers: NDArray[np.int64]) -> list[dict[str, Any]]:
         table = self.clusters.ask.clusters(level, numbers)
         in_subset = None if self.subset is None else self.subset.counts(level, numbers)
-        facts, drawn = [], self._drawn  # which another question may change meanwhile
+        facts, drawn = [], self._drawn  # another request may replace it meanwhile
         for i, number in enumerate(numbers.tolist()):
             cluster, n = Cluster(level, number), int(table["n_samples"].iloc[i])
             fact = {
@@ -105,10 +105,10 @@ class Answers:
             facts.append(fact)
         return facts
 
-    # -- what is inside ------------------------------------------------------------------------------------------------
+    # -- contents ------------------------------------------------------------------------------------------------------
 
     def children(self, name: str = "", order: str = "size", start: int = 0, n: int = 24) -> dict[str, Any]:
-        """A page of the clusters inside one, each with samples that stand for it."""
+        """Return one page of the child clusters, each with representative samples."""
         cluster = self.clusters.parse(name)
         if cluster.level < 2:
             raise InputError(f"cluster={name} should be above level 1; ask for its samples")
@@ -127,7 +127,7 @@ class Answers:
         return subset.counts(level, numbers) / np.maximum(1, self.clusters.n_samples_of(level, numbers))
 
     def members(self, name: str = "", order: str = "closest", start: int = 0, n: int = 24) -> dict[str, Any]:
-        """Samples of a cluster: all of one of level 1, a page at a time; of others those that stand for it."""
+        """Return samples of a cluster: one page of all at level 1, representative ones at higher levels."""
         cluster = self.clusters.parse(name)
         if order not in ("closest", "furthest"):
             raise InputError(f"order={order[:40]!r} should be closest or furthest; choose one")
@@ -148,9 +148,9 @@ class Answers:
     # -- searches ------------------------------------------------------------------------------------------------------
 
     def search(self, what: str, query: str, start: int = 0, n: int = 24) -> dict[str, Any]:
-        """Samples whose caption or id holds a text, or with a row number: those found in a short time, and how far.
+        """Search captions or ids for a text, or look up a row number; returns what is found in a short time.
 
-        ``next`` is where to go on, None where all was searched.
+        ``next`` is where to continue, or None at the end; ``searched`` is the share done.
         """
         query = query.strip()[:_MAX_QUERY]
         if what == "row":
@@ -170,7 +170,7 @@ class Answers:
         }
 
     def nearest(self, vector: ArrayLike, level: int = 1, n: int = 24) -> dict[str, Any]:
-        """Clusters of a level nearest to a vector, nearest first, each with samples that stand for it."""
+        """Return the clusters of a level nearest to a vector, in order, each with representative samples."""
         found = self.clusters.ask.nearest(vector, level, min(max(1, n), MAX_PAGE))
         numbers = found["cluster"].to_numpy()
         facts = self._facts(level, numbers)
@@ -180,14 +180,14 @@ class Answers:
         return {"children": facts}
 
     def nearest_to_row(self, row: int, level: int = 1, n: int = 24) -> dict[str, Any]:
-        """Clusters of a level nearest to a sample, see `nearest`."""
+        """Return the clusters of a level nearest to a sample; see `nearest`."""
         return self.nearest(self.samples.embedding(row), level, n)
 
     def warm(self) -> None:
-        """Ask for neighbors once, so that who does so next need not wait for compiled code to be loaded."""
+        """Search for neighbors once, so that the first user need not wait for compiled code to load."""
         top = self.clusters.n_levels
         n_features = self.clusters.arrays.n_features(top)
-        with contextlib.suppress(Exception):  # what is wrong is told to whoever asks for it
+        with contextlib.suppress(Exception):  # a problem is reported to the request that meets it
             self.nearest(np.ones(n_features, np.float32), top, 1)
 
     # -- marks ---------------------------------------------------------------------------------------------------------
@@ -205,19 +205,19 @@ class Answers:
             "unsaved": self.marks.unsaved,
             "can_undo": self.marks.can_undo,
             "file": self.marks.path.name,
-            "command": f"hkm sample {_shown(self.tree_path)} --size SIZE --weights {_shown(self.marks.path)} "
+            "command": f"hkm sample {_quoted(self.tree_path)} --size SIZE --weights {_quoted(self.marks.path)} "
             "--out subset.npy",
             "draw": None if drawn is None else {"size": drawn.size, "available": drawn.available},
         }
 
     def mark(self, cluster: str, weight: float) -> dict[str, Any]:
-        """Mark a cluster with a weight: 0 leaves it out, 1 takes the mark away."""
+        """Set the weight of a cluster: 0 excludes it, 1 removes the mark."""
         with self._changing:
             self.marks.set(self.clusters.parse(cluster), weight)
             return self._changed()
 
     def undo(self) -> dict[str, Any]:
-        """Take the last mark back."""
+        """Undo the last mark."""
         with self._changing:
             self.marks.undo()
             return self._changed()
@@ -233,7 +233,7 @@ class Answers:
         return self._marks()
 
     def draw(self, size: int) -> dict[str, Any]:
-        """Have what a draw of `size` will hold shown with every cluster; 0 no more."""
+        """Show the expected number of samples in a draw of `size` with every cluster; 0 turns it off."""
         if not 0 <= size <= self.clusters.n_samples:
             raise InputError(f"size={size} should be from 0 to {self.clusters.n_samples}; give another")
         with self._changing:
@@ -241,8 +241,8 @@ class Answers:
             return self._marks()
 
 
-def _shown(path: Location) -> str:
-    """Write a path for a command in the folder of this process, short where it lies below."""
+def _quoted(path: Location) -> str:
+    """Quote a path for a shell command, relative to the current folder if it is inside."""
     folder = Path.cwd()
     if isinstance(path, Path) and path.is_relative_to(folder):
         path = path.relative_to(folder)

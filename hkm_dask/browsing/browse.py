@@ -1,4 +1,4 @@
-"""Browsing a tree: opens what belongs to it, and serves the page."""
+"""`browse`: opens a tree with its pool, captions and images, and serves the page."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
 
 class Browser:
-    """A page that is served, until it is closed or the process ends; a context manager, too.
+    """A page that is served until `close` or the end of the process; also a context manager.
 
     Attributes
     ----------
     url : str
-        Address of the page. Whoever of this machine has it can see what the page shows.
+        Address of the page. Anyone on this machine who knows it can see what the page shows.
     answers : Answers
-        What the page asks.
+        Answers to the requests of the page.
     """
 
     def __init__(self, answers: Answers, host: str, port: int) -> None:
@@ -45,19 +45,20 @@ class Browser:
         self.url = self._server.url
         if self._server.anywhere:
             emit(
-                "warning", message="other machines can reach this page: who has its address sees all of it, unencrypted"
+                "warning",
+                message="other machines can reach this page: anyone with its address can see all of it, unencrypted",
             )
         answers.warm()
         self._server.start()
 
     @property
     def n_unsaved(self) -> int:
-        """Marks that differ from those in the file."""
+        """Number of marks that differ from the saved file."""
         marks = self.answers.marks
         return len(set(marks.weights.items()) ^ set(marks.saved.items()))
 
     def wait(self) -> None:
-        """Wait until it is closed."""
+        """Wait until the page is closed."""
         self._server.wait()
 
     def close(self) -> None:
@@ -89,41 +90,41 @@ def browse(
     host: str = "127.0.0.1",
     port: int = 0,
 ) -> Browser:
-    """Serve a page that walks a tree from the top and shows what its clusters hold.
+    """Serve a web page to explore a tree from the top and look into its clusters.
 
     Parameters
     ----------
     tree : xarray.DataTree or path
-        From `open_hierarchy`, or where it lies.
+        From `open_hierarchy`, or its path.
     pool : path, optional
-        Where the pool lies now; by default where it lay when the tree was built.
+        The pool of the tree, if it was moved since the tree was built.
     captions : path, optional
-        A text file with a line for each row of the pool, ``.jsonl`` or ``.parquet`` with a ``text``, or the name of one
-        of its columns; by default a column ``caption``, ``text`` or ``title``.
+        A text file with one line per row of the pool, a ``.jsonl`` or ``.parquet`` file with a ``text``, or the name of
+        a column of the pool; by default a column ``caption``, ``text`` or ``title``.
     images : path, optional
-        A folder or a ``.zip`` with the images, whose names are the ids of the pool, as ``hkm embed image`` gives them,
-        or stand in a column ``image_path``, ``file_name`` or the like.
+        A folder or a ``.zip`` of images, named by the ids of the pool, as ``hkm embed image`` makes them, or by a
+        column ``image_path``, ``file_name`` or similar.
     subset : path, optional
-        ``.npy``, ``.parquet`` or ``.csv`` of ``hkm sample``, to be seen beside the pool.
+        ``.npy``, ``.parquet`` or ``.csv`` of ``hkm sample``, to be compared with the pool.
     out : path, default "weights.csv"
-        Where marks are saved, for ``hkm sample --weights``; if it is there, the page begins with its marks.
+        Where marks are saved, for ``hkm sample --weights``; marks in an existing file are loaded.
     host : str, default "127.0.0.1"
-        Address to listen at. Any other than that of this machine lets whoever has the address of the page see it, and
-        everyone on the way.
+        Address to listen on. With one that other machines can reach, anyone who knows the page's address can see it,
+        and so can anyone on the network path, since it is not encrypted.
     port : int, default 0
-        0 takes one that is free.
+        0 chooses a free port.
 
     Returns
     -------
     Browser
-        With the `url` of the page; a notebook shows it as a link. It is served by threads of this process.
+        Has the `url` of the page; notebooks show it as a link. The page is served by threads of this process.
 
     Raises
     ------
     InputError
-        Captions, images, a subset or marks that do not belong to the tree, or a port that is taken.
+        If captions, images, a subset or marks do not belong to the tree, or the port is in use.
     StoreError
-        The tree or the pool is missing or damaged, or the pool is another than the tree's.
+        If the tree or the pool is missing or damaged, or the pool is not that of the tree.
 
     Examples
     --------

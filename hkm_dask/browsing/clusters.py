@@ -1,4 +1,4 @@
-"""Clusters of a tree, one page of them at a time, and how many rows of a subset each holds."""
+"""Clusters of a tree, one page at a time, and their number of rows in a subset."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hkm_dask.hierarchy.sampling.steering import Cluster
 from hkm_dask.hierarchy.tree.accessor import share_evenly
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
 
-#: Orders of children that are kept; of a tree of one level, each has 8 bytes a cluster.
+#: Cached orders of children; for a tree of one level, each takes 8 bytes per cluster.
 _KEPT_ORDERS = 8
 
 
 class Clusters:
-    """A tree, asked about one cluster at a time.
+    """Access to a tree, one cluster at a time.
 
-    The tree itself is the only cluster of the level above the top: `root`.
+    The whole tree is represented by `root`, the only cluster of the level above the top.
     """
 
     def __init__(self, tree: xr.DataTree) -> None:
@@ -32,14 +32,14 @@ class Clusters:
         self.n_clusters: tuple[int, ...] = self.ask.n_clusters
         self.root = Cluster(self.n_levels + 1, 0)
         self.n_samples = int(self.n_samples_of(self.n_levels, np.arange(self.n_clusters[-1])).sum())
-        #: What children of some level can be ordered by, the least first, beside their distance.
+        #: Sort keys of children by name, in addition to their distance; the least comes first.
         self.keys: dict[str, Callable[[int, NDArray[np.int64]], NDArray[Any]]] = {
             "size": lambda level, numbers: -self.n_samples_of(level, numbers)
         }
         self._sorted = lru_cache(maxsize=_KEPT_ORDERS)(self._sort)
 
     def parse(self, name: str) -> Cluster:
-        """Find a cluster by its name; `root` where it is empty, InputError where there is none such."""
+        """Find a cluster by its name, `root` if it is empty; raises InputError if there is none."""
         if not name:
             return self.root
         try:
@@ -49,7 +49,7 @@ class Clusters:
         return self.check(cluster)
 
     def check(self, cluster: Cluster) -> Cluster:
-        """Give a cluster back where it is one of the tree or its `root`; InputError else."""
+        """Return a cluster if it is in the tree or its `root`; raises InputError otherwise."""
         if cluster == self.root:
             return cluster
         if cluster.level > self.n_levels:
@@ -61,18 +61,18 @@ class Clusters:
         return cluster
 
     def n_samples_of(self, level: int, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Samples below clusters of a level; each sample is one."""
-        # Read whole, 8 bytes a cluster, of the levels that were asked for.
+        """Return the number of samples in clusters of a level; level 0 is the samples themselves."""
+        # The array of a level is read whole when it is first needed, 8 bytes per cluster.
         return self.arrays.read(level, "leaf_sizes")[clusters] if level else np.ones(len(clusters), np.int64)
 
     def size(self, cluster: Cluster) -> int:
-        """Samples below a cluster."""
+        """Return the number of samples in a cluster."""
         if cluster == self.root:
             return self.n_samples
         return int(self.n_samples_of(cluster.level, np.array([cluster.number]))[0])
 
     def path(self, cluster: Cluster) -> list[Cluster]:
-        """Clusters above a cluster and itself, the highest first, without `root`."""
+        """Return the ancestors of a cluster and the cluster itself, the highest first, without `root`."""
         if cluster == self.root:
             return []
         above = self.ask.ancestors(cluster.level, cluster.number)
@@ -80,18 +80,18 @@ class Clusters:
         return [*known[::-1], cluster]
 
     def paths(self, rows: NDArray[np.int64]) -> list[list[Cluster]]:
-        """Clusters that samples lie in, the highest first; none of a sample that was left out."""
+        """Return the clusters of each sample, the highest first; empty for samples that were not clustered."""
         paths = self.ask.path(rows).to_numpy()
         return [[Cluster(t + 1, int(n)) for t, n in enumerate(path) if n >= 0][::-1] for path in paths]
 
     def children(self, cluster: Cluster) -> NDArray[np.int64]:
-        """Clusters of the level below, or samples, closest to the centroid first; of `root` all in order."""
+        """Return the children (clusters, or samples of level 1), closest to the centroid first; of `root`, in order."""
         if cluster == self.root:
             return np.arange(self.n_clusters[-1])
         return self.ask.children(*cluster)
 
     def ordered(self, cluster: Cluster, order: str) -> NDArray[np.int64]:
-        """Children in some order: "closest", "furthest", or by one of the `keys`."""
+        """Return the children in an order: "closest", "furthest", or one of the `keys`."""
         if order in ("closest", "furthest"):
             return self.children(cluster)[:: 1 if order == "closest" else -1]
         return self._sorted(cluster, order)
@@ -101,10 +101,10 @@ class Clusters:
         return children[np.argsort(self.keys[order](cluster.level - 1, children), kind="stable")]
 
     def typical(self, cluster: Cluster, n: int, *, far: bool = False) -> NDArray[np.int64]:
-        """Samples that stand for a cluster: the closest to its centroid, or with `far` those at its border.
+        """Return representative samples of a cluster: the closest to its centroid, or with `far`, the furthest.
 
-        Above level 1 they are shared evenly among the children, the closest (or furthest) first, each of which gives
-        its own closest (or furthest).
+        Above level 1 they are shared evenly among the children, the closest (or furthest) first, each of which
+        contributes its own closest (or furthest) samples.
         """
         if cluster.level == 1:
             return self.ordered(cluster, "furthest" if far else "closest")[:n]
@@ -121,12 +121,12 @@ class Clusters:
 
 
 class Subset:
-    """Rows of a subset, counted in every cluster; a row that comes twice counts twice."""
+    """Rows of a subset, counted in every cluster; repeated rows count repeatedly."""
 
     def __init__(self, rows: NDArray[np.int64], clusters: Clusters) -> None:
         self._counts = count_rows(clusters.arrays, rows)
-        self.n_samples = int(self._counts[-1].sum())  # that the tree has a cluster for
+        self.n_samples = int(self._counts[-1].sum())  # those that are in a cluster
 
     def counts(self, level: int, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of the subset below clusters of a level."""
+        """Return the number of rows of the subset in clusters of a level."""
         return self._counts[level - 1][clusters]

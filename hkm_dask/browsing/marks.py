@@ -1,4 +1,4 @@
-"""Marks of clusters: weights for the next draw, in a file that `hkm sample --weights` takes, and what it will hold."""
+"""Marks of clusters: weights for the next draw, in a file for `hkm sample --weights`, and the expected draw."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _MAX_UNDO = 1000
 
 
 class Marks:
-    """Weights of clusters that were marked, with undo, saved to a file; they begin with what it has, if it is there.
+    """Weights of marked clusters, with undo, saved to a file; an existing file is loaded first.
 
-    InputError where the file is something else, or names clusters that the tree has not.
+    Raises InputError if the file has another format, or names clusters that the tree does not have.
     """
 
     def __init__(self, clusters: Clusters, path: str | os.PathLike[str]) -> None:
@@ -35,7 +35,7 @@ class Marks:
             try:
                 clusters.check(cluster)
             except InputError as error:
-                remedy = "is it of another tree? Give another file with --out"
+                remedy = "if it belongs to another tree, give another file with --out"
                 raise InputError(f"{path} should be marks of this tree, {error}; {remedy}") from None
         self.saved = dict(self.weights)
 
@@ -44,16 +44,16 @@ class Marks:
 
     @property
     def unsaved(self) -> bool:
-        """Whether there are changes that the file has not."""
+        """Whether there are changes that are not in the file."""
         return self.weights != self.saved
 
     @property
     def can_undo(self) -> bool:
-        """Whether there is something to undo."""
+        """Whether there is a change to undo."""
         return bool(self._history)
 
     def set(self, cluster: Cluster, weight: float) -> None:
-        """Mark a cluster; weight 1 takes the mark away. InputError where the weight is none, or for the root."""
+        """Mark a cluster; weight 1 removes the mark. Raises InputError for an invalid weight, or for the root."""
         problems = check_weight(weight, f"weight={weight}")
         if problems:
             raise InputError(problems)
@@ -68,34 +68,34 @@ class Marks:
                 self.weights = changed
 
     def undo(self) -> None:
-        """Take the last change back."""
+        """Undo the last change."""
         with self._lock:
             if self._history:
                 self.weights = self._history.pop()
 
     def save(self) -> None:
-        """Write the file; InputError where somebody else changed it since it was read or saved."""
+        """Write the file; raises InputError if it was changed by someone else since it was read or saved."""
         with self._lock:
             stored = self._stored()
             if stored is not None and stored != self.saved:
-                raise InputError(f"{self.path} was changed by another meanwhile; move it away, and save again")
+                raise InputError(f"{self.path} was changed by another program; move it away and save again")
             write_weights(self.path, {str(c): w for c, w in self.weights.items()}, overwrite=stored is not None)
             self.saved = dict(self.weights)
 
     def weight(self, cluster: Cluster) -> float:
-        """Weight of a cluster itself, 1 where it has no mark."""
+        """Return the weight of the cluster itself; 1 if it has no mark."""
         return self.weights.get(cluster, 1.0)
 
     def excluded(self, cluster: Cluster) -> bool:
-        """Whether a cluster, or one that it lies in, is left out."""
+        """Return whether a cluster, or one of its ancestors, is excluded."""
         zeros = {marked for marked, weight in self.weights.items() if weight == 0}
         return bool(zeros) and any(above in zeros for above in self._clusters.path(cluster))
 
 
 class Draw:
-    """What a hierarchical draw of some size will hold of a cluster, to within the rounding of the draw itself.
+    """Expected number of samples of each cluster in a hierarchical draw, up to rounding.
 
-    At every node child j gives min(n·w_j, s_j), of weight w_j and s_j samples not left out, with one n for all.
+    At every node, child j gives min(n·w_j, s_j), with weight w_j, s_j samples that are not excluded, and a common n.
     """
 
     def __init__(self, clusters: Clusters, weights: dict[Cluster, float], size: int) -> None:
@@ -111,7 +111,7 @@ class Draw:
         self.children = lru_cache(maxsize=64)(self._children)
 
     def _children(self, cluster: Cluster) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Children of a cluster above level 1, and how many samples of each are drawn."""
+        """Return the children of a cluster above level 1, and the number of samples drawn from each."""
         level, children = cluster.level - 1, self._clusters.children(cluster)
         sizes = self._clusters.n_samples_of(level, children).astype(float)
         weights = np.ones(len(children))
@@ -123,18 +123,18 @@ class Draw:
         return children, fill(sizes, weights, self.share(cluster))
 
     def share(self, cluster: Cluster) -> float:
-        """How many samples of a cluster are drawn."""
+        """Return the number of samples drawn from a cluster."""
         *above, _ = self._clusters.path(cluster) or [cluster]
         if cluster == self._clusters.root:
             return float(min(self.size, self.available))
         if cluster.level < self._clusters.n_levels and not above:
-            return 0.0  # it has no members, and so none above it
+            return 0.0  # it has no members, and therefore no ancestors
         children, shares = self.children(above[-1] if above else self._clusters.root)
         return float(shares[np.flatnonzero(children == cluster.number)[0]])
 
 
 def fill(capacities: NDArray[np.float64], weights: NDArray[np.float64], total: float) -> NDArray[np.float64]:
-    """Share a total out by weights, as far as the capacities allow.
+    """Distribute a total by weights, up to the capacities.
 
     >>> fill(np.array([1.0, 9, 9]), np.array([1.0, 1, 2]), 10)
     array([1., 3., 6.])
@@ -144,7 +144,7 @@ def fill(capacities: NDArray[np.float64], weights: NDArray[np.float64], total: f
     some, by = capacities[able], weights[able]
     if not len(some):
         return shares
-    # Children are full in order of capacity to weight; n is where those that are not yet full share what is left.
+    # Children fill up in order of capacity over weight; n is reached when the rest share what is left.
     order = np.argsort(some / by, kind="stable")
     full = np.concatenate([[0.0], np.cumsum(some[order])[:-1]])
     open_weight = np.cumsum(by[order][::-1])[::-1]

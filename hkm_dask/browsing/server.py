@@ -1,7 +1,7 @@
-"""The server of the page: on this machine, for whoever has the address, to its own page only.
+"""The web server of the page: for users of this machine who know the address, and only from the page itself.
 
-The address holds a random token, so that no other user of the machine can read what is shown. A request must name a
-host of this machine, which a page of elsewhere cannot make a browser do; what changes marks must come from the page.
+The address has a random token, so that other users of the machine cannot read the page. Requests must name a host of
+this machine, which protects against DNS rebinding; requests that change marks must have the page as their origin.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hkm_dask.errors import HkmError, InputError
 from hkm_dask.untrusted import parse_json
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-#: Bytes of what the page may send, a vector at most; pixels of a thumbnail, and of an image.
+#: Most bytes of a request body, enough for a vector; pixels of a thumbnail, and of an image.
 MAX_BODY, THUMBNAIL, IMAGE = 2**20, 192, 1024
 _FILES = {
     "": ("index.html", "text/html"), "browse.css": ("browse.css", "text/css"),
@@ -58,13 +58,13 @@ class Server(ThreadingHTTPServer):
     def __init__(self, answers: Answers, host: str = LOOPBACK[0], port: int = 0) -> None:
         self.answers, self.token = answers, secrets.token_urlsafe(24)
         host = host.strip("[]")
-        if not host:  # to a socket that is every address there is
+        if not host:  # an empty host would bind to all addresses
             raise InputError("host='' should be an address of this machine; leave --host out")
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
-        # What was asked for may be a name, or one of many ways to write an address; what is listened at is plain.
+        # `host` may be a name, or one of many notations of an address; the bound address is unambiguous.
         bound = ip_address(str(self.server_address[0]).partition("%")[0])
-        #: Other machines reach it, by whatever name they have for this one.
+        #: Whether other machines can reach it, by whatever name.
         self.anywhere = not bound.is_loopback
         shown = socket.gethostname() if bound.is_unspecified else f"[{host}]" if ":" in host else host
         self.hosts = {*LOOPBACK, shown.lower()}
@@ -72,16 +72,16 @@ class Server(ThreadingHTTPServer):
         self._thread: threading.Thread | None = None
 
     def server_bind(self) -> None:
-        """Bind, and do not ask what the name of the address is, for which a network may have half a minute."""
+        """Bind without looking up the name of the address, which can take half a minute on some networks."""
         TCPServer.server_bind(self)
 
     def start(self) -> None:
-        """Serve in a thread."""
+        """Start serving in a thread."""
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="hkm browse", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until it is closed."""
+        """Wait until the server is closed."""
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(0.5)
 
@@ -92,13 +92,13 @@ class Server(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Let a browser hang up in the middle of an answer, as it does when one walks on."""
+        """Ignore errors of browsers that disconnect during an answer, as they do on navigation."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
-    timeout = 60  # of a connection that says nothing
+    timeout = 60  # seconds until an idle connection is closed
     disable_nagle_algorithm = True
 
     def version_string(self) -> str:
@@ -116,18 +116,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, respond: Callable[[str, dict[str, str]], None]) -> None:
         host = self.headers.get("Host", "").lower()
         if not self.server.anywhere and not {host, host.rpartition(":")[0]} & self.server.hosts:
-            return self._refuse(HTTPStatus.FORBIDDEN, "ask by an address of this machine, as it was printed")
+            return self._refuse(HTTPStatus.FORBIDDEN, "use the address that was printed, on this machine")
         url = urlsplit(self.path)
         token, _, name = url.path.removeprefix("/").partition("/")
         if not hmac.compare_digest(token.encode("utf-8", "replace"), self.server.token.encode()):
-            return self._refuse(HTTPStatus.NOT_FOUND, "there is nothing; use the whole address that was printed")
+            return self._refuse(HTTPStatus.NOT_FOUND, "not found; use the complete address that was printed")
         try:
             respond(name, dict(parse_qsl(url.query, keep_blank_values=True, max_num_fields=20)))
         except _NotFoundError:
             self._refuse(HTTPStatus.NOT_FOUND, f"{name[:80]!r} is not here")
         except (HkmError, ValueError, TypeError) as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
-        except (ConnectionError, TimeoutError):  # half an answer may be sent, or half a question read
+        except (ConnectionError, TimeoutError):  # the answer may be half sent, or the request half read
             self.close_connection = True
         except Exception as error:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}")
@@ -148,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _post(self, name: str, query: dict[str, str]) -> None:
         length = self.headers.get("Content-Length", "")
         if not length.isdigit() or int(length) > MAX_BODY:
-            self.close_connection = True  # what was not read would be taken for the next request
+            self.close_connection = True  # otherwise the unread body would be taken for the next request
             return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"n_bytes should be at most {MAX_BODY}; send less")
         body = self.rfile.read(int(length))
         if self.headers.get("Origin") != f"http://{self.headers.get('Host')}":
@@ -194,7 +194,7 @@ def _page_file(name: str) -> bytes:
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a question, numbers where they should be.
+    """Convert the arguments of a request, with numbers where they are expected.
 
     >>> _arguments({"name": "2:19", "start": "24"})
     {'name': '2:19', 'start': 24}
@@ -209,7 +209,7 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_vector(data: bytes) -> np.ndarray:
-    """Read a vector: the bytes of an `.npy` file, or numbers with commas or spaces between them.
+    """Read a vector: the bytes of an `.npy` file, or numbers separated by commas or spaces.
 
     >>> read_vector(b"1, 2.5 3")
     array([1. , 2.5, 3. ])
@@ -221,7 +221,7 @@ def read_vector(data: bytes) -> np.ndarray:
             text = data.decode("ascii").translate(str.maketrans(",;[]\n\t", "      "))
             values = np.array([float(number) for number in text.split()])
         except ValueError:
-            raise InputError("vector should be an .npy file, or numbers with commas between them; give one") from None
+            raise InputError("vector should be an .npy file, or numbers separated by commas; give one") from None
     if not values.size:
-        raise InputError("vector should have numbers in it, it has none; give another")
+        raise InputError("vector should not be empty; give another")
     return values

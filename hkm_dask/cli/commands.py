@@ -45,20 +45,20 @@ if TYPE_CHECKING:
 )
 @click.version_option(__version__, message="hkm %(version)s", help="Show the version.")
 def main() -> None:
-    """Balanced, diverse subsets of huge pools of embeddings, by hierarchical k-means with resampling.
+    """Select balanced, diverse subsets of large pools of embeddings by hierarchical k-means with resampling.
 
-    Where work runs is chosen on each command: threads of this process, or --workers, --local-cuda, --scheduler.
+    By default, a command uses threads of this process. Use --workers, --local-cuda or --scheduler to run it elsewhere.
     """
 
 
 @command_of(main, "hkm demo", "hkm demo --out here --quick")
-@click.option("--out", type=PATH, metavar="DIR", default=Path("hkm-demo"), help="Where to put what it makes.")
-@click.option("--quick", is_flag=True, help="Less data: seconds instead of minutes.")
+@click.option("--out", type=PATH, metavar="DIR", default=Path("hkm-demo"), help="Folder for the output.")
+@click.option("--quick", is_flag=True, help="Use less data: seconds instead of minutes.")
 @place_options
 def demo(out: Path, quick: bool, place: Place) -> None:
-    """Go the whole way on real photographs.
+    """Run all steps on two real photographs.
 
-    Photographs are cut into patches, which become a pool, a tree, a balanced subset and pictures of them.
+    The photographs are cut into patches. The command makes a pool, a tree and a balanced subset of them, and pictures.
     """
     from hkm_dask.demo.demo import run_demo
     from hkm_dask.view.progress import show_progress
@@ -71,7 +71,7 @@ def demo(out: Path, quick: bool, place: Place) -> None:
 @command_of(main, "hkm ingest a.npy b.npy pool.zarr", "hkm ingest table/ pool.zarr --ids id --keep url")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.argument("pool", type=STORE, metavar="POOL.zarr")
-@click.option("--dtype", type=DTYPE, help="Store as this; the sources' own by default.")
+@click.option("--dtype", type=DTYPE, help="Storage type.  [default: that of the sources]", show_default=False)
 @click.option("--normalize", is_flag=True, help="Scale every row to unit length.")
 @ids_option
 @ids_file_option
@@ -82,18 +82,18 @@ def demo(out: Path, quick: bool, place: Place) -> None:
     default=(),
     show_default=False,
     metavar="COLUMN,...",
-    help="Further columns to carry to the subsets.",
+    help="Further columns to store in the pool and write to subsets.",
 )
-@click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or Inf instead of refusing them.")
-@click.option("--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB.")
+@click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or Inf instead of failing.")
+@click.option("--chunk-mb", type=float, metavar="N", help="Storage chunk size in MiB.")
 @output_option
 @place_options
 def ingest(sources: tuple[str, ...], pool: Location, place: Place, output: Output, **options: Any) -> None:
-    """Turn embeddings into a pool.
+    """Convert embeddings into a pool.
 
-    A pool is one Zarr store with checksums. SOURCE is an .npy, .npz, .parquet, .arrow or .safetensors file, a folder of
-    such shards, of clip-retrieval or of Hugging Face's save_to_disk, or a Zarr array or group; several are put one
-    after the other.
+    A pool is a Zarr store with checksums. SOURCE is an .npy, .npz, .parquet, .arrow or .safetensors file, a folder of
+    such files, a folder written by clip-retrieval or by Hugging Face's save_to_disk, or a Zarr array or group. Several
+    sources are concatenated.
     """
     with output.run(place) as runner:
         from hkm_dask.ingestion.ingest import ingest as run_ingest
@@ -111,34 +111,34 @@ main.add_command(embed)
     "hkm dedup tree.zarr --threshold 0.95 --out kept.npy --keep best --by score",
 )
 @click.argument("store", type=STORE, metavar="POOL.zarr|TREE.zarr")
-@click.option("--threshold", type=float, required=True, metavar="COS", help="Cosine from which rows are duplicates.")
+@click.option("--threshold", type=float, required=True, metavar="COS", help="Minimum cosine of near-duplicates.")
 @click.option(
-    "--out", type=STORE, required=True, metavar="FILE", help="Where the rows kept go: .npy, .parquet, .csv or .txt."
+    "--out", type=STORE, required=True, metavar="FILE", help="File for the rows kept: .npy, .parquet, .csv or .txt."
 )
 @click.option(
     "--keep",
     type=click.Choice(["closest", "random", "best"]),
     default="closest",
-    help="Of each group: the row closest to its centroid, one at random, or the best by a column.",
+    help="Row kept per group: closest to its centroid, random, or best by a column.",
 )
 @click.option(
-    "--by", metavar="COLUMN", help="With --keep best: the largest value is the best; with - before it, the smallest."
+    "--by", metavar="COLUMN", help="With --keep best: keep the largest value, or the smallest with a leading -."
 )
-@click.option("--subset", type=PATH, metavar="FILE", help="Look at these rows of the pool only.")
-@click.option("--removed", type=STORE, metavar="FILE", help="Write the rows removed, in such a file, too.")
-@click.option("--groups", type=STORE, metavar="FILE.parquet", help="Write the groups of near-duplicates, too.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Keys every random number.")
+@click.option("--subset", type=PATH, metavar="FILE", help="Compare only these rows of the pool.")
+@click.option("--removed", type=STORE, metavar="FILE", help="Also write the rows removed, in the same formats.")
+@click.option("--groups", type=STORE, metavar="FILE.parquet", help="Also write the groups of near-duplicates.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Random seed.")
 @output_option
 @place_options
 def dedup(
     store: Location, threshold: float, out: Location, keep: str, by: str | None, subset: Path | None,
     removed: Location | None, groups: Location | None, seed: int, output: Output, place: Place,
 ) -> None:  # fmt: skip
-    """Keep one row of each group of near-duplicates.
+    """Keep one row per group of near-duplicates.
 
-    All pairs of rows with a cosine from the threshold on are found; what they connect is a group. --out has the
-    rows that are kept, for hkm cluster --subset; of a tree, only rows that it clusters are looked at. --removed is for
-    hkm sample --exclude-ids.
+    Finds all pairs of rows whose cosine is at least the threshold; connected pairs form a group. Use the file of --out
+    with hkm cluster --subset, and that of --removed with hkm sample --exclude-ids. Given a tree, only the rows that it
+    clusters are compared.
     """
     with output.progress():
         from hkm_dask.curation import dedup as curation
@@ -161,14 +161,14 @@ def dedup(
 @click.argument("pool", type=STORE, metavar="POOL.zarr")
 @click.argument("tree", type=STORE, metavar="TREE.zarr")
 @settings_options
-@click.option("--restart", is_flag=True, help="Begin again, whatever is there of the tree.")
+@click.option("--restart", is_flag=True, help="Start again, and replace the existing tree.")
 @output_option
 @place_options
 def cluster(pool: Location, tree: Location, restart: bool, place: Place, output: Output, **settings: Any) -> None:
-    """Build the hierarchy of clusters of a pool.
+    """Cluster a pool into a tree.
 
-    Without --config and --n-clusters, the numbers of clusters are those advised for so many rows; what is taken is
-    printed. Interrupted, the same command resumes. On a finished tree it says "already complete".
+    Without --config and --n-clusters, the recommended numbers of clusters for this many rows are used and printed.
+    If interrupted, run the same command again to resume. A finished tree is reported as already complete.
     """
     from hkm_dask.hierarchy.source import n_clustered
 
@@ -207,14 +207,18 @@ command_of(
 @command_of(main, "hkm compare a.npy b.npy --tree tree.zarr", "hkm compare pool.zarr subset.parquet --json")
 @click.argument("a", type=STORE, metavar="A")
 @click.argument("b", type=STORE, metavar="B")
-@click.option("--tree", type=STORE, metavar="TREE.zarr", help="The tree whose clusters are counted.")
-@click.option("--pool", type=STORE, metavar="POOL.zarr", help="The pool, where there is no tree.")
-@click.option("--threshold", type=float, default=0.95, metavar="COS", help="Cosine from which rows are duplicates.")
+@click.option("--tree", type=STORE, metavar="TREE.zarr", help="Tree whose clusters are counted.")
+@click.option("--pool", type=STORE, metavar="POOL.zarr", help="Pool, if there is no tree.")
+@click.option("--threshold", type=float, default=0.95, metavar="COS", help="Minimum cosine of near-duplicates.")
 @click.option(
-    "--sample", type=click.IntRange(min=0), default=1000, metavar="N", help="Rows of the pool to measure distances of."
+    "--sample",
+    type=click.IntRange(min=0),
+    default=1000,
+    metavar="N",
+    help="Number of pool rows whose distances are measured.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Draws these rows.")
-@click.option("--memory-limit", type=Size(), metavar="SIZE", help="What this process may hold, like 4GiB.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Random seed of these rows.")
+@click.option("--memory-limit", type=Size(), metavar="SIZE", help="Memory limit of this process, like 4GiB.")
 @output_option
 def compare(
     a: Location, b: Location, tree: Location | None, pool: Location | None, threshold: float, sample: int, seed: int,
@@ -222,9 +226,9 @@ def compare(
 ) -> None:  # fmt: skip
     """Compare two subsets of a pool.
 
-    A and B are files that hkm sample or hkm dedup wrote (.npy, .parquet, .csv or .txt), the pool itself, or a tree for
-    the rows it clusters. Told are sizes, overlap, clusters covered and how evenly at every level, how far the pool is
-    from each, near-duplicates within each, and the pool's columns.
+    A and B are files written by hkm sample or hkm dedup (.npy, .parquet, .csv or .txt), the pool itself, or a tree for
+    the rows it clusters. The comparison shows sizes, overlap, coverage and evenness of the clusters at every level,
+    distances from the pool to each subset, near-duplicates within each, and the pool's columns.
     """
     with output.progress():
         from hkm_dask.curation import compare as curation
@@ -237,11 +241,11 @@ def compare(
 
 @command_of(main, "hkm info pool.zarr", "hkm info tree.zarr --json")
 @click.argument("store", type=STORE, metavar="STORE")
-@click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(store: Location, as_json: bool) -> None:
     """Describe a pool, a tree or an assignment.
 
-    Sizes, levels, settings, history, and whether it is complete.
+    Shows sizes, levels, settings, history, and whether the store is complete.
     """
     Output(as_json).describe(store)
 
@@ -249,14 +253,14 @@ def info(store: Location, as_json: bool) -> None:
 @command_of(main, "hkm export tree.zarr rows.parquet", "hkm export pool.zarr rows.parquet --xy --embeddings")
 @click.argument("store", type=STORE, metavar="POOL.zarr|TREE.zarr|NEW.zarr")
 @click.argument("out", type=STORE, metavar="OUT.parquet")
-@click.option("--embeddings", is_flag=True, help="With the embeddings, as a column of vectors.")
-@click.option("--xy", is_flag=True, help="With x and y: the first two principal components, for a scatter plot.")
+@click.option("--embeddings", is_flag=True, help="Include the embeddings, as a column of vectors.")
+@click.option("--xy", is_flag=True, help="Include x and y, the first two principal components, for a scatter plot.")
 @output_option
 def export(store: Location, out: Location, embeddings: bool, xy: bool, output: Output) -> None:
-    """Write all rows of a pool, a tree or an assignment as a table.
+    """Write all rows of a pool, tree or assignment as Parquet.
 
-    Its columns are row, id, the columns of the pool, and of a tree or an assignment the cluster at every level and the
-    distance to the level-1 centroid. It is written block by block, so it may be larger than memory.
+    The columns are row, id, the columns of the pool, and, for a tree or an assignment, the cluster at every level and
+    the distance to the level-1 centroid. The table is written block by block and may be larger than memory.
     """
     with output.progress():
         from hkm_dask.hierarchy.table import export as run_export
@@ -274,14 +278,15 @@ def export(store: Location, out: Location, embeddings: bool, xy: bool, output: O
 @click.argument("tree", type=STORE, metavar="TREE.zarr")
 @click.argument("pool", type=STORE, metavar="POOL2.zarr")
 @click.argument("out", type=STORE, metavar="OUT.zarr")
-@click.option("--restart", is_flag=True, help="Begin again, whatever is there of OUT.zarr.")
+@click.option("--restart", is_flag=True, help="Start again, and replace OUT.zarr.")
 @output_option
 @place_options
 def assign(tree: Location, pool: Location, out: Location, restart: bool, place: Place, output: Output) -> None:
-    """Give new samples their clusters at every level of a tree.
+    """Assign new samples to the clusters of a tree.
 
-    OUT.zarr has their clusters as level_1, level_2 and so on, their Euclidean distance to the level-1 centroid, and
-    their ids; xarray.open_zarr opens it. The tree stays as it is. Interrupted, the same command resumes.
+    OUT.zarr holds their clusters as level_1, level_2 and so on, their Euclidean distance to the level-1 centroid, and
+    their ids; xarray.open_zarr opens it. The tree does not change. If interrupted, run the same command again to
+    resume.
     """
     with output.run(place) as runner:
         from hkm_dask.hierarchy import assignment
@@ -304,14 +309,15 @@ def assign(tree: Location, pool: Location, out: Location, restart: bool, place: 
 def update(
     tree: Location, pool: Location, new: tuple[Location, ...], place: Place, output: Output, **options: Any
 ) -> None:
-    """Let new samples join a tree and its pool.
+    """Add new samples to a tree and its pool.
 
-    Nothing is clustered anew. NEW are pools, or what hkm ingest takes. Their rows lie below those of the pool, so that
-    row numbers and subsets stay valid; each goes to the nearest of all level-1 centroids, which stay where they are.
-    TREE.zarr and POOL.zarr are replaced when both are complete. Then renew the draw with hkm sample. Without NEW a tree
-    follows its pool that has grown with another tree. Interrupted, the same command resumes.
+    Nothing is clustered again: each sample is assigned to the nearest level-1 centroid, and centroids do not move. NEW
+    are pools, or anything hkm ingest reads. Their rows are appended to the pool, so row numbers and subsets stay valid.
+    TREE.zarr and POOL.zarr are replaced when both are complete; then draw a new subset with hkm sample. Without NEW,
+    the tree is updated to a pool that has grown with another tree. If interrupted, run the same command again to
+    resume.
 
-    --ids, --ids-file and --column tell of those NEW that are no pools. The columns that the pool has are taken from
+    --ids, --ids-file and --column apply to those NEW that are not pools. Columns that the pool has are read from
     them, or from the table of --ids-file.
     """
     with output.run(place) as runner:
@@ -325,29 +331,29 @@ def update(
     updates = grown.attrs.get("updates") or [{"n_samples": n_samples}]
     n_joined = n_samples - int(updates[-1]["n_samples"])
     held = f"{n_samples:,}" if n_clustered == n_samples else f"{n_clustered:,} of the pool's {n_samples:,}"
-    text = f"{tree}: {held} samples, of which {n_joined:,} joined in the last update"
+    text = f"{tree}: {held} samples, of which {n_joined:,} were added in the last update"
     facts = {"tree": str(tree), "n_samples": n_samples, "n_clustered": n_clustered, "n_joined": n_joined}
-    output.answer(facts, f"{text}\n  to renew the draw: hkm sample {tree} --size N --out FILE")
+    output.answer(facts, f"{text}\n  to draw a new subset: hkm sample {tree} --size N --out FILE")
 
 
 @command_of(main, "hkm verify pool.zarr", "hkm verify tree.zarr --pool moved/pool.zarr")
 @click.argument("store", type=STORE, metavar="STORE")
-@click.option("--pool", type=STORE, metavar="POOL.zarr", help="Where the pool of it lies now.")
-@click.option("--tree", type=STORE, metavar="TREE.zarr", help="Where the tree of an assignment lies now.")
+@click.option("--pool", type=STORE, metavar="POOL.zarr", help="Current path of its pool.")
+@click.option("--tree", type=STORE, metavar="TREE.zarr", help="Current path of the tree of an assignment.")
 @click.option(
     "--sample", type=click.IntRange(min=0), default=1000, metavar="N", help="Rows per level to measure again."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Draws these rows.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Random seed of these rows.")
 @output_option
 def verify(
     store: Location, pool: Location | None, tree: Location | None, sample: int, seed: int, output: Output
 ) -> None:
     """Check a pool, a tree or an assignment from end to end.
 
-    Every chunk and its checksum, all metadata, and what must agree: the values of a pool with their statistics, ids and
-    fingerprint; labels, distances, members, sizes and inertia of every level of a tree; the clusters of an assignment
-    with its tree, and its ids. Some rows of each level are measured again in float64, against all centroids. It goes on
-    after a problem; the exit code is 1 where it found any.
+    Checks every chunk and its checksum, all metadata, and consistency: of a pool's values with its statistics, ids and
+    fingerprint; of labels, distances, members, sizes and inertia at every level of a tree; of an assignment with its
+    tree and ids. Some rows of each level are measured again in float64 against all centroids. It continues after a
+    problem, and the exit code is 1 if it found any.
     """
     with output.progress():
         from hkm_dask.hierarchy.verify.verify import verify as run_verify
@@ -365,20 +371,20 @@ def verify(
     "hkm report tree.zarr --subset subset.npy --images photos/ --out report.html",
 )
 @click.argument("tree", type=STORE, metavar="TREE.zarr")
-@click.option("--out", type=PATH, required=True, metavar="FILE.html", help="Where to write the report.")
-@click.option("--subset", type=PATH, metavar="FILE", help="The draw, a file of `hkm sample`.")
-@click.option("--pool", type=STORE, metavar="POOL.zarr", help="Where the pool of the tree lies now.")
-@click.option("--labels", metavar="FILE|COLUMN", help="A class of each sample: an .npy of numbers, or a column.")
+@click.option("--out", type=PATH, required=True, metavar="FILE.html", help="File for the report.")
+@click.option("--subset", type=PATH, metavar="FILE", help="Subset to compare with the pool, a file of `hkm sample`.")
+@click.option("--pool", type=STORE, metavar="POOL.zarr", help="Current path of the tree's pool.")
+@click.option("--labels", metavar="FILE|COLUMN", help="Class of each sample: an .npy file of integers, or a column.")
 @click.option("--label-names", type=PATH, metavar="FILE.json", help="Names of the classes.")
-@click.option("--captions", metavar="FILE|COLUMN", help="A caption for each sample: a file of texts, or a column.")
-@click.option("--images", type=PATH, metavar="FOLDER", help="The images that ids or a column name: a folder or .zip.")
+@click.option("--captions", metavar="FILE|COLUMN", help="Caption of each sample: a file of texts, or a column.")
+@click.option("--images", type=PATH, metavar="FOLDER", help="Folder or .zip of images, named by ids or a column.")
 @output_option
 def report(tree: Location, out: Path, output: Output, **options: Any) -> None:
-    """Report on a tree and on a draw from it, as one HTML file.
+    """Write an HTML report on a tree and a subset.
 
-    Settings, sizes, inertia and time of each level, a picture of the hierarchy, the draw against the pool by cluster
-    and by column, near-duplicates left in the draw, and warnings where curation looks harmful. The file needs no other
-    and no network; clusters are named LEVEL:NUMBER, as --exclude of hkm sample takes them.
+    The report shows settings, sizes, inertia and time of each level, a picture of the hierarchy, the subset against
+    the pool by cluster and by column, near-duplicates in the subset, and warnings where curation looks harmful. It is
+    one file that needs no network. Clusters are named LEVEL:NUMBER, as in hkm sample --exclude.
     """
     with output.progress():
         from hkm_dask.view.report.report import report as write_report
@@ -390,24 +396,31 @@ def report(tree: Location, out: Path, output: Output, **options: Any) -> None:
 
 @command_of(main, "hkm browse tree.zarr", "hkm browse tree.zarr --images photos/ --subset subset.npy")
 @click.argument("tree", type=STORE, metavar="TREE.zarr")
-@click.option("--captions", metavar="FILE|COLUMN", help="A line of text for each row, or a column of the pool.")
-@click.option("--images", type=PATH, metavar="FOLDER|ZIP", help="Where the images are that the pool's ids name.")
-@click.option("--subset", type=PATH, metavar="FILE", help="A draw to see beside the pool, a file of `hkm sample`.")
+@click.option("--captions", metavar="FILE|COLUMN", help="Text file with a line per row, or a column of the pool.")
+@click.option("--images", type=PATH, metavar="FOLDER|ZIP", help="Folder or .zip of images, named by the pool's ids.")
+@click.option("--subset", type=PATH, metavar="FILE", help="Subset to compare with the pool, a file of `hkm sample`.")
 @click.option(
-    "--out", type=PATH, metavar="FILE", default=Path("weights.csv"), help="Where marks are saved, and read again."
+    "--out",
+    type=PATH,
+    metavar="FILE",
+    default=Path("weights.csv"),
+    help="File in which marks are saved, and from which they are loaded.",
 )
-@click.option("--pool", type=STORE, metavar="POOL.zarr", help="Where the pool of the tree lies now.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="0 takes one that is free.")
+@click.option("--pool", type=STORE, metavar="POOL.zarr", help="Current path of the tree's pool.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="0 selects a free port.")
 @click.option(
-    "--host", default="127.0.0.1", metavar="ADDRESS", help="Let other machines in: not on a network you share."
+    "--host",
+    default="127.0.0.1",
+    metavar="ADDRESS",
+    help="Listen there, to admit other machines; not for shared networks.",
 )
 @click.option("--open", "opens", is_flag=True, help="Open the page in the web browser.")
 def browse(tree: Location, opens: bool, **options: Any) -> None:
-    """Walk a tree in the web browser.
+    """Browse a tree in the web browser.
 
-    From the top down: sizes, samples in the middle and at the border of each cluster, search by caption, id or
-    embedding. Clusters can be marked to be left out or reweighed; `hkm sample --weights` takes the file that is saved.
-    The page is for this machine only, at the address that is printed, until Ctrl-C.
+    Shows clusters from the top down: sizes, samples at the center and at the border, and search by caption, id or
+    embedding. You can mark clusters to exclude or weight them; hkm sample --weights reads the saved file. The page is
+    for this machine only, at the printed address, until you press Ctrl-C.
     """
     from hkm_dask.browsing.browse import browse as run_browse
     from hkm_dask.view.progress import show_progress
@@ -417,7 +430,9 @@ def browse(tree: Location, opens: bool, **options: Any) -> None:
     with browser:
         try:
             click.echo(browser.url)
-            click.echo("Ctrl-C ends it. On another machine, forward the port: ssh -L PORT:127.0.0.1:PORT", err=True)
+            click.echo(
+                "Press Ctrl-C to end. From another machine, forward the port: ssh -L PORT:127.0.0.1:PORT", err=True
+            )
             if opens:
                 click.launch(browser.url)
             browser.wait()

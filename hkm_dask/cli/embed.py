@@ -25,29 +25,34 @@ from hkm_dask.cli.output import Output, output_option
     "  hkm embed raster scenes/ pool.zarr --size 256 --model dinov2-large/",
 )
 def embed() -> None:
-    """Turn texts, images or rasters into a pool of embeddings.
+    """Embed texts, images or rasters into a pool.
 
-    Items are streamed through a model in this process, on a GPU where torch sees one. Interrupted, the same command
-    resumes. On a finished pool it computes nothing.
+    Items are streamed through a model in this process, on a GPU if torch finds one. If interrupted, run the same
+    command again to resume. Nothing is computed for a finished pool.
     """
 
 
 def _embedding_options(batch_size: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return with_options(
-        click.option("--dtype", type=DTYPE, default="float16", help="Store as this."),
+        click.option("--dtype", type=DTYPE, default="float16", help="Storage type."),
         click.option("--normalize", is_flag=True, help="Scale every embedding to unit length."),
         click.option(
             "--batch-size",
             type=click.IntRange(min=1),
             default=batch_size,
             metavar="N",
-            help="Items that go through the model at once.",
+            help="Items per model call.",
         ),
-        click.option("--device", metavar="NAME", help="Where the model runs, like cuda:1; a GPU if there is one."),
         click.option(
-            "--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB, the step of resuming."
+            "--device", metavar="NAME", help="Device of the model, like cuda:1.  [default: a GPU if available]"
         ),
-        click.option("--restart", is_flag=True, help="Begin again, whatever is there of the pool."),
+        click.option(
+            "--chunk-mb",
+            type=float,
+            metavar="N",
+            help="Storage chunk size in MiB; resuming starts after the last finished chunk.",
+        ),
+        click.option("--restart", is_flag=True, help="Start again, and replace the existing pool."),
         output_option,
     )
 
@@ -56,8 +61,8 @@ _image_model_option = click.option(
     "--model",
     required=True,
     metavar="DIR|hog|cells",
-    help="Folder of a transformers or timm model; or a descriptor that needs none: hog of edges and colors, cells of "
-    "colors only.",
+    help="Folder of a transformers or timm model, or a descriptor without weights: hog (edges and colors) or cells "
+    "(colors only).",
 )
 
 
@@ -69,17 +74,17 @@ _image_model_option = click.option(
 @click.argument("source", type=PATH, metavar="INPUT")
 @click.argument("pool", type=PATH, metavar="POOL.zarr")
 @click.option("--model", type=PATH, required=True, metavar="DIR", help="Folder of a sentence-transformers model.")
-@click.option("--column", metavar="NAME", help="The key or column that has the texts.  [default: text]")
-@click.option("--ids", metavar="COLUMN", help="The key or column that has the ids.")
-@click.option("--skip-empty", is_flag=True, help="Leave out empty texts instead of refusing them.")
+@click.option("--column", metavar="NAME", help="Key or column of the texts.  [default: text]")
+@click.option("--ids", metavar="COLUMN", help="Key or column of the ids.")
+@click.option("--skip-empty", is_flag=True, help="Leave out empty texts instead of failing.")
 @_embedding_options(32)
 def text(
     source: Path, pool: Path, model: Path, batch_size: int, device: str | None, output: Output, **options: Any
 ) -> None:
     """Embed texts.
 
-    INPUT is a .txt file with a text on each line, a .jsonl or .parquet file, or a folder of one of these kinds. Texts
-    beyond the longest that the model takes are cut by it.
+    INPUT is a .txt file with one text per line, a .jsonl or .parquet file, or a folder of such files. The model
+    truncates texts that are longer than its limit.
     """
     from hkm_dask.embedding.encoders import SORTED_BATCHES, text_encoder
     from hkm_dask.embedding.models import model_folder
@@ -100,14 +105,14 @@ def text(
 @click.argument("folder", type=PATH, metavar="FOLDER")
 @click.argument("pool", type=PATH, metavar="POOL.zarr")
 @_image_model_option
-@click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read instead of refusing them.")
+@click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read instead of failing.")
 @_embedding_options(64)
 def image(
     folder: Path, pool: Path, model: str, skip_unreadable: bool, device: str | None, output: Output, **options: Any
 ) -> None:
     """Embed images.
 
-    FOLDER has images in it or in its subfolders, or is a .zip of them. Their paths become the ids.
+    FOLDER is a folder of images, with subfolders, or a .zip file of images. Their paths become the ids.
     """
     from hkm_dask.embedding.encoders import image_encoder
     from hkm_dask.embedding.images import open_images
@@ -125,18 +130,18 @@ def image(
 )
 @click.argument("rasters", type=PATH, nargs=-1, required=True, metavar="RASTER...")
 @click.argument("pool", type=PATH, metavar="POOL.zarr")
-@click.option("--size", type=click.IntRange(min=1), required=True, metavar="N", help="Pixels along a side of a patch.")
+@click.option("--size", type=click.IntRange(min=1), required=True, metavar="N", help="Side of a patch in pixels.")
 @click.option(
     "--step",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Pixels from one patch to the next; by default the size, so that none overlap.",
+    help="Pixels from one patch to the next.  [default: --size, without overlap]",
 )
 @click.option(
     "--bands",
     type=PerLevel("4,3,2", many=True),
     metavar="R,G,B",
-    help="The bands that become red, green and blue, or the one that becomes gray, from 1.  [default: 1,2,3, or 1]",
+    help="Bands for red, green and blue, or one band for gray, counted from 1.  [default: 1,2,3, or 1]",
 )
 @click.option(
     "--values",
@@ -144,21 +149,21 @@ def image(
     type=float,
     nargs=2,
     metavar="BLACK WHITE",
-    help="What becomes black and white in rasters that are not of 8 bits.",
+    help="Values of black and white, for rasters that do not have 8 bits.",
 )
 @click.option(
     "--bounds",
     type=float,
     nargs=4,
     metavar="W S E N",
-    help="Degrees of a raster's edges, where it has no coordinates of its own.",
+    help="Edges of a raster in degrees, if it has no coordinates.",
 )
 @click.option(
     "--max-missing",
     type=float,
     default=1.0,
     metavar="SHARE",
-    help="Leave out patches that lack more of their pixels than this.",
+    help="Leave out patches with a larger share of missing pixels.",
 )
 @_image_model_option
 @_embedding_options(64)
@@ -167,9 +172,9 @@ def raster(
 ) -> None:
     """Embed patches of rasters.
 
-    Each RASTER is a GeoTIFF, JPEG or PNG, or a folder of them; they are read by windows and may be larger than memory.
-    Ids like scene.tif[256x256+512+1024] tell width, height, left and top; the columns raster, top, left, longitude and
-    latitude go into the pool, too, and from there into every subset.
+    Each RASTER is a GeoTIFF, JPEG or PNG file, or a folder of them. They are read by windows and may be larger than
+    memory. Ids like scene.tif[256x256+512+1024] give width, height, left and top. The columns raster, top, left,
+    longitude and latitude are stored in the pool and written to subsets.
     """
     from hkm_dask.embedding.encoders import image_encoder
     from hkm_dask.embedding.raster_patches import open_windows

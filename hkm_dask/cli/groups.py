@@ -28,8 +28,8 @@ class Command(click.Command):
         for option in dict.fromkeys(given):
             has_several = isinstance(option.type, Names | PerLevel) and not option.multiple
             if has_several and (n := given.count(option)) > 1:
-                fact = f"{option.opts[-1]} is given {n} times, it should be given once"
-                raise click.UsageError(f"{fact}; put commas between its values.", ctx)
+                fact = f"{option.opts[-1]} is given {n} times but should be given once"
+                raise click.UsageError(f"{fact}; separate its values by commas.", ctx)
         return super().parse_args(ctx, args)
 
 
@@ -72,7 +72,7 @@ class Commands(OrderedGroup):
                 _fail(ctx, ["the disk is full; free space and run the same command again"])
             if isinstance(error, OSError):
                 _fail(ctx, [f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)])
-            _fail(ctx, [f"{type(error).__name__}: {error} (a defect; --debug shows where)"])
+            _fail(ctx, [f"{type(error).__name__}: {error} (a bug in hkm_dask; --debug shows the traceback)"])
 
 
 def _command(ctx: click.Context) -> click.Command:
@@ -89,7 +89,7 @@ def _fail(ctx: click.Context, lines: Sequence[str]) -> NoReturn:
 
     if ctx.meta.get(_DEBUG):
         click.echo(traceback.format_exc(), err=True, nl=False)
-    for line in lines or ["it failed without saying why; --debug shows where"]:
+    for line in lines or ["the command failed without a message; --debug shows the traceback"]:
         tell_error(ctx, printable(in_options(line, _command(ctx))))
     ctx.exit(1)
 
@@ -97,7 +97,7 @@ def _fail(ctx: click.Context, lines: Sequence[str]) -> NoReturn:
 def _tell_how_to_go_on(ctx: click.Context) -> None:
     arguments = [word for word in ctx.meta[_ARGUMENTS] if word != "--restart"]
     resumes = ctx.invoked_subcommand in ("assign", "cluster", "embed", "update")
-    kept = "what is finished is kept; to resume" if resumes else "nothing half-written is left; to start again"
+    kept = "finished work is kept; to resume" if resumes else "no partial output is left; to start again"
     click.echo(f"\nInterrupted: {kept}, run\n  {ctx.info_name} {shlex.join(arguments)}", err=True)
 
 

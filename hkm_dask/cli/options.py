@@ -56,14 +56,14 @@ PATH = LocalPath(path_type=Path)
 STORE = StorePath(path_type=Path)
 DTYPE = click.Choice(["float16", "float32"])
 
-ids_option = click.option("--ids", metavar="COLUMN", help="The column that has the ids.")
+ids_option = click.option("--ids", metavar="COLUMN", help="Column of the ids.")
 ids_file_option = click.option(
     "--ids-file",
     type=PATH,
     metavar="FILE",
-    help="The ids in a file: .npy, .txt, or the column --ids of a .csv, .tsv, .parquet or .arrow.",
+    help="File of ids: .npy, .txt, or column --ids of a .csv, .tsv, .parquet or .arrow file.",
 )
-column_option = click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
+column_option = click.option("--column", metavar="NAME", help="Column or array of the embeddings.")
 
 
 def with_options(*options: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -84,7 +84,7 @@ class PerLevel(click.ParamType):
         try:
             values = tuple(item if item in self.words else int(item) for item in str(value).split(","))
         except ValueError:
-            rule = " or ".join(["whole numbers with commas between them", *self.words])
+            rule = " or ".join(["whole numbers separated by commas", *self.words])
             self.fail(f"{value!r} should be {rule}; write it like {self.name}", param, ctx)
         return values if self.many or len(values) > 1 else values[0]
 
@@ -176,9 +176,9 @@ class Place:
         except InputError as error:
             raise click.UsageError(in_options(str(error), click.get_current_context().command)) from error
         if self.threads_per_worker and self.workers is None:
-            raise click.UsageError("--threads-per-worker is for the processes of --workers; give both or neither.")
+            raise click.UsageError("--threads-per-worker needs --workers; give both or neither.")
         if self.cuda_preset and not self.local_cuda:
-            raise click.UsageError("--cuda-preset is for the workers that --local-cuda starts; give both or neither.")
+            raise click.UsageError("--cuda-preset needs --local-cuda; give both or neither.")
 
     @contextmanager
     def connect(self, *, quiet: bool = False) -> Iterator[Runner]:
@@ -196,26 +196,26 @@ class Place:
             if runner.dashboard and not quiet:
                 click.echo(f"Dask dashboard: {runner.dashboard}", err=True)
             if runner.page and not quiet:
-                click.echo(f"This run there: {runner.page}", err=True)
+                click.echo(f"Page about this run: {runner.page}", err=True)
             yield runner
 
 
 def place_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say where its work runs; it gets them as ``place``."""
 
-    @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run on N processes of this machine.")
+    @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run in N processes on this machine.")
     @click.option(
-        "--threads-per-worker", type=click.IntRange(min=1), metavar="T", help="Threads of each of them, 1 by default."
+        "--threads-per-worker", type=click.IntRange(min=1), metavar="T", help="Threads per process.  [default: 1]"
     )
-    @click.option("--local-cuda", is_flag=True, help="Run on the GPUs of this machine, one worker each.")
+    @click.option("--local-cuda", is_flag=True, help="Run on the GPUs of this machine, one worker per GPU.")
     @click.option(
         "--cuda-preset",
         type=click.Choice(["performance", "capacity"]),
-        help="With --local-cuda: memory pool and fast transport (the default), or room for more rows.",
+        help="With --local-cuda: memory pool and fast transport, or room for more rows.  [default: performance]",
     )
-    @click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask cluster of this scheduler.")
-    @click.option("--scheduler-file", type=PATH, metavar="FILE", help="The same, by the file the scheduler wrote.")
-    @click.option("--memory-limit", type=Size(), metavar="SIZE", help="What one worker may hold, like 4GiB.")
+    @click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask cluster with this scheduler.")
+    @click.option("--scheduler-file", type=PATH, metavar="FILE", help="The same, by the scheduler's file.")
+    @click.option("--memory-limit", type=Size(), metavar="SIZE", help="Memory limit of one worker, like 4GiB.")
     @functools.wraps(command)
     def with_place(*args: Any, **options: Any) -> None:
         place = Place(**{field.name: options.pop(field.name) for field in fields(Place)})
@@ -227,38 +227,45 @@ def place_options(command: Callable[..., None]) -> Callable[..., None]:
 
 #: Gives a command the options that `read_settings` takes.
 settings_options = with_options(
-    click.option("--config", type=PATH, metavar="FILE", help="The settings, as YAML."),
+    click.option("--config", type=PATH, metavar="FILE", help="YAML file of settings."),
     click.option(
         "--n-clusters",
         type=PerLevel("2000,400,100", many=True),
         metavar="K,K,...",
-        help="Clusters of each level, level 1 first.",
+        help="Number of clusters per level, level 1 first.",
     ),
     click.option(
-        "--n-resamples", type=PerLevel("10 or 0,10,10"), metavar="M|M,M,...", help="Resampling steps.  [default: 10]"
+        "--n-resamples",
+        type=PerLevel("10 or 0,10,10"),
+        metavar="M|M,M,...",
+        help="Number of resampling steps.  [default: 10]",
     ),
     click.option(
         "--resample-size",
         type=PerLevel("auto or 10,3,3", words=["auto"]),
         metavar="R|R,R,...",
-        help="Members each cluster gives to resampling.  [default: auto, half the mean cluster size]",
+        help="Members per cluster for resampling.  [default: auto, half the mean cluster size]",
     ),
     click.option(
-        "--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any setting, like levels.1.max_iter=20."
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Any setting, like levels.1.max_iter=20; can be repeated.",
     ),
-    click.option("--seed", type=int, metavar="N", help="Keys every random number.  [default: 0]"),
-    click.option("--metric", type=click.Choice(["l2", "cosine"]), help="The distance.  [default: l2]"),
+    click.option("--seed", type=int, metavar="N", help="Random seed.  [default: 0]"),
+    click.option("--metric", type=click.Choice(["l2", "cosine"]), help="Distance.  [default: l2]"),
     click.option(
         "--subset",
         type=LocalPath(),
         metavar="FILE",
-        help="Cluster only these rows: a file of `hkm dedup` or `hkm sample`.",
+        help="Cluster only these rows, a file of `hkm dedup` or `hkm sample`.",
     ),
     click.option(
         "--fit-sample",
         type=Count(),
         metavar="N",
-        help="Fit on N rows, taken at random; then give all rows their clusters.",
+        help="Cluster N random rows, then assign all rows.",
     ),
 )
 
@@ -280,7 +287,9 @@ def read_settings(
     be said aloud.
     """
     if config is not None and n_clusters is not None:
-        raise click.UsageError("Give --config FILE or --n-clusters K,K,..., not both; neither takes the advice.")
+        raise click.UsageError(
+            "Give --config FILE or --n-clusters K,K,..., not both; without either, recommended numbers are used."
+        )
     import json
 
     from hkm_dask.config import Config
@@ -294,7 +303,7 @@ def read_settings(
         return _advised(n_clustered(given["subset"], given["fit_sample"]), note, **of_levels, **given)
     if n_resamples is not None or resample_size is not None:
         raise click.UsageError(
-            "--n-resamples and --resample-size go with --n-clusters; beside --config, use --set levels.1.n_resamples=5"
+            "--n-resamples and --resample-size need --n-clusters; with --config, use --set levels.1.n_resamples=5"
         )
     # An option beats the file, and --set beats both.
     chosen = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
@@ -314,7 +323,7 @@ def _advised(n_rows: int, note: Callable[[str], None], **given: Any) -> Config:
     for name in ("--n-resamples", "--resample-size"):  # one value will do where all are the same
         words[name] = words[name] if len({*words[name]}) > 1 else words[name][:1]
     options = " ".join(f"{name} {','.join(map(str, values))}" for name, values in words.items())
-    note(f"For {n_rows:,} {'row' if n_rows == 1 else 'rows'}, as advised: {options}")
+    note(f"For {n_rows:,} {'row' if n_rows == 1 else 'rows'}, recommended: {options}")
     note(Config.reason_of_advice(n_rows))
-    note("Options or a --config FILE change it; `hkm info` shows all settings.")
+    note("Change it with options or --config FILE; `hkm info` shows all settings.")
     return config

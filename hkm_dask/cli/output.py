@@ -68,7 +68,7 @@ class Output:
 def output_option(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command ``--json``; it gets an `Output` as ``output``."""
 
-    @click.option("--json", "as_json", is_flag=True, help="For machines: events on stderr, the answer on stdout.")
+    @click.option("--json", "as_json", is_flag=True, help="Print events to stderr and the result to stdout as JSON.")
     @functools.wraps(command)
     def with_output(*args: Any, as_json: bool, **options: Any) -> None:
         click.get_current_context().meta[_AS_JSON] = as_json

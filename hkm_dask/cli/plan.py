@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 @click.argument("pool", type=STORE, metavar="[POOL.zarr]", required=False)
-@click.option("--n-samples", type=Count(1), metavar="N", help="In place of a pool: its rows, like 743M.")
-@click.option("--n-features", type=Count(1), metavar="D", help="In place of a pool: values of a row.")
-@click.option("--dtype", type=DTYPE, default="float16", help="In place of a pool: how it is stored.")
+@click.option("--n-samples", type=Count(1), metavar="N", help="Number of rows, like 743M, without a pool.")
+@click.option("--n-features", type=Count(1), metavar="D", help="Number of features, without a pool.")
+@click.option("--dtype", type=DTYPE, default="float16", help="Storage type, without a pool.")
 @settings_options
 @click.option("--workers", type=click.IntRange(min=1), metavar="W", help="Plan for W processes.")
-@click.option("--threads-per-worker", type=click.IntRange(min=1), default=1, metavar="T", help="Threads of each.")
+@click.option("--threads-per-worker", type=click.IntRange(min=1), default=1, metavar="T", help="Threads per process.")
 @click.option("--gpu", metavar="NAME[:N]", help="Plan for N GPUs: h200, h100, a100, a100-40gb, l40s or l4.")
-@click.option("--memory", type=Size(), metavar="SIZE", help="What one worker may hold, like 16GiB.")
+@click.option("--memory", type=Size(), metavar="SIZE", help="Memory limit of one worker, like 16GiB.")
 @click.option(
-    "--rates", type=PATH, metavar="FILE", help="Rates that hkm plan --json has measured, on this machine or another."
+    "--rates", type=PATH, metavar="FILE", help="Output of hkm plan --json, from this machine or another, for its rates."
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0),
     default=10.0,
     metavar="S",
-    help="To measure this machine, about; 0: not at all.",
+    help="Approximate seconds to measure this machine; 0 to skip.",
 )
 @output_option
 def plan(
@@ -41,11 +41,11 @@ def plan(
     threads_per_worker: int, gpu: str | None, memory: int | None, rates: Path | None, seconds: float, output: Output,
     **settings: Any,
 ) -> None:  # fmt: skip
-    """Say what a run of hkm cluster will take, and what would fit.
+    """Estimate what a run of hkm cluster will take.
 
-    Operations, passes, bytes read and written, memory of a worker and time of each level. The time is measured for some
-    seconds on this machine, by small trees over rows of the pool, or rows made up where there is none; for GPUs it is
-    predicted by their data sheets.
+    Shows operations, passes, bytes read and written, memory per worker and time for each level, and settings that fit
+    if these do not. Times come from small trees built for some seconds on this machine, from rows of the pool or
+    synthetic rows; for GPUs they are predicted from data sheets.
     """
     from hkm_dask.hierarchy.source import n_clustered
     from hkm_dask.planning.command import plan_run
@@ -58,7 +58,7 @@ def plan(
     elif pool is None and n_samples is not None and n_features is not None:
         of, count = (n_samples, n_features, dtype), lambda _, fit_sample: min(n_samples, fit_sample or n_samples)
     else:
-        raise click.UsageError("Give POOL.zarr, or --n-samples N and --n-features D in its place.")
+        raise click.UsageError("Give POOL.zarr, or --n-samples N and --n-features D instead.")
     if gpu is not None and workers is not None:
         raise click.UsageError("Give --gpu NAME:N or --workers W, not both.")
     made = plan_run(

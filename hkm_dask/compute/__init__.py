@@ -1,1 +1,1 @@
-"""Where work runs, in how much memory, and what it tells while it runs; `cluster` has what workers of Dask need."""
+"""Where work runs, in how much memory, and how it reports progress; `cluster` holds what only Dask clusters need."""

@@ -1,11 +1,11 @@
-"""Memory that arrays leave behind stays with the process for the next ones, as it does where Dask does not forbid it.
+"""Settings of glibc's allocator: freed memory stays with the process for reuse, which Dask's defaults prevent.
 
-Dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``, after which glibc maps every larger array anew and its pages
-are made, and zeroed, one by one: a k-means of 20,000 × 384 into 2000 took 10 times the page faults of the same one
-outside of a worker.
+Dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``, after which glibc maps every larger array anew, and its pages
+are allocated and zeroed one by one: a k-means of 20,000 × 384 into 2000 took 10 times as many page faults as outside a
+worker.
 
-All threads take their memory from one place. By glibc's default each has one of its own, which keeps what was freed
-there from the others: a worker with one thread that computes and one that reads held up to 140 MiB of it.
+All threads share one arena. By default glibc gives each thread its own, whose freed memory the others cannot use: a
+worker with one computing and one reading thread held up to 140 MiB there.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import ctypes
 import os
 from functools import cache
 
-#: Numbers of glibc's options, <malloc.h>.
+#: Option numbers of glibc, <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-#: Bytes of an array from which on it is mapped by itself, the most there can be, and of free memory that is given back:
-#: where glibc itself comes to in a process that frees large arrays.
+#: Size in bytes from which an array is mapped separately, the largest allowed, and of free memory that is returned to
+#: the system: the values at which glibc itself arrives in a process that frees large arrays.
 _MAPPED_FROM, _GIVEN_BACK_FROM = 32 << 20, 64 << 20
 
 
 @cache
 def reuse_freed_memory() -> None:
-    """Undo what Dask's environment says to glibc, once per process; other C libraries have nothing to undo."""
+    """Undo the glibc settings of Dask's environment, once per process; does nothing with other C libraries."""
     if os.environ.get("MALLOC_TRIM_THRESHOLD_") == "65536" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
         libc.mallopt(_M_TRIM_THRESHOLD, _GIVEN_BACK_FROM)

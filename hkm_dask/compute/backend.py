@@ -1,4 +1,4 @@
-"""NumPy or CuPy: which array library a worker computes with."""
+"""Choice of the array library of a worker, NumPy or CuPy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def array_module(array: Any) -> ModuleType:
 
 
 def off_device(array: Any) -> Any:
-    """Copy a CuPy array to host memory; anything else is returned as it is."""
+    """Copy a CuPy array to host memory; anything else is returned unchanged."""
     return array if array_module(array) is np else array.get()
 
 
@@ -44,7 +44,7 @@ _thread = threading.local()
 
 @contextmanager
 def on_host() -> Iterator[None]:
-    """Compute on the CPU within this context and thread, whatever the worker computes on: for what is too little work.
+    """Compute on the CPU within this context and thread, on whatever the worker computes; for small amounts of work.
 
     >>> with on_host():
     ...     worker_device()
@@ -59,10 +59,10 @@ def on_host() -> Iterator[None]:
 
 
 def worker_device() -> str:
-    """Tell what this process computes on: ``"cuda"`` where ``HKM_DEVICE`` says so, else ``"cpu"``.
+    """Return the device of this process: ``"cuda"`` if ``HKM_DEVICE`` says so, otherwise ``"cpu"``.
 
-    Whoever opens a cluster of CUDA workers sets that variable in them; one may set it by hand. Raises ComputeError
-    where it asks for CUDA, and CuPy or a device is missing.
+    The variable is set in CUDA workers when their cluster is opened; it can also be set by hand. Raises ComputeError if
+    it requests CUDA, but CuPy or a device is missing.
     """
     device = os.environ.get("HKM_DEVICE", "cpu")
     if device not in ("cpu", "cuda"):
@@ -74,7 +74,7 @@ def worker_device() -> str:
 
 
 def worker_module() -> ModuleType:
-    """Return the library this process keeps its arrays with: ``cupy`` on a device, else ``numpy``."""
+    """Return the array library of this process: ``cupy`` on a device, otherwise ``numpy``."""
     if worker_device() == "cpu":
         return np
     import cupy
@@ -83,23 +83,23 @@ def worker_module() -> ModuleType:
 
 
 def to_module(array: Any, xp: ModuleType) -> Any:
-    """Bring an array to where `xp`, ``numpy`` or ``cupy``, keeps its own; nothing is copied that is there already."""
+    """Copy an array to the memory of `xp`, ``numpy`` or ``cupy``, unless it is there already."""
     return to_host(array) if xp is np else xp.asarray(array)
 
 
 @cache
 def device_attribute(name: str) -> int:
-    """Return an attribute of the device, as CUDA names it without its prefix: ``"L2CacheSize"``, in bytes."""
+    """Return an attribute of the device by its CUDA name without the prefix, such as ``"L2CacheSize"``, in bytes."""
     import cupy
 
     return int(cupy.cuda.Device().attributes[name])
 
 
 def device_budget() -> int:
-    """Bytes of device memory this process may keep things in: ``HKM_DEVICE_MEMORY``, else 80 % of what it can have.
+    """Return the bytes of device memory for this process to plan with: ``HKM_DEVICE_MEMORY``, or 80 % of the available.
 
-    What is free and what CuPy's pool holds for later both count; the rest is for what passes need besides. Raises
-    ComputeError where the variable is no number of bytes.
+    Free memory and memory held by CuPy's pool count as available; the rest is for temporary arrays of passes. Raises
+    ComputeError if the variable is not a number of bytes.
     """
     text = os.environ.get("HKM_DEVICE_MEMORY")
     if text is None:
@@ -114,10 +114,10 @@ def device_budget() -> int:
 
 @cache
 def _measured_budget() -> int:
-    """80 % of the device memory this process can have; asked once, since a driver takes its time to tell."""
+    """Return 80 % of the available device memory; measured once, since the driver is slow to answer."""
     import cupy
 
-    if "rmm" in sys.modules:  # its pool was taken from what is free when the worker started
+    if "rmm" in sys.modules:  # its pool was allocated when the worker started, and is not free memory
         import rmm
 
         pool_size = getattr(rmm.mr.get_current_device_resource(), "pool_size", None)
@@ -128,21 +128,21 @@ def _measured_budget() -> int:
 
 
 def reserve_to_sort(keys: Any) -> None:
-    """Have the device's pool of memory hold what a sort of keys takes, so many times as they and 64-bit places.
+    """Make the device's memory pool hold what sorting keys takes, by allocating and freeing that much.
 
-    A MemoryError, as of any array, where it cannot. The sort itself would raise one that does not tell of the device
-    or, as CuPy did before it looked, go on with no memory.
+    Raises MemoryError, as for any array, if it cannot. The sort itself would raise an error that does not mention the
+    device or, in older versions of CuPy, continue without the memory.
     """
     import cupy
 
-    # Copies of keys and places, the same again to sort them by, and counts of digits.
+    # Copies of keys and positions, buffers of the same size for sorting, and histograms of digits.
     cupy.empty((2 * keys.itemsize + 17) * len(keys) + (1 << 16), cupy.uint8)
 
 
 def device_argsort(keys: Any) -> Any:
-    """Places of integers on a device, by how large these are; those of equal ones in their order.
+    """Return the positions that sort integers on a device, stably.
 
-    Sorts are by radix, and stable. A MemoryError (`staging.ran_out`) where device memory runs out.
+    It is a radix sort. Raises MemoryError (`staging.ran_out`) if device memory runs out.
     """
     import cupy
 
@@ -152,7 +152,7 @@ def device_argsort(keys: Any) -> Any:
 
 @cache
 def require_cuda() -> None:
-    """Raise ComputeError where CuPy is not installed, cannot be imported, or finds no device."""
+    """Raise ComputeError if CuPy is not installed, cannot be imported, or finds no device."""
     try:
         import cupy
     except ImportError as error:
@@ -169,4 +169,4 @@ def require_cuda() -> None:
             f"there is no GPU, or no driver for it; install the driver, or compute on the CPU (CUDA says: {error})"
         ) from error
     if count < 1:
-        raise ComputeError("no GPU is visible; look at CUDA_VISIBLE_DEVICES")
+        raise ComputeError("no GPU is visible; check CUDA_VISIBLE_DEVICES")

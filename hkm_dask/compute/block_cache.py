@@ -1,11 +1,10 @@
-"""Blocks of rows: kept in memory while the budget lasts, read ahead where it does not.
+"""Cache of blocks of rows: kept in memory while the budget lasts, otherwise read ahead.
 
-Every pass of every iteration scans the same blocks in the same order, and a cyclic scan defeats any cache that replaces
-what was used longest ago; so a block that found room stays for the whole run and the others are streamed, the next one
-being read while this one is worked on.
+Every pass scans the same blocks in the same order, and such a cyclic scan defeats any least-recently-used cache. So a
+block that found room stays for the whole run, and the others are streamed, each read while the one before is processed.
 
-Labels, distances and rotated rows are kept from one pass to the next as well (`BlockCache`). All of it can be lost at
-any time; what is missing is computed again, to the same bits.
+Labels, distances and rotated rows are cached from pass to pass as well (`BlockCache`). Everything can be lost at any
+time and is then recomputed, bitwise the same.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.data.files import bytes_to_read, part_to_read
 from hkm_dask.data.rows import ArrayRows, Rows
 
-#: Bytes of a row's label and distance, and some more, that are kept from pass to pass.
+#: Bytes cached from pass to pass for a row's label and distance, with some margin.
 REMEMBERED_BYTES = 16
-#: Bytes that are forgotten together before the allocator is asked for what it keeps.
+#: Bytes that must be dropped at once before the allocator is asked to return free memory.
 _WORTH_TRIMMING = 16 << 20
 
 
@@ -36,20 +35,20 @@ _WORTH_TRIMMING = 16 << 20
 def _malloc_trim() -> Callable[[int], int]:
     try:
         return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # not glibc's allocator
+    except (AttributeError, OSError, TypeError):  # not glibc
         return lambda keep: 0
 
 
 def trim() -> None:
-    """Give memory that is free back to the system: allocators keep it, and what is next may not fit into its holes."""
+    """Return free memory to the system: allocators keep it, but may be too fragmented for the next allocation."""
     _malloc_trim()(0)
 
 
 class BlockCache:
-    """What one process remembers about blocks, within a budget; anything may be dropped.
+    """Per-process cache of block data, within a budget; any entry may be dropped.
 
-    Entries belong to a group (the rows they are about). When room is short the groups used longest ago go first; within
-    the group in use nothing is replaced, and what finds no room beside it drives no other group out.
+    Entries belong to a group (the rows that they describe). When space is short, the least recently used groups are
+    dropped first; within the current group nothing is replaced, and an entry that does not fit beside it drops nothing.
 
     >>> kept = BlockCache()
     >>> kept.put("rows", 0, "block", n_bytes=60, budget=100), kept.put("rows", 1, "next", n_bytes=60, budget=100)
@@ -66,7 +65,7 @@ class BlockCache:
         self._used = 0
 
     def get(self, group: Any, key: Any) -> Any | None:
-        """Return the entry that was put by these names, or None."""
+        """Return the entry for these keys, or None."""
         with self._lock:
             entries = self._groups.get(group)
             if entries is None:
@@ -76,7 +75,7 @@ class BlockCache:
             return None if entry is None else entry[0]
 
     def spans(self, group: Any, *kind: Any) -> list[tuple[tuple[int, int], Any]]:
-        """The entries of a group that are of a kind, put by that, a first row and the one after the last, in order.
+        """Return a group's entries with keys ``(*kind, start, stop)``, as ``((start, stop), value)``, sorted.
 
         >>> kept = BlockCache()
         >>> for key in [("labels", 4, 8), "last", ("labels", 0, 4), (0, 4)]:
@@ -96,13 +95,13 @@ class BlockCache:
         return sorted(found, key=lambda entry: entry[0])
 
     def blocks(self, group: Any) -> list[tuple[tuple[int, int], Any]]:
-        """The entries of a group that are blocks of rows, in pinned memory or not, in order; see `spans`."""
+        """Return a group's entries that are blocks of rows, pinned or not, in order; see `spans`."""
         return sorted(self.spans(group) + self.spans(group, "pinned"), key=lambda entry: entry[0])
 
     def put(self, group: Any, key: Any, value: Any, n_bytes: int, budget: int) -> bool:
-        """Keep `value`, which takes `n_bytes`, if all entries then fit into `budget`; tell whether it was kept.
+        """Cache `value`, of `n_bytes`, if all entries then fit in `budget`; tells whether it was cached.
 
-        An older entry of the same group and key is forgotten in any case.
+        An older entry of the same group and key is dropped in any case.
         """
         with self._lock:
             entries = self._groups.setdefault(group, {})
@@ -118,24 +117,24 @@ class BlockCache:
             return True
 
     def remove(self, group: Any, key: Any) -> None:
-        """Forget one entry."""
+        """Drop one entry."""
         with self._lock:
             entry = self._groups.get(group, {}).pop(key, None)
             if entry is not None:
                 self._grow(group, -entry[1])
 
     def hold(self, group: Any, n_bytes: int) -> None:
-        """Note that rows themselves take so many bytes, besides all entries, until their group is dropped."""
+        """Count `n_bytes` held by the rows themselves, in addition to entries, until their group is dropped."""
         with self._lock:
             self._held[group] = n_bytes
 
     @property
     def held(self) -> int:
-        """Bytes that rows in memory take; see `hold`."""
+        """Bytes held by rows in memory; see `hold`."""
         return sum(list(self._held.values()))
 
     def shrink(self, group: Any, budget: int) -> None:
-        """Forget until all entries take `budget` bytes or less: other groups than this one first, then large entries.
+        """Drop entries until all take at most `budget` bytes: other groups than this one first, then large entries.
 
         >>> kept = BlockCache()
         >>> for key in range(3):
@@ -161,11 +160,11 @@ class BlockCache:
 
     @property
     def used(self) -> int:
-        """Bytes that all groups take."""
+        """Bytes of all groups."""
         return self._used
 
     def room(self, group: Any, budget: int) -> int:
-        """Bytes a group may still grow by, within a budget as for `put`."""
+        """Return the bytes by which a group may still grow, within a budget as for `put`."""
         with self._lock:
             return budget - self._sizes[group]
 
@@ -178,7 +177,7 @@ class BlockCache:
         self._used -= self._sizes.pop(group, 0)
 
     def drop(self, group: Any) -> None:
-        """Forget a group, and what its rows hold."""
+        """Drop a group, and the bytes held by its rows."""
         with self._lock:
             freed = self._sizes[group] + self._held.pop(group, 0)
             self._forget(group)
@@ -186,7 +185,7 @@ class BlockCache:
             trim()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop everything."""
         with self._lock:
             self._groups.clear()
             self._sizes.clear()
@@ -194,12 +193,12 @@ class BlockCache:
             self._used = 0
 
 
-#: What this process remembers, in host memory and on its device.
+#: The caches of this process, in host memory and on its device.
 host_cache, device_cache = BlockCache(), BlockCache()
 
 
 def forget(group: Any) -> None:
-    """Forget everything about some rows, by their key, or about a geometry, by its name."""
+    """Drop everything cached for some rows, given by their key, or for a geometry, by its name."""
     host_cache.drop(group)
     device_cache.drop(group)
 
@@ -207,8 +206,8 @@ def forget(group: Any) -> None:
 def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
     """Yield ``(first row, rows)`` for every block of a part, reading one block ahead.
 
-    Blocks that fit the budget stay resident for later passes, which may cut parts and blocks in other places. A block
-    has the dtype of the rows; it is not to be written to, and valid until the next one is asked for.
+    Blocks that fit the budget stay resident for later passes, whose parts and blocks may have other boundaries. A block
+    has the dtype of the rows, must not be written to, and is valid until the next one is requested.
     """
     rows = part.rows
     host_cache.shrink(rows.key, part.budget)
@@ -216,7 +215,7 @@ def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
         for start, stop in itertools.pairwise(part.bounds):
             yield start, rows.read(start, stop)
         return
-    # What passes remember about the rows saves more than the rows themselves: it keeps its room.
+    # Caching the state of passes saves more than caching rows, so space for it is reserved.
     budget = part.budget_beside(REMEMBERED_BYTES)
     pieces = deque(_pieces(part, [span for span, _ in host_cache.spans(rows.key)]))
     buffers, reads = _Buffers(rows), dict[tuple[int, int], Future[np.ndarray]]()
@@ -232,7 +231,7 @@ def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
             (start, stop), span = pieces.popleft()
             if span is not None:
                 block = host_cache.get(rows.key, span)
-                if block is None:  # dropped by another thread since we looked
+                if block is None:  # dropped by another thread in the meantime
                     pieces.extendleft(reversed(list(_pieces(replace(part, bounds=_within(part, start, stop)), []))))
                 else:
                     yield start, block[start - span[0] : stop - span[0]]
@@ -249,7 +248,7 @@ def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _pieces(part: Part, spans: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], tuple[int, int] | None]]:
-    """Cut a part into what lies in blocks that are resident, with the block's `spans`, and what is to be read.
+    """Cut a part into ranges within resident blocks, each with the block's span, and ranges to be read.
 
     >>> part = Part(ArrayRows(np.zeros((9, 1))), (1, 4, 8, 9), budget=0)
     >>> list(_pieces(part, [(0, 2), (5, 7)]))
@@ -266,12 +265,12 @@ def _pieces(part: Part, spans: list[tuple[int, int]]) -> Iterator[tuple[tuple[in
 
 
 def _within(part: Part, start: int, stop: int) -> tuple[int, ...]:
-    """Where blocks of a part begin and end from one row to another."""
+    """Return the block boundaries of a part within a range of rows."""
     return (start, *(bound for bound in part.bounds if start < bound < stop), stop) if start < stop else ()
 
 
 class _Buffers:
-    """Memory that blocks are read into, over and over: fresh pages cost as much as reading."""
+    """Reused buffers for reading blocks, as allocating fresh pages takes as long as reading."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows, self._free = rows, deque[np.ndarray]()

@@ -1,6 +1,6 @@
-"""Children that end with this process, whatever they are at: while they start, and where they are frozen.
+"""Child processes that are killed when this process ends, even while they start or are frozen.
 
-Dask's workers end once they see that a pipe was closed, for which they have to run, and to have imported all of Dask.
+Dask's workers exit when a pipe is closed, for which they must be running and must have imported all of Dask.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 def ending_with_parent(program: str) -> str:
-    """Have a program of ``python -c`` killed when this process ends, or the thread that starts it; one of Linux.
+    """Make a ``python -c`` program end when this process, or the thread that starts it, ends; Linux only.
 
     Examples
     --------
@@ -26,22 +26,22 @@ def ending_with_parent(program: str) -> str:
     kill = signal.SIGKILL.value
     return (
         f"import ctypes, os; ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {kill})\n"
-        f"if os.getppid() != {os.getpid()}: os.kill(os.getpid(), {kill})\n"  # it had ended before
+        f"if os.getppid() != {os.getpid()}: os.kill(os.getpid(), {kill})\n"  # the parent had already ended
         f"{program}"
     )
 
 
 @contextmanager
 def spawned_end_with_parent() -> Iterator[None]:
-    """Have processes that multiprocessing spawns meanwhile, as Dask does with workers, end with this one."""
+    """Make processes that multiprocessing spawns in this context, such as Dask's workers, end with this process."""
     plain = spawn.get_command_line
 
     def command_line(**words: int) -> list[str]:
         command = plain(**words)
-        at = command.index("-c") + 1 if "-c" in command else None  # a frozen executable has no program there
+        at = command.index("-c") + 1 if "-c" in command else None  # a frozen executable has no program argument
         return command if at is None else [*command[:at], ending_with_parent(command[at]), *command[at + 1 :]]
 
-    spawn.get_command_line = command_line  # no hook is nearer to the start of a process
+    spawn.get_command_line = command_line  # no other hook runs this early in a child
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Compiling inner loops with numba: on first use, once, without the GIL and without threads of their own."""
+"""Compilation of inner loops with numba: once, on first use, without the GIL and without their own threads."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from numba.core.runtime._nrt_python import c_helpers
 from hkm_dask.compute import jit_child
 from hkm_dask.events import emit
 
-#: Seconds of compiling after which a process tells of it, once: what is compiled already takes milliseconds.
+#: Seconds of compiling after which a process reports it, once: loading compiled kernels takes milliseconds.
 _TELL_AFTER = 1.5
-#: Seconds that a kernel takes to be compiled from which on they are told, since nothing goes on meanwhile.
+#: Seconds of compiling one kernel from which on it is reported, as other work waits meanwhile.
 _TELL_SECONDS = 0.1
 _compiling, _told = threading.Lock(), threading.Event()
 _spent = 0.0
 
 
 @contextmanager
-def _told_if_long() -> Iterator[None]:
-    """Emit ``compiling`` where kernels have taken long to compile, that of this context included, then ``compiled``."""
+def _reported_if_long() -> Iterator[None]:
+    """Emit ``compiling`` if kernels have taken long to compile, including that of this context, then ``compiled``."""
     global _spent
     started, timer = time.monotonic(), threading.Timer(max(0.0, _TELL_AFTER - _spent), _tell)
     timer.daemon = True
@@ -55,10 +55,10 @@ def _tell() -> None:
 
 
 class Kernel:
-    """Compiles a function on its first call, with LLVM's straight-line vectorizer on.
+    """Compiles a function on its first call, with LLVM's straight-line (SLP) vectorizer enabled.
 
-    numba leaves that vectorizer off; with it the eight interleaved sums of `squared_distance` become vector
-    instructions, in the same order of additions, and take a third of the time.
+    numba disables that vectorizer; with it the eight interleaved sums of `squared_distance` become vector instructions,
+    with the same order of additions, in a third of the time.
     """
 
     def __init__(self, function: Callable[..., Any], signature: str) -> None:
@@ -68,14 +68,14 @@ class Kernel:
         self._compiled: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
-        """Run it."""
+        """Call the compiled function."""
         if self._compiled is None:
             self._compile()
         assert self._compiled is not None
         return self._compiled(*args)
 
     def _compile(self) -> None:
-        with _compiling, _told_if_long():
+        with _compiling, _reported_if_long():
             if self._compiled is not None:
                 return
             setting = getattr(numba_config, "SLP_VECTORIZE")  # noqa: B009 (unknown to mypy)
@@ -86,10 +86,10 @@ class Kernel:
                 setattr(numba_config, "SLP_VECTORIZE", setting)  # noqa: B010
 
 
-class _Kept(FunctionCache):
-    """numba's cache of a function, read without what only a compiler needs, which takes half a second of a process.
+class _KernelCache(FunctionCache):
+    """numba's cache of a function, loaded without modules that only the compiler needs, which take half a second.
 
-    It is out of date where any source was changed that goes into the function; numba looks at that of its own file.
+    It is invalidated by a change of any source file that the function uses; numba checks only the function's own file.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -97,27 +97,27 @@ class _Kept(FunctionCache):
         self._cache_file._source_stamp = _stamp(function)
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
-        """What is compiled for these types, or None."""
+        """Return the compiled function for these types, or None."""
         _link_runtime()
         return self._load_overload(signature, target_context)
 
 
 @cache
 def _link_runtime() -> None:
-    """Tell the linker of numba's runtime, as numba does; what it compiles for that besides, kept code has within."""
+    """Register numba's runtime symbols with the linker, as numba does; cached code contains everything else."""
     for name, address in c_helpers.items():
         add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
 def _stamp(function: Callable[..., Any]) -> tuple[Any, ...]:
-    """What changes with the source of a function, of those it calls, and with the numbers it takes from their files."""
+    """Return a value that changes with the source of a function and its callees, and the globals that they use."""
     pending, seen, numbers, files = list[Any]([function]), set[Any](), set[tuple[str, str]](), set[Path]()
     while pending:
         seen.add(one := pending.pop())
         files.add(Path(one.__code__.co_filename))
         for name in _names(one.__code__):
             value = one.__globals__.get(name)
-            # Of a compiled function, of an intrinsic, and what an intrinsic calls.
+            # Unwraps a compiled function, an intrinsic, or what an intrinsic calls.
             called = getattr(value, "py_func", getattr(value, "_defn", value))
             if isinstance(called, FunctionType) and called not in seen and _is_ours(called.__module__):
                 pending.append(called)
@@ -130,22 +130,22 @@ def _stamp(function: Callable[..., Any]) -> tuple[Any, ...]:
 
 
 def _names(code: CodeType) -> set[str]:
-    """The names that a function looks up, and the functions within it do."""
+    """Return the names that a function and its nested functions look up."""
     inner = (_names(const) for const in code.co_consts if isinstance(const, CodeType))
     return set(code.co_names).union(*inner)
 
 
 def _is_ours(module: str) -> bool:
-    """Whether a module may change under what was compiled: none of numba's, nor of what that compiles with."""
+    """Tell whether a module can change independently of the compiler: not numba's, nor one that numba uses."""
     return not module.startswith(("numba", "llvmlite", "numpy"))
 
 
 def _compiled(function: Callable[..., Any], signature: str) -> Callable[..., Any]:
-    """Compile a function, or read what was compiled of it before."""
+    """Compile a function, or load it from the cache."""
     dispatcher: Any = njit(nogil=True)(function)
-    # numba keeps compiled code beside the file, and what was typed at a prompt has none.
+    # numba caches beside the source file, which a function typed at a prompt does not have.
     if Path(function.__code__.co_filename).is_file():
-        dispatcher._cache = _Kept(function)
+        dispatcher._cache = _KernelCache(function)
         if jit_child.is_wanted():
             dispatcher._cache = jit_child.Cache(dispatcher._cache, function.__module__, list(modules_with_kernels()))
     dispatcher.compile(signature)
@@ -155,7 +155,7 @@ def _compiled(function: Callable[..., Any], signature: str) -> Callable[..., Any
 
 
 def modules_with_kernels() -> Iterator[str]:
-    """Modules of ours that were imported and have kernels."""
+    """Yield the imported modules of this package that have kernels."""
     for name, module in sorted(sys.modules.items()):
         if name.startswith("hkm_dask.") and hasattr(module, "__dict__") and _kernels_of(module):
             yield name
@@ -166,16 +166,16 @@ def _kernels_of(module: ModuleType) -> list[Kernel]:
 
 
 def compile_modules(names: Iterable[str]) -> None:
-    """Import modules and compile their kernels: what the child of a process does."""
+    """Import modules and compile their kernels, in a child process."""
     for name in names:
         for one in _kernels_of(importlib.import_module(name)):
             one._compile()
 
 
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:
-    """Make a function a `Kernel` for arguments of these types, as numba writes them.
+    """Make a function a `Kernel` for arguments of these types, in numba's notation.
 
-    Loops are spelled out rather than left to NumPy's sorting and filling, which numba takes seconds to compile.
+    Kernels use explicit loops instead of NumPy's sorting and filling, which numba takes seconds to compile.
 
     >>> @kernel("f8(f8[::1])")
     ... def total(values):
@@ -192,7 +192,7 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:
 
 @njit(inline="always")
 def first_above(values: Any, target: Any) -> int:
-    """Index of the first value above `target` in a rising array."""
+    """Return the index of the first value above `target` in an increasing array."""
     low, high = 0, values.shape[0]
     while low < high:
         middle = (low + high) >> 1
@@ -205,7 +205,7 @@ def first_above(values: Any, target: Any) -> int:
 
 @njit(inline="always")
 def first_not_below(values: Any, target: Any) -> int:
-    """Index of the first value not below `target` in a rising array."""
+    """Return the index of the first value not below `target` in an increasing array."""
     low, high = 0, values.shape[0]
     while low < high:
         middle = (low + high) >> 1

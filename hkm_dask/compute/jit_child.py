@@ -1,8 +1,8 @@
-"""Kernels compiled by a child of a process whose memory is planned.
+"""Compilation of kernels in a child process, for processes with a planned memory limit.
 
-A compiler and what it keeps take some 280 MiB, once after an installation; of a child they go back when it ends. It
-leaves the kernels where numba keeps them, and who waits for it reads them there. Whatever it does not get to, as where
-nothing can be kept, is compiled by the process itself.
+A compiler takes some 280 MiB, once after an installation; memory of a child is freed when it ends. The child leaves
+compiled kernels in numba's cache, from which the waiting process loads them. Anything it does not finish, for example
+if nothing can be cached, is compiled by the process itself.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import Any
 from hkm_dask.compute.end_with_parent import ending_with_parent
 
 _PROGRAM = "import sys; from hkm_dask.compute.jit import compile_modules; compile_modules(sys.argv[1:])"
-#: Seconds after which a child is given up.
+#: Seconds after which a child is abandoned.
 _LIMIT_SECONDS = 300
-#: Modules whose kernels were asked for.
-_asked: set[str] = set()
+#: Modules for which a child was started.
+_requested: set[str] = set()
 _is_wanted = False
 
 
 def compile_in_children() -> None:
-    """Have a child compile, from now on, what this process needs and numba has not kept."""
+    """From now on, have a child process compile what this process needs and numba has not cached."""
     global _is_wanted
     _is_wanted = True
 
 
 def is_wanted() -> bool:
-    """Whether a child is to compile."""
+    """Tell whether a child process should compile."""
     return _is_wanted
 
 
 def command_line(modules: Iterable[str]) -> list[str]:
-    """Words that compile the kernels of modules in a process that ends with this one.
+    """Return the command that compiles the kernels of modules in a process that ends with this one.
 
     >>> command_line(["kernels"])[-1]
     'kernels'
@@ -46,7 +46,7 @@ def command_line(modules: Iterable[str]) -> list[str]:
 
 
 class Cache:
-    """numba's cache of a function, which has a child compile what it does not find."""
+    """numba's cache of a function, in which a child process compiles what is missing."""
 
     def __init__(self, cache: Any, module: str, modules: Sequence[str]) -> None:
         self._cache, self._module, self._modules = cache, module, modules
@@ -55,13 +55,13 @@ class Cache:
         return getattr(self._cache, name)
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
-        """What is compiled for these types, None where it could not be."""
+        """Return the compiled function for these types; None if it could not be compiled."""
         found = self._cache.load_overload(signature, target_context)
-        if found is not None or self._module in _asked:
+        if found is not None or self._module in _requested:
             return found
-        _asked.update(self._modules)
+        _requested.update(self._modules)
         with suppress(OSError, subprocess.TimeoutExpired):
-            # One of the processes that share the folder compiles, the others wait for it.
+            # One of the processes that share the folder compiles; the others wait for it.
             with (Path(self._cache.cache_path) / "compiling.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 found = self._cache.load_overload(signature, target_context)

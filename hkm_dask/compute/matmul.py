@@ -1,4 +1,4 @@
-"""Products of arrays on processors, without the false alarms of some."""
+"""Matrix products on CPUs without spurious warnings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def matmul(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
-    """``np.dot(a, b)`` without warnings: on some ARM processors products of zeros and ones warn, too (numpy#29820).
+    """Compute ``np.dot(a, b)`` without warnings, which some ARM processors raise even for 0 and 1 (numpy#29820).
 
     >>> matmul(np.eye(2), np.array([3.0, 4.0]))
     array([3., 4.])

@@ -1,19 +1,20 @@
-"""Bytes a step needs, as pure functions of shapes, and the budget a worker has for them.
+"""Memory that stages need, as pure functions of shapes, and the budget of a worker.
 
-What a process holds at most is projected as cubed does it, from four terms:
+The peak memory of a process is projected, as in cubed, from four terms:
 
-* *reserved*: the libraries of an idle process, `PROCESS_BASE_BYTES`, measured, and a fifth of the limit for what an
-  allocator keeps back. `budget_within` takes both off the limit; the other three share what is left, the budget.
-* *inputs*: rows that were gathered, numbers of a subset, and blocks of rows: two for every task at work, one of them
-  read ahead (more where rows are made of other rows), and those that stay from pass to pass.
-* *step* and *output*: what a stage makes once in the process, and once more for every task at work (`StageBytes`).
+* *reserved*: the libraries of an idle process, `PROCESS_BASE_BYTES` (measured), and a fifth of the limit for memory
+that
+ an allocator retains. `budget_within` subtracts both from the limit; the other three share the rest, the budget.
+* *inputs*: gathered rows, row numbers of a subset, and blocks of rows: two per running task, one of them being read
+ ahead (more if rows are derived from other rows), and blocks that stay resident from pass to pass.
+* *step* and *output*: what a stage allocates once per process, and once per running task (`StageBytes`).
 
-`plan_tasks` cuts what can be cut: blocks that stay take what is left, half the budget at most; blocks get smaller, down
-to a storage chunk; fewer tasks work at once. What does not fit with one task is refused by `check_fits` before anything
-is written, with the limit that suffices. Results do not depend on any of this.
+`plan_tasks` reduces what can be reduced: resident blocks take what is left, at most half the budget; blocks shrink,
+down to a storage chunk; fewer tasks run at once. If not even one task fits, `check_fits` raises an error before
+anything is written, with the limit that would suffice. Results do not depend on any of this.
 
-The limit is one for each process that works: this one on threads, every worker of a cluster. The process that drives
-the workers of a cluster holds nothing that belongs to all rows.
+The limit applies to each working process: this one if it runs on threads, otherwise every worker of a cluster. The
+process that drives a cluster holds nothing whose size grows with all rows.
 """
 
 from __future__ import annotations
@@ -27,49 +28,49 @@ import psutil
 
 from hkm_dask.errors import ComputeError, InputError
 
-#: Bytes an idle process with NumPy, numba, Zarr and Dask holds, measured.
+#: Bytes of an idle process with NumPy, numba, Zarr and Dask, measured.
 PROCESS_BASE_BYTES = 220 << 20
-#: Bytes above that below which a worker is of no use.
+#: Least budget in bytes with which a worker is useful.
 _LEAST_BUDGET = 32 << 20
-#: Scores one thread makes before it looks at them: they should stay in a core's share of the cache.
+#: Scores that a thread computes before it examines them, to fit in a core's share of the cache.
 TILE_SCORES = 1 << 20
 #: Centroids scored at once.
 TILE_CENTROIDS = 4096
-#: Bytes of rows one thread holds while it works on them, at most; a GPU wants more work at once.
+#: Most bytes of rows that a thread processes at once; a GPU needs more work at once.
 MAX_BLOCK_BYTES, MAX_DEVICE_BLOCK_BYTES = 64 << 20, 1 << 30
-#: Bytes of what a pass on a GPU makes of each row of a block: scores, lists of rows, labels.
+#: Bytes that a pass on a GPU allocates per row of a block: scores, row lists, labels.
 DEVICE_ROW_BYTES = 48
-#: Rows converted to float32 at once, for a core's cache.
+#: Rows converted to float32 at once, to fit in a core's cache.
 TILE_ROWS = 4096
-#: Bytes that are planned for a block of rows, at least; it may get half of that.
+#: Least bytes planned for a block of rows, which may get half of that.
 LEAST_BLOCK = 1 << 20
-#: Bytes of a row in an iteration: its label and distance, a mark, and a copy where far rows are looked for.
+#: Bytes per row of an iteration: label, distance, a flag, and a copy for finding far rows.
 ROW_BYTES = 24
-#: Bytes of a row that is labeled: its distance, its label, the one of the last pass and a mark.
+#: Bytes per row of labeling: distance, label, previous label and a flag.
 LABEL_BYTES = 18
-#: Bytes of a member of a cluster that is to be resampled: its key, label and row number.
+#: Bytes per member of a cluster chosen for resampling: key, label and row number.
 MEMBER_BYTES = 20
-#: Bytes of a row that is regrouped, in what tasks hand on: number, key and label, its place, and what was found there.
+#: Bytes per regrouped row passed between tasks: number, key and label, its position, and its results.
 REGROUPED_ROW_BYTES = 36
-#: Bytes of rows that one task clusters by itself, unless a cluster has more.
+#: Bytes of rows that one task clusters by itself, unless a single cluster has more.
 BATCH_BYTES = 8 << 20
-#: Rows that a task sorts at once, at least.
+#: Least number of rows that a task sorts at once.
 LEAST_SORTED_ROWS = 1 << 16
-#: Rows of which a task puts away together what it picked of them, and bytes of each meanwhile: twice, and a place.
+#: Rows whose picked members a task stores at once, and bytes per member meanwhile: two copies, and a position.
 PICKED_ROWS, _PICKED_BYTES = 1 << 20, 2 * MEMBER_BYTES + 8
-#: Rows of which random keys are looked at together.
+#: Rows whose random keys are processed at once.
 DRAWN_ROWS = 1 << 16
-#: Points per cluster that a seeding draws, and then chooses from.
+#: Points per cluster that a seeding method draws and then chooses from.
 POINTS_PER_CLUSTER = {"random": 1, "coreset": 3, "k-means||": 10}
-#: Points of one greedy walk, at most; it keeps the distances between them.
+#: Most points of one greedy walk, which holds the distances between them.
 WALK_POINTS = 4096
-#: Candidates for seeds up to which all are kept as products take them.
+#: Most seeding candidates that are all kept as operands of products.
 KEPT_CANDIDATES = 1 << 15
 
 
 @dataclass(frozen=True)
 class StageBytes:
-    """Bytes of one stage: in the process as a whole, and for every task that is at work.
+    """Bytes of one stage: for the whole process, and for every running task.
 
     >>> StageBytes(process=100, task=20).total(n_tasks=3)
     160
@@ -79,7 +80,7 @@ class StageBytes:
     task: int = 0
 
     def total(self, n_tasks: int = 1) -> int:
-        """Bytes with so many tasks at once."""
+        """Return the total bytes with `n_tasks` running at once."""
         return self.process + n_tasks * self.task
 
     def __add__(self, other: StageBytes) -> StageBytes:
@@ -87,7 +88,7 @@ class StageBytes:
 
 
 def machine_memory() -> int:
-    """Bytes of memory this process may use: the machine's, or its control group's where that is less."""
+    """Return the bytes of memory available to this process: the machine's, or its control group's limit if lower."""
     total = int(psutil.virtual_memory().total)
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -100,7 +101,7 @@ def machine_memory() -> int:
 
 
 def tile_rows(n_clusters: int) -> int:
-    """Rows scored at once by one thread: few enough for a tile to stay in cache, many enough for a matrix product.
+    """Return the rows scored at once by a thread: few enough for the cache, enough for an efficient matrix product.
 
     >>> tile_rows(4096), tile_rows(1000), tile_rows(10)
     (256, 1048, 2048)
@@ -109,7 +110,7 @@ def tile_rows(n_clusters: int) -> int:
 
 
 def tile_bytes(n_clusters: int, n_features: int) -> int:
-    """Bytes one thread works in: rows in float32, a tile of them as the product takes it, and its scores.
+    """Return the bytes that one thread works in: float32 rows, a tile of them as an operand, and its scores.
 
     >>> tile_bytes(2000, 384) >> 20  # MiB
     12
@@ -119,20 +120,20 @@ def tile_bytes(n_clusters: int, n_features: int) -> int:
 
 
 def sum_bytes(n_clusters: int, n_features: int) -> int:
-    """Bytes of an int64 sum per centroid and feature, and of counts."""
+    """Return the bytes of an int64 sum per centroid and feature, and of counts."""
     return 8 * n_clusters * (n_features + 1)
 
 
 def index_bytes(n_clusters: int, n_features: int) -> int:
-    """Bytes of centroids made ready to be searched: all and those that moved, of this pass, while the next are made."""
+    """Return the bytes of this pass's indexes, of all centroids and of those that moved, while the next are made."""
     return 32 * n_clusters * (n_features + 2)
 
 
 def lloyd_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
-    """Bytes of an iteration: labels and distances, centroids, sums that are combined; for every task sums of its own.
+    """Return the bytes of an iteration: labels, distances, centroids and combined sums; per task, its own sums.
 
-    Centroids are those of the seeding, before, now and next. Sums are combined, and copied where a cluster is empty,
-    when no index is made any more.
+    There are centroids of the seeding, the last, this and the next iteration. Sums are combined, and copied if a
+    cluster is empty, only when no index is being made.
 
     >>> lloyd_stage(10**6, 1000, 64).process - lloyd_stage(0, 1000, 64).process
     24000000
@@ -144,7 +145,7 @@ def lloyd_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
 
 
 def assign_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
-    """Bytes of labeling rows: labels of now and before, distances, three sets of centroids and an index of them.
+    """Return the bytes of labeling: labels now and before, distances, three sets of centroids and an index.
 
     >>> assign_stage(10**6, 1000, 64).process - assign_stage(0, 1000, 64).process
     18000000
@@ -155,11 +156,11 @@ def assign_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
 
 
 def resample_stage(n_rows: int, n_clusters: int, n_features: int, n_picked: int) -> StageBytes:
-    """Bytes of labeling rows and picking members of each cluster.
+    """Return the bytes of labeling rows and picking members of each cluster.
 
-    While a task picks, a row has a key, its copy and a mark; a member has a key, a label and a row number, which go to
-    files where they are many. A task holds few when it chooses from what all parts picked. Rows, and members that are
-    picked, are those of this worker.
+    While a task picks, a row has a key, a copy of it and a flag; a member has a key, a label and a row number, which go
+    to files if they are many. Choosing from what all parts picked takes little memory. `n_rows` and `n_picked` are
+    those of one worker.
 
     >>> label = assign_stage(10**6, 1000, 64).process
     >>> resample_stage(10**6, 1000, 64, 10**6).process - label
@@ -173,10 +174,10 @@ def resample_stage(n_rows: int, n_clusters: int, n_features: int, n_picked: int)
 
 
 def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> StageBytes:
-    """Bytes of seeding: points that the greedy walk chooses from, and the distances between them for every walk.
+    """Return the bytes of seeding: the points that the greedy walk chooses from, and per walk their distances.
 
-    Points are drawn as candidates, twice as many as there are points, and put together; then the rows of every point's
-    cell are added up, and the means are clustered.
+    Twice as many candidates as points are drawn and concatenated; then the rows of every point's cell are summed, and
+    the means are clustered.
 
     >>> seeding_stage(10**6, 500, 64, "random")
     StageBytes(process=16404000, task=3145728)
@@ -184,16 +185,16 @@ def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> S
     True
     """
     least = StageBytes(ROW_BYTES * n_rows, 48 * DRAWN_ROWS)
-    if init == "random":  # keys of a few rows at a time; rows as they are read and as float32
+    if init == "random":  # keys of a few rows at a time; rows as stored and as float32
         return StageBytes(16 * n_rows + 12 * n_clusters * n_features + 40 * n_clusters, least.task)
-    if init == "k-means++":  # walks all rows at once, in float64
+    if init == "k-means++":  # a walk over all rows at once, in float64
         table = 4 * n_rows * n_rows if n_rows <= 2 * WALK_POINTS else 0
         return StageBytes(least.process + 36 * n_rows * n_features + table, least.task)
     n_points = min(n_rows, POINTS_PER_CLUSTER[init] * n_clusters)
     n_candidates = 2 * n_points if init == "coreset" else n_points // 4
     points, index = 4 * n_points * n_features, index_bytes(n_points, n_features) // 2
     sums = sum_bytes(n_points, n_features)
-    # Candidates as they came, in their order, and rotated: on processors while there are few.
+    # Candidates as drawn, sorted, and rotated: on CPUs if there are few.
     rotated = 5 * min(n_candidates, KEPT_CANDIDATES) * n_features
     drawing = points + index + 3 * n_candidates * (4 * n_features + 24) + rotated
     adding = 2 * points + index // 2 + 2 * sums
@@ -203,13 +204,13 @@ def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> S
 
 
 def fit_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> StageBytes:
-    """Bytes of a k-means: of its seeding or of an iteration, whichever takes more."""
+    """Return the bytes of a k-means: the larger of its seeding and an iteration."""
     stages = seeding_stage(n_rows, n_clusters, n_features, init), lloyd_stage(n_rows, n_clusters, n_features)
     return max(stages, key=StageBytes.total)
 
 
 def walk_bytes(n_points: int, n_features: int) -> int:
-    """Bytes of the greedy walk over a group of points: the points in float64, and all distances between them.
+    """Return the bytes of the greedy walk over a group of points: float64 points, and all distances between them.
 
     >>> walk_bytes(10**6, 384) >> 20  # MiB
     116
@@ -219,9 +220,9 @@ def walk_bytes(n_points: int, n_features: int) -> int:
 
 
 def grid_bytes(n_points: int, n_features: int) -> int:
-    """Bytes that a thread takes to bring a group of points to the grid of 16 bits that a device walks on.
+    """Return the bytes per thread of quantizing a group of points to the 16-bit grid for a walk on a device.
 
-    Of the grids, those of all groups at once take half as much as their points.
+    The grids of all groups processed at once take half as much as their points.
 
     >>> grid_bytes(10**6, 384) >> 20  # MiB
     48
@@ -230,7 +231,7 @@ def grid_bytes(n_points: int, n_features: int) -> int:
 
 
 def split_stage(n_rows: int, n_clusters: int, n_features: int, n_splits: int, batch_bytes: int) -> StageBytes:
-    """Bytes of splitting every cluster: what tasks hand on where it is little; for every task its batch, or a sort.
+    """Return the bytes of splitting every cluster: data passed between tasks if small; per task its batch, or a sort.
 
     >>> split_stage(1000, 10, 4, 5, batch_bytes=1 << 20).process
     36080
@@ -242,7 +243,7 @@ def split_stage(n_rows: int, n_clusters: int, n_features: int, n_splits: int, ba
 
 
 def write_stage(n_clusters: int, n_features: int) -> StageBytes:
-    """Bytes of writing what a level knows of its clusters: centroids and counts; in a task counts, and rows to sort.
+    """Return the bytes of writing a level's per-cluster arrays: centroids and counts; per task counts and a sort.
 
     >>> write_stage(10, 4)
     StageBytes(process=560, task=4194464)
@@ -251,7 +252,7 @@ def write_stage(n_clusters: int, n_features: int) -> StageBytes:
 
 
 def sort_stage(n_rows: int) -> StageBytes:
-    """Bytes of sorting rows of a level: for every task number, key, label and place of each, as read and in order.
+    """Return the bytes of sorting rows of a level: per task number, key, label and position, as read and sorted.
 
     >>> sort_stage(10)
     StageBytes(process=0, task=640)
@@ -260,7 +261,7 @@ def sort_stage(n_rows: int) -> StageBytes:
 
 
 def rotate_stage(n_rows: int, n_features: int) -> StageBytes:
-    """Bytes of finding principal directions: a sample of rows, and a few matrices of all pairs of features."""
+    """Return the bytes of computing principal directions: a sample of rows, and matrices of all pairs of features."""
     return StageBytes(12 * min(n_rows, 8192) * n_features + 56 * n_features**2)
 
 
@@ -277,11 +278,11 @@ def project_level(
     n_threads: int = 1,
     with_driver: bool = True,
 ) -> dict[str, StageBytes]:
-    """Bytes a worker needs for every stage of a level, above its idle size and its inputs.
+    """Return the bytes a worker needs for every stage of a level, above its idle size and its inputs.
 
-    Resampling takes `r` members of each cluster in each of the `n_threads` tasks of a worker, splitting `BATCH_BYTES`
-    of rows in a task. The process that drives the tasks, a worker itself only `with_driver`, holds the centroids that
-    are written, and a little of what tasks hand on to others.
+    Resampling picks `r` members of each cluster in each of the `n_threads` tasks of a worker; splitting processes
+    `BATCH_BYTES` of rows per task. The process that drives the tasks, which is a worker itself only `with_driver`,
+    holds the centroids to be written, and a little of the data passed between tasks.
 
     >>> project_level(10**6, 1000, 64, init="coreset", n_resamples=0, r=0).keys()
     dict_keys(['finding directions', 'seeding', 'Lloyd', 'assigning', 'writing'])
@@ -304,9 +305,9 @@ def project_level(
 
 
 def check_fits(stages: Mapping[str, StageBytes], budget: int, *, inputs: int = 0) -> None:
-    """Raise ComputeError where stages do not fit into the budget of a worker, with one task at a time.
+    """Raise ComputeError if stages do not fit in the budget of a worker with one task at a time.
 
-    `inputs` are the bytes that are held beside a stage: gathered rows, numbers of a subset, the blocks of one task.
+    `inputs` are the bytes held in addition to a stage: gathered rows, numbers of a subset, the blocks of one task.
 
     >>> check_fits({"Lloyd of level 1": StageBytes(400 << 20, 200 << 20)}, 512 << 20)
     Traceback (most recent call last):
@@ -317,15 +318,15 @@ def check_fits(stages: Mapping[str, StageBytes], budget: int, *, inputs: int = 0
     if need > budget:
         raise ComputeError(
             f"memory_limit={limit_mib(budget):.0f}MiB should be at least {math.ceil(limit_mib(need))}MiB, {stage} "
-            f"takes {need >> 20}MiB beside the {PROCESS_BASE_BYTES >> 20}MiB of an idle process; raise --memory-limit, "
+            f"needs {need >> 20}MiB and an idle process {PROCESS_BASE_BYTES >> 20}MiB; raise --memory-limit, "
             "or use more workers"
         )
 
 
 def budget_within(memory_limit: int) -> int:
-    """Bytes a worker may hold above its idle size; Dask pauses a worker at 80 % of its limit.
+    """Return the bytes a worker may use above its idle size; Dask pauses a worker at 80 % of its limit.
 
-    Raises InputError where the limit leaves less than 32 MiB beside the libraries of an idle worker.
+    Raises InputError if the limit leaves less than 32 MiB beside the libraries of an idle worker.
 
     >>> budget_within(1 << 30) >> 20  # MiB of 1024
     599
@@ -335,13 +336,13 @@ def budget_within(memory_limit: int) -> int:
         given = f"{memory_limit >> 20}MiB" if memory_limit >> 20 else f"{memory_limit}B"
         raise InputError(
             f"memory_limit={given} should be at least {int(limit_mib(_LEAST_BUDGET)) + 1}MiB; "
-            f"an idle worker with its libraries holds {PROCESS_BASE_BYTES >> 20}MiB already"
+            f"an idle worker with its libraries needs {PROCESS_BASE_BYTES >> 20}MiB"
         )
     return budget
 
 
 def limit_mib(budget: int) -> float:
-    """The memory limit, in MiB, of which so many bytes are the budget; see `budget_within`.
+    """Return the memory limit in MiB that gives this budget; see `budget_within`.
 
     >>> limit_mib(600 << 20)
     1025.0
@@ -350,10 +351,10 @@ def limit_mib(budget: int) -> float:
 
 
 def block_bytes(budget: int, n_threads: int, device_budget: int | None = None, row_bytes: int = 0) -> int:
-    """Bytes of a block of rows, so that every thread can hold the one it works on and the one it reads ahead.
+    """Return the bytes of a block of rows, such that every thread can hold two: one in use and one being read ahead.
 
-    Between 1 and 64 MiB, or 1 GiB for a GPU: there, a block and what a pass makes of its rows, of `row_bytes` each,
-    take a sixteenth of the `device_budget`.
+    It is between 1 and 64 MiB, or up to 1 GiB for a GPU: there, a block and what a pass allocates for its rows, of
+    `row_bytes` each, take a sixteenth of the `device_budget`.
 
     >>> block_bytes(1 << 30, 2) >> 20
     64
@@ -373,11 +374,11 @@ def block_bytes(budget: int, n_threads: int, device_budget: int | None = None, r
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """How a stage is run within a budget."""
+    """How a stage runs within a budget."""
 
     n_tasks: int  # tasks of one worker at once
-    block_bytes: int  # bytes of a block of rows, at most; a storage chunk at least
-    resident_bytes: int  # bytes of blocks, and of what is remembered about rows, that may stay
+    block_bytes: int  # most bytes of a block of rows, at least a storage chunk
+    resident_bytes: int  # bytes of blocks, and of cached data about rows, that may stay
 
 
 def plan_tasks(
@@ -390,10 +391,10 @@ def plan_tasks(
     device_budget: int | None = None,
     row_bytes: int = 0,
 ) -> TaskPlan | None:
-    """Plan a stage: as many tasks as fit, of `n_threads`, then blocks, then what may stay; None where not one fits.
+    """Plan a stage: as many of `n_threads` tasks as fit, then blocks, then resident data; None if no task fits.
 
-    A task has `n_blocks` blocks under way, each of `least_block` bytes or more: a storage chunk. For the others see
-    `block_bytes`.
+    A task has `n_blocks` blocks in flight, each of at least `least_block` bytes, a storage chunk. For the other
+    parameters see `block_bytes`.
 
     >>> plan_tasks(StageBytes(100 << 20, 50 << 20), 320 << 20, 8, least_block=4 << 20)
     TaskPlan(n_tasks=3, block_bytes=6116693, resident_bytes=36700162)

@@ -1,4 +1,4 @@
-"""Rows cut into parts, one for each task, and parts into blocks, each read at once."""
+"""Partition of rows into parts, one per task, and of parts into blocks, each read at once."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 
 from hkm_dask.data.rows import Rows
 
-#: Blocks of a part of the mean size, where parts differ: they end near where they should.
+#: Blocks of a part of mean size if parts differ in size, so that their ends can be near the intended places.
 _UNEVEN_BLOCKS = 8
 
 
 @dataclass(frozen=True)
 class Part:
-    """A run of blocks that one task folds."""
+    """A run of blocks processed by one task."""
 
-    rows: Rows  # where the rows come from
-    bounds: tuple[int, ...]  # block boundaries, the first and the last included
-    budget: int  # bytes the process may keep of rows and of what it remembers about them
-    n_own: int | None = None  # rows of all parts of that process; all there are by default
+    rows: Rows  # the table that the rows belong to
+    bounds: tuple[int, ...]  # block boundaries, with the first and the last
+    budget: int  # bytes of rows, and of cached data about them, that the process may keep
+    n_own: int | None = None  # rows of all parts of the process; all rows by default
 
     @property
     def start(self) -> int:
@@ -34,7 +34,7 @@ class Part:
         return self.bounds[-1]
 
     def budget_beside(self, n_bytes: int, budget: int | None = None) -> int:
-        """What is left of a budget, its own by default, beside so many bytes remembered of every row of the process."""
+        """Return what is left of a budget (by default the part's) after reserving `n_bytes` per row of the process."""
         n_own = self.rows.n_rows if self.n_own is None else self.n_own
         return (self.budget if budget is None else budget) - n_bytes * n_own
 
@@ -43,12 +43,12 @@ def split_parts(
     rows: Rows, n_parts: int, *, block_bytes: int, budget: int, cuts: np.ndarray | None = None,
     ends: np.ndarray | None = None, n_own: int | None = None,
 ) -> list[Part]:  # fmt: skip
-    """Cut rows into at most `n_parts` parts of about the same size, each row in one of them.
+    """Cut rows into at most `n_parts` parts of about equal size.
 
-    A block has at most `block_bytes`, and one storage chunk at least; `budget` and `n_own` are those of `Part`. Parts
-    begin and end at `cuts` (int64), for those who write by chunks, or anywhere between blocks; but for where parts
-    meet, the blocks are the same, so that what a pass left in memory serves the next one. Parts of other sizes end
-    about where `ends` says, in shares of the rows.
+    A block has at most `block_bytes`, but at least one storage chunk; `budget` and `n_own` are those of `Part`. Parts
+    begin and end at `cuts` (int64), for tasks that write chunks, or at any block boundary; except where parts meet,
+    the blocks are always the same, so that blocks left in memory serve the next pass. `ends`, as shares of the rows,
+    gives approximate ends of parts of unequal size.
 
     >>> from hkm_dask.data.rows import ArrayRows
     >>> parts = split_parts(ArrayRows(np.zeros((10, 2), np.float32)), 3, block_bytes=1 << 20, budget=0)
@@ -60,7 +60,7 @@ def split_parts(
     else:
         targets, least = np.concatenate([[0], rows.n_rows * ends]).astype(np.int64), _UNEVEN_BLOCKS * n_parts
     bounds = rows.bounds(block_bytes, least)
-    # Three blocks for two parts would keep one of them waiting for the other.
+    # With three blocks for two parts, one part would wait for the other.
     bounds = np.asarray(rows.bounds(block_bytes, -(-(len(bounds) - 1) // least) * least), dtype=np.int64)
     allowed = bounds if cuts is None else cuts
     chosen = np.unique(allowed[_nearest(allowed, targets)])
@@ -71,9 +71,9 @@ def split_parts(
 
 
 def in_rounds(parts: Sequence[Part], cuts: np.ndarray, n_rounds: float) -> Iterator[list[Part]]:
-    """Cut each of `parts` into about `n_rounds` pieces, at `cuts` (int64) only, where parts begin and end, too.
+    """Cut each of `parts` into about `n_rounds` pieces, at `cuts` (int64) only, which include the ends of parts.
 
-    The first pieces of all parts come first, then the second ones, and so on.
+    Yields the first pieces of all parts, then the second ones, and so on.
 
     >>> from hkm_dask.data.rows import ArrayRows
     >>> rows, cuts = ArrayRows(np.zeros((10, 2), np.float32)), np.arange(11)
@@ -93,7 +93,7 @@ def _cut(part: Part, cuts: np.ndarray, n_pieces: float) -> Iterator[Part]:
 
 
 def _nearest(allowed: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Index of the nearest of `allowed`, sorted, to every target between its ends."""
+    """Return the index of the nearest of `allowed`, sorted, for every target within its range."""
     above = np.searchsorted(allowed, targets)
     below = np.maximum(above - 1, 0)
     return np.where(targets - allowed[below] < allowed[above] - targets, below, above)

@@ -1,4 +1,4 @@
-"""Rows that tasks wrote in pieces, where no file can be written by many: in an object store."""
+"""Rows written by tasks in pieces, for object stores, in which several tasks cannot write one file."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from hkm_dask.data.rows import Rows
 
 @dataclass(frozen=True)
 class Pieces:
-    """Shared arrays of any type, one after the other, that tasks write and read."""
+    """Shared arrays of any dtype that tasks write and read, concatenated."""
 
     store: SharedArrayStore
     name: str  # the array that begins with row `start` is ``f"{name}-{start}"``
-    offsets: NDArray[np.int64]  # (n_pieces + 1,): where each begins, and the number of all rows
+    offsets: NDArray[np.int64]  # (n_pieces + 1,): first row of each piece, and the number of all rows
 
     def write(self, start: int, rows: NDArray[np.generic]) -> None:
         """Write the piece that begins with row `start`."""
         self.store.put(f"{self.name}-{start}", rows)
 
     def read(self, start: int, stop: int) -> NDArray[np.generic]:
-        """Read rows; of no rows the array is flat."""
+        """Read rows ``start:stop``; an empty range gives a 1-D array."""
         spans = [(int(self.offsets[i]), low, high) for i, low, high in layout.spans(self.offsets, start, stop)]
         pieces = self.store.series(self.name, ()).read(spans)
         return np.concatenate(pieces) if pieces else np.empty(0)
 
     def delete(self) -> None:
-        """Remove what was written of them."""
+        """Delete the pieces that were written."""
         series = self.store.series(self.name, ())
         each(lambda start: series[start].delete(), self.offsets[:-1].tolist(), location(self.store.folder or "."))
 
 
 class PieceRows(Rows):
-    """Rows of `Pieces`, which begin at those of the numbers `starts`: sorted ones, the first 0.
+    """Rows of `Pieces` whose first rows are `starts`: sorted numbers, the first of them 0.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -78,5 +78,5 @@ class PieceRows(Rows):
         return out
 
     def delete(self) -> None:
-        """Remove what holds them."""
+        """Delete the files of the rows."""
         self.pieces.delete()

@@ -1,4 +1,4 @@
-"""Where rows lie for a computation: copied into one array, in memory or in files that workers see, or left in place."""
+"""Placement of rows for a computation: copied into one array, in memory or in shared files, or left in place."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 
-#: Bytes of rows that one task copies at once.
+#: Bytes of rows copied at once by a task.
 _RANGE_BYTES = 16 << 20
-#: Bytes of a row from which its number is remembered beside it: what is made of narrower ones is made again as soon.
+#: Bytes of a row from which its number is cached with it: for narrower rows, recomputing derived data is as fast.
 _NUMBERED_BYTES = 128
 
 
-#: A range of a table: the first row, and the one after the last.
+#: A range of a table, from its first row to one past its last.
 _Range = tuple[int, int]
-#: Rows, and the place of the first among all that are asked for.
+#: Rows, and the position of the first one among all requested rows.
 _Copies = Iterator[tuple[int, np.ndarray]]
 
 
 def _copies(rows: Rows, numbers: SharedPieces, source: _Range) -> _Copies:
-    """Yield those rows that lie in a range of a table, and whose sorted numbers are asked for, some at a time."""
+    """Yield the requested rows (by sorted numbers) that are in a range of a table, some at a time."""
     low, stop = map(numbers.position, source)
-    # Those of one storage chunk come together, or it would be read again.
+    # Rows of a storage chunk are copied together, or it would be read again.
     step = max(1, max(_RANGE_BYTES, memory_of_blocks(rows)[0]) // rows.row_bytes)
     for start in range(low, stop, step):
         yield start, take(rows, numbers.read(start, min(start + step, stop)))
 
 
 def _gather(copies: Callable[[_Range], _Copies], path: str, offset: int, ranges: Sequence[_Range]) -> None:
-    """Task: copy the rows asked for in some ranges of a table to their places in a file."""
+    """Task: copy the requested rows in some ranges of a table to their positions in a file."""
 
     def write(source: _Range) -> None:
         for start, some in copies(source):
             write_npy_rows(path, offset, start, some)
 
-    # Tasks for a device come one at a time and leave the processors free.
+    # Tasks for a device run one at a time and leave the CPU cores free.
     share_out(write, ranges, 1 if worker_device() == "cpu" else n_processors())
 
 
 def _gather_pieces(
     copies: Callable[[_Range], _Copies], store: SharedArrayStore, name: str, ranges: Sequence[_Range]
 ) -> list[int]:
-    """Task: copy the rows asked for in some ranges of a table to arrays of a store; gives where each begins."""
+    """Task: copy the requested rows in some ranges of a table to arrays of a store; returns the offset of each."""
     starts = []
     for source in ranges:
         for start, some in copies(source):
@@ -70,11 +70,10 @@ def _gather_pieces(
 def gather(
     rows: Rows, index: NDArray[np.int64] | SharedPieces, runner: Runner, beside: StageBytes | None = None
 ) -> Rows:
-    """Copy rows by their sorted numbers into one array: in memory if they fit easily, else in files all workers see.
+    """Copy rows by sorted numbers into one array: in memory if they fit easily, otherwise in shared files.
 
-    What is done with them takes what is `beside` them. Devices that keep all rows, and these besides, copy them there.
-
-    `discard` removes those; `forget`, with the key of the rows, tells that their memory is free.
+    `beside` is the memory of the computation that uses them. If devices hold all rows, and have room for the copies,
+    the rows are copied there. `discard` deletes the files; `forget`, with the key of the rows, releases memory.
     """
     if not isinstance(index, SharedPieces):
         store, name = runner.array_store, f"numbers-{uuid.uuid4().hex}"
@@ -89,7 +88,7 @@ def gather(
             return runner.place(some)
     n_bytes, copies = index.n_rows * rows.row_bytes, partial(_copies, rows, index)
     n_ranges = max(runner.n_threads, -(-n_bytes // min(_RANGE_BYTES, runner.batch_bytes)))
-    # Ranges end where storage chunks do, so that each chunk is read once.
+    # Ranges end at chunk boundaries, so that each storage chunk is read once.
     sources = list(itertools.pairwise(rows.bounds(-(-rows.n_rows * rows.row_bytes // n_ranges), n_ranges).tolist()))
     if runner.fits_in_memory(n_bytes, beside):
         gathered = np.empty((index.n_rows, rows.n_features), rows.dtype)
@@ -125,14 +124,14 @@ def gather(
 
 
 def take_rows(rows: Rows, numbers: NDArray[np.int64], runner: Runner) -> np.ndarray:
-    """Gather a few rows by their sorted numbers into the memory of this process, by the tasks of a pass over all."""
+    """Gather a few rows by sorted numbers into the memory of this process, with the tasks of a pass over all rows."""
     cuts = [part.start for part in runner.split(rows, 1)[1:]]
     pieces = [some for some in np.split(numbers, np.searchsorted(numbers, cuts)) if len(some)]
     return np.concatenate(runner.map(partial(take, rows), pieces, stage="gather"))
 
 
 def discard(rows: Rows) -> None:
-    """Remove the file that `gather` made for these rows, if any."""
+    """Delete the file that `gather` made for these rows, if any."""
     if isinstance(rows, PieceRows):
         rows.delete()
         return

@@ -1,4 +1,4 @@
-"""A runner of workers that are not there: it plans as theirs would, and nothing can be run on it."""
+"""A runner for planning only: it plans like one with real workers, but cannot run anything."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.staging import RESIDENT_SHARE, device_row_bytes
 from hkm_dask.data.rows import Rows
 
-#: Blocks in pinned memory on their way to a device, and the share of its memory that a worker may use.
+#: Blocks in pinned memory in transit to a device, and the share of its memory that a worker may use.
 _STAGED, DEVICE_SHARE = 4, 0.8
 
 
 class PlannedRunner(Runner):
-    """Plans for `n_workers` of `n_threads` each, who may hold `memory_limit` bytes, and `device_memory` on a GPU.
+    """Plans for `n_workers` of `n_threads` each, with `memory_limit` bytes, and `device_memory` bytes on a GPU.
 
-    What processes of a cluster (`is_cluster`) hand to each other, they hand on in files; `n_threads_alone` are the
-    threads of those on one host.
+    With `is_cluster`, workers are separate processes that exchange data through files; `n_threads_alone` is the number
+    of threads on one host.
 
     >>> with PlannedRunner(4, 2, 1 << 30) as runner:
     ...     runner.n_workers, runner.threads_per_worker, runner.memory_budget >> 20
@@ -38,7 +38,7 @@ class PlannedRunner(Runner):
         return self
 
     def fits_in_memory(self, n_bytes: int, beside: StageBytes | None = None) -> bool:
-        """See `Runner.fits_in_memory`; devices are taken to have the room."""
+        """See `Runner.fits_in_memory`; assumes that devices have room."""
         return self.device_budget is not None or super().fits_in_memory(n_bytes, beside)
 
     @property
@@ -47,13 +47,13 @@ class PlannedRunner(Runner):
         return self._n_threads_alone
 
     def resident_shares(self, rows: Rows, stage: StageBytes) -> tuple[float, float]:
-        """Shares of the rows that stay where they are computed with, and that are not read again, during a stage."""
+        """Return the share of the rows that stay where they are computed, and the share not read again, in a stage."""
         own, planned = self.n_own(rows), self.plan(rows, stage)
         of_rows, kept = own * rows.row_bytes, 0
         if planned is not None:
             kept = min(of_rows, max(0, planned.resident_bytes - REMEMBERED_BYTES * own))
         if planned is not None and kept < of_rows:
-            kept -= kept % planned.block_bytes  # blocks stay as a whole
+            kept -= kept % planned.block_bytes  # only whole blocks stay
         on_host = kept / of_rows
         if self.device_budget is None:
             return (min(1.0, on_host),) * 2
@@ -61,11 +61,11 @@ class PlannedRunner(Runner):
         return min(1.0, on_device), min(1.0, on_device + on_host)
 
     def keeps_both(self, both: Rows, stage: StageBytes, n_bytes: int, budget: int) -> bool:
-        """Whether two tables stay, of which a worker would remember so many bytes; on a device as one, `both`, does."""
+        """Tell whether two tables stay cached, `n_bytes` per worker; on a device, if the single table `both` would."""
         return n_bytes <= budget if self.device_budget is None else self.resident_shares(both, stage)[1] == 1.0
 
     def peak(self, rows: Rows, stage: StageBytes) -> int:
-        """Bytes a worker holds in a stage over some rows, with as many tasks as fit, and rows that stay."""
+        """Return the peak bytes of a worker in a stage over rows, with as many tasks as fit, and resident rows."""
         planned = self.plan(rows, stage)
         if planned is None:
             return PROCESS_BASE_BYTES + self.input_bytes(rows) + stage.total()
@@ -76,5 +76,5 @@ class PlannedRunner(Runner):
         return PROCESS_BASE_BYTES + held + stage.total(planned.n_tasks) + blocks + min(stays, planned.resident_bytes)
 
     def peak_above(self, stage: StageBytes) -> int:
-        """The same of a stage of an upper level, whose rows are part of it."""
+        """Return the same for a stage of a higher level, whose rows are included in the stage."""
         return PROCESS_BASE_BYTES + stage.total(self.threads_per_worker)

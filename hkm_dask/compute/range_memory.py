@@ -1,8 +1,8 @@
-"""Bytes that stages take whose clusters are shared out in ranges, and into how many they are; see `kmeans.ranges`.
+"""Memory of stages that process clusters by ranges, and the number of ranges; see `kmeans.ranges`.
 
-A task holds an index, or the sums, of one range at a time. What belongs to rows is as in a stage of all clusters at
-once, and so are counts, 8 bytes of a cluster. The fewer ranges, the fewer passes over the rows: there are as many as
-leave half of the memory to rows that stay, with all threads at work.
+A task holds the index, or the sums, of one range at a time. Memory for rows is as in a stage over all clusters at once,
+and so are counts, 8 bytes per cluster. Fewer ranges mean fewer passes over the rows: their number is the least that
+leaves half of the memory for resident rows, with all threads at work.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from hkm_dask.compute.memory import (
     write_stage,
 )
 
-#: Clusters of a range, at least: fewer are searched no faster than the rows are read.
+#: Least clusters of a range: searching fewer takes no less time than reading the rows.
 LEAST_RANGE = 256
-#: Bytes of a centroid's value on a device while rows are searched and added up: itself, its 16 bits, its sum; and the
-#: share of what a device may keep that may go to that.
+#: Bytes per value of a centroid on a device during search and summation (the value, its 16-bit copy, its sum), and the
+#: share of the device budget for them.
 _DEVICE_VALUE_BYTES, _DEVICE_SHARE = 4 + 2 + 8, 0.75
-#: Bytes that a process keeps of arrays that come and go with every range, measured.
+#: Bytes that a process retains of arrays allocated and freed for every range, measured.
 _KEPT_BYTES = 64 << 20
-#: Bytes of a cluster for counts: in a task, and while those of all tasks are combined.
+#: Bytes of a count per cluster, in a task and while counts of all tasks are combined.
 _COUNT_BYTES = 8
 
 
 def range_offsets(n_clusters: int, n_ranges: int) -> tuple[int, ...]:
-    """Where each range begins, and the number of all clusters.
+    """Return the first cluster of each range, and the number of clusters.
 
     >>> range_offsets(10, 3)
     (0, 3, 6, 10)
@@ -43,7 +43,7 @@ def range_offsets(n_clusters: int, n_ranges: int) -> tuple[int, ...]:
 
 
 def rows_of_range(n_clusters: int, n_ranges: int) -> int:
-    """Clusters of the largest range.
+    """Return the number of clusters in the largest range.
 
     >>> rows_of_range(10, 3)
     4
@@ -52,10 +52,10 @@ def rows_of_range(n_clusters: int, n_ranges: int) -> int:
 
 
 def by_ranges(rows: StageBytes, n_clusters: int, n_features: int, n_ranges: int) -> StageBytes:
-    """A stage that goes over all clusters range by range: what it takes of `rows` without any, and what of clusters.
+    """Return the bytes of a stage that processes clusters by ranges: those for `rows` plus those for clusters.
 
-    The process has the centroids that its tasks read last, the index made last and the one being made; each task an
-    index, or sums and what it writes of them.
+    The process holds the centroids last read by its tasks, the last index and the one being made; each task holds an
+    index, or the sums and what it writes of them.
 
     >>> whole, few = (by_ranges(StageBytes(0), 10**6, 64, n).total(2) >> 20 for n in (1, 10))
     >>> whole, few
@@ -69,7 +69,7 @@ def by_ranges(rows: StageBytes, n_clusters: int, n_features: int, n_ranges: int)
 
 
 def sums_of_range(n_clusters: int, n_features: int) -> int:
-    """Bytes of the sums of a range, and of what is written of them.
+    """Return the bytes of the sums of a range, and of their packed copy.
 
     >>> sums_of_range(10, 4)
     960
@@ -78,12 +78,12 @@ def sums_of_range(n_clusters: int, n_features: int) -> int:
 
 
 def update_of_range(n_clusters: int, n_features: int) -> int:
-    """Bytes of moving the centroids of a range: sums, those of one part, means, and centroids before and after."""
+    """Return the bytes of updating the centroids of a range: sums, those of one part, means, and both centroids."""
     return sums_of_range(n_clusters, n_features) + 24 * n_clusters * n_features
 
 
 def lloyd_by_ranges(n_rows: int, n_clusters: int, n_features: int, n_ranges: int) -> StageBytes:
-    """Bytes of an iteration by ranges; see `memory.lloyd_stage`."""
+    """Return the bytes of an iteration by ranges; see `memory.lloyd_stage`."""
     passes = by_ranges(lloyd_stage(n_rows, 0, n_features), n_clusters, n_features, n_ranges)
     update = update_of_range(rows_of_range(n_clusters, n_ranges), n_features)
     return StageBytes(passes.process, max(passes.task, update))
@@ -92,7 +92,7 @@ def lloyd_by_ranges(n_rows: int, n_clusters: int, n_features: int, n_ranges: int
 def label_stage(
     n_rows: int, n_clusters: int, n_features: int, n_ranges: int = 1, n_picked: int | None = None
 ) -> StageBytes:
-    """Bytes of labeling rows, and of picking members if `n_picked`; see `memory.assign_stage`, `memory.resample_stage`.
+    """Return the bytes of labeling, and of picking if `n_picked`; see `memory.assign_stage`, `memory.resample_stage`.
 
     >>> label_stage(10**6, 1000, 64) == assign_stage(10**6, 1000, 64)
     True
@@ -107,12 +107,12 @@ def label_stage(
 
 
 def gathering_bytes(n_clusters: int, n_features: int) -> int:
-    """Bytes of gathering rows to begin a range of clusters with: as they are read, and as float32."""
+    """Return the bytes of gathering the seed rows of a range of clusters: as stored, and as float32."""
     return 12 * n_clusters * n_features
 
 
 def seeding_by_ranges(n_rows: int, n_clusters: int, n_features: int, n_ranges: int) -> StageBytes:
-    """Bytes of drawing rows at random, and of gathering those of a range; see `memory.seeding_stage`."""
+    """Return the bytes of drawing random rows, and of gathering those of a range; see `memory.seeding_stage`."""
     drawing = seeding_stage(n_rows, n_clusters, 0, "random")
     gathering = gathering_bytes(rows_of_range(n_clusters, n_ranges), n_features)
     return StageBytes(drawing.process, max(drawing.task, gathering))
@@ -129,7 +129,7 @@ def project_ranges(
     n_workers: int = 1,
     n_threads: int = 1,
 ) -> dict[str, StageBytes]:
-    """Bytes of the stages of a level that go by ranges, in place of those of `memory.project_level`.
+    """Return the bytes of the stages of a level by ranges, which replace those of `memory.project_level`.
 
     >>> project_ranges(10**6, 10**5, 64, 10, n_resamples=0, r=0).keys()
     dict_keys(['seeding', 'Lloyd', 'assigning', 'writing'])
@@ -147,7 +147,7 @@ def project_ranges(
 
 
 def ranges_on_device(n_clusters: int, n_features: int, device_budget: int) -> int:
-    """Ranges of which a device holds one, with its sums: what it may keep is for rows, too.
+    """Return the number of ranges for which a device can hold one with its sums, as it keeps rows too.
 
     >>> ranges_on_device(10**6, 1024, 16 << 30)
     2
@@ -158,9 +158,9 @@ def ranges_on_device(n_clusters: int, n_features: int, device_budget: int) -> in
 def n_ranges_for(
     stages_of: Callable[[int], Mapping[str, StageBytes]], n_clusters: int, *, budget: int, n_threads: int
 ) -> int:
-    """Ranges into which clusters are shared out: 1 where all stages fit at once, with one task at work.
+    """Return the number of ranges of clusters: 1 if all stages fit, with one task, without ranges.
 
-    `stages_of` gives the stages by the number of ranges; `budget` is what they may take.
+    `stages_of` returns the stages for a number of ranges; `budget` is what they may take.
 
     >>> def stages(n_ranges):
     ...     return {"Lloyd": StageBytes(1000, 4000 // n_ranges)}

@@ -1,4 +1,4 @@
-"""Rows taken from blocks that this process keeps, in host memory or on its device, and read where it keeps none."""
+"""Rows taken from resident blocks, in host memory or on the device, and read from storage otherwise."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hkm_dask.compute.block_cache import BlockCache, device_cache, host_cache
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows
 
-#: Where some rows are among those asked for, the first row of the block they are in, and the block.
+#: Slice of the requested rows that is in one block, the first row of that block, and the block.
 _Piece = tuple[slice, int, Any]
 
 
 def take(rows: Rows, numbers: NDArray[np.int64]) -> np.ndarray:
-    """Gather rows by sorted numbers, in host memory; see `Rows.take`, which reads those that are in no block.
+    """Gather rows by sorted numbers, in host memory; rows in no block are read, see `Rows.take`.
 
     >>> take(ArrayRows(np.arange(8.0).reshape(4, 2)), np.array([1, 3]))
     array([[2., 3.],
@@ -40,12 +40,12 @@ def take(rows: Rows, numbers: NDArray[np.int64]) -> np.ndarray:
 
 
 def can_gather(rows: Rows, start: int, stop: int) -> bool:
-    """Tell whether `gather_on_device` makes this block: of some rows of a table that is on the device."""
+    """Tell whether `gather_on_device` can make this block, from a table that is resident on the device."""
     return len(_device_pieces(rows, start, stop)) > 0
 
 
 def gather_on_device(rows: Rows, start: int, stop: int) -> Any | None:
-    """Some rows of a table as a block on the device, made of blocks of that table; None where those are not there."""
+    """Gather some rows of a table into a block on the device, from resident blocks; None if some are missing."""
     pieces = _device_pieces(rows, start, stop)
     if not pieces:
         return None
@@ -58,7 +58,7 @@ def gather_on_device(rows: Rows, start: int, stop: int) -> Any | None:
 
 
 def _device_pieces(rows: Rows, start: int, stop: int) -> list[_Piece]:
-    """The blocks of a table that hold some rows of it; none where they do not hold all of those."""
+    """Return the resident blocks with these rows of a table; empty if they do not contain all of them."""
     if not isinstance(rows, SubsetRows):
         return []
     pieces = list(_pieces(device_cache, rows.base, rows.index[start:stop]))
@@ -66,7 +66,7 @@ def _device_pieces(rows: Rows, start: int, stop: int) -> list[_Piece]:
 
 
 def _pieces(cache: BlockCache, rows: Rows, numbers: NDArray[np.int64]) -> Iterator[_Piece]:
-    """The blocks with some of the sorted row numbers; each number once, as blocks of two passes may overlap."""
+    """Yield blocks with some of the sorted row numbers, each number once, as blocks of two passes may overlap."""
     done = 0
     for (first, last), block in cache.blocks(rows.key):
         low, high = (np.searchsorted(numbers[done:], [first, last]) + done).tolist()

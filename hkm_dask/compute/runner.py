@@ -1,7 +1,7 @@
-"""Runs the tasks of a computation on threads of this process; see `cluster_runner` for the workers of a Dask cluster.
+"""Runner of tasks on threads of this process; `cluster_runner` has the one for the workers of a Dask cluster.
 
-A `Runner` offers two things, `map` and `map_reduce`, and behaves the same everywhere. Tasks are few, one per thread of
-every worker; each folds many blocks into one partial result, and a short tree combines the partials.
+A `Runner` has two main methods, `map` and `map_reduce`, and behaves the same everywhere. Tasks are few, one per thread
+of every worker; each folds many blocks into one partial result, and a shallow tree combines these.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ from hkm_dask.errors import ComputeError, StoreError
 if TYPE_CHECKING:
     from distributed import Client
 
-#: Floating-point operations one thread does while a round of tasks is handed out to threads (about 2 ms).
+#: Floating-point operations of a thread in the time that starting a round of tasks on threads takes (about 2 ms).
 _HAND_OVER_FLOPS = 4e7
-#: Floating-point operations one thread does while Dask hands out a round of tasks to processes (about 60 ms).
+#: Floating-point operations of a thread in the time that Dask needs for a round of tasks on processes (about 60 ms).
 _ROUND_TRIP_FLOPS = 2e9
-#: Rounds of tasks that a pass takes the time of, beyond which what one task for all passes saves of it is little.
+#: If a pass takes as long as this many rounds of tasks, running all passes in one task saves little.
 _ONE_HOST_ROUNDS = 32
-#: Bytes of rows beyond which a computation is never squeezed into one task.
+#: Most bytes of rows for which a computation may run as one task.
 _ONE_TASK_BYTES = 256 << 20
-#: Bytes of rows one task clusters on a device, of which it takes a small share: passes need several times as much.
+#: Bytes of rows that one task clusters on a device, a small share of its memory: passes need several times as much.
 _DEVICE_BATCH_BYTES, _BATCHES_ON_A_DEVICE = 512 << 20, 16
 
 
-#: Gets the number of pieces of work done so far, and of all.
+#: Gets the amount of work done so far, and the total.
 Report = Callable[[int, int], None]
 
 
@@ -68,22 +68,22 @@ def identity(value: Any) -> Any:
 
 
 def n_processors() -> int:
-    """Cores this process may use: those it is bound to, or as many as ``HKM_PROCESSORS`` says; see `device`.
+    """Return the cores available to this process by its affinity, or ``HKM_PROCESSORS``; see `device`.
 
-    Raises ComputeError where the variable is no integer from 1 on.
+    Raises ComputeError if the variable is not an integer >= 1.
     """
     text = os.environ.get("HKM_PROCESSORS")
     if text is None:
         return len(os.sched_getaffinity(0))
     if not text.isdigit() or not int(text):
-        raise ComputeError(f"HKM_PROCESSORS={text!r} should be an integer >= 1; unset it for all there are")
+        raise ComputeError(f"HKM_PROCESSORS={text!r} should be an integer >= 1; unset it to use all")
     return int(text)
 
 
 def run_task(task: Callable[[Any], Any], item: Any, memory_budget: int | None = None) -> Any:
-    """Run a task in this process, with its caches within `memory_budget`; run it again where device memory ran out.
+    """Run a task in this process with caches within `memory_budget`; runs it again if device memory ran out.
 
-    Raises ComputeError where it ran out and there was nothing to give up.
+    Raises ComputeError if it ran out and there was nothing left to drop.
     """
     if memory_budget is not None:
         limit_recent(memory_budget)
@@ -93,7 +93,7 @@ def run_task(task: Callable[[Any], Any], item: Any, memory_budget: int | None = 
             try:
                 return task(item)
             except Exception as error:
-                # A task may be repeated: what it remembers on the device can be lost.
+                # Repeating a task is safe: what it caches on the device can be lost.
                 if not ran_out(error):
                     raise
                 if not make_room():
@@ -103,14 +103,14 @@ def run_task(task: Callable[[Any], Any], item: Any, memory_budget: int | None = 
 
 
 class _Room:
-    """Memory that tasks of this process take in turn; one may always work."""
+    """Memory shared by tasks of this process, which wait for it; one task may always run."""
 
     def __init__(self) -> None:
         self._changed, self._taken = threading.Condition(), 0
 
     @contextmanager
     def taken(self, n_bytes: int, budget: int) -> Iterator[int]:
-        """Wait for so many bytes of a budget; gives the bytes that all hold then."""
+        """Wait until `n_bytes` of a budget are free; yields the bytes then taken by all tasks."""
         with self._changed:
             self._changed.wait_for(lambda: not self._taken or self._taken + n_bytes <= budget)
             self._taken += n_bytes
@@ -128,14 +128,14 @@ _room = _Room()
 
 @dataclass(frozen=True)
 class InTurn:
-    """Task: another one, when there is room for what it `takes` in `budget`; what is remembered of rows gives way."""
+    """Task: run another task once there is room for what it `takes` in `budget`, dropping cached rows if needed."""
 
     task: Callable[[Any], Any]
     takes: memory.StageBytes
     budget: int
 
     def __call__(self, item: Any) -> Any:
-        """Wait, and run it."""
+        """Wait, and run the task."""
         left = self.budget - self.takes.process
         with _room.taken(self.takes.task, left) as taken:
             host_cache.shrink(None, max(0, left - taken))
@@ -145,28 +145,28 @@ class InTurn:
 class Runner:
     """Runs tasks in this process, on Dask's threaded scheduler.
 
-    It has `n_threads`, by default the cores this process may use, which may hold `memory_limit` bytes, by default 60 %
-    of the machine's memory. What must not be held in memory is put in `work_dir`; a temporary one is made when needed.
+    `n_threads` is by default the number of available cores, and `memory_limit` (bytes) 60 % of the machine's memory.
+    Data that must not be held in memory is put in `work_dir`; a temporary folder is made when needed.
     """
 
     client: Client | None = None
-    #: Addresses of the Dask dashboard, and of the page about runs in it.
+    #: URLs of the Dask dashboard, and of its page about runs.
     dashboard: str | None = None
     page: str | None = None
     n_workers = 1
-    #: Tasks run in this process: what lies in its memory they have without a file.
+    #: Whether tasks run in this process, and so can use its memory without files.
     in_process = True
 
     def __init__(
         self, n_threads: int | None = None, memory_limit: int | None = None, work_dir: str | Path | None = None
     ) -> None:
-        #: Threads of all workers together; tasks on a device fill it, one at a time.
+        #: Threads of all workers together; on a device, tasks run one at a time.
         self.n_threads = n_threads or (1 if worker_device() == "cuda" else n_processors())
-        #: Bytes one worker may keep on its GPU, where workers compute on GPUs.
+        #: Bytes that a worker may keep on its GPU; None on CPUs.
         self.device_budget = device_budget() if worker_device() == "cuda" else None
-        #: Blocks one worker has in pinned memory on their way to its GPU.
+        #: Blocks of a worker in pinned memory, in transit to its GPU.
         self.n_staged = staging_blocks() if worker_device() == "cuda" else 0
-        #: Bytes one worker may hold above what it holds when idle.
+        #: Bytes that a worker may use above its idle size.
         self.memory_budget = memory.budget_within(memory_limit or int(memory.machine_memory() * 0.6))
         self._work_dir = Path(work_dir) if work_dir is not None else None
         self._owned: list[Location] = []
@@ -174,7 +174,7 @@ class Runner:
         self._token = uuid.uuid4().hex[:8]
         self._counter = itertools.count()
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- setup and cleanup ---------------------------------------------------------------------------------------------
     def close(self) -> None:
         """Stop the threads and remove the temporary folder."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -182,7 +182,7 @@ class Runner:
             if isinstance(folder, Path):
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
-            with suppress(StoreError):  # what led here must not be hidden
+            with suppress(StoreError):  # it must not hide an earlier error
                 folder.remove_tree()
 
     def __enter__(self) -> Runner:
@@ -191,10 +191,10 @@ class Runner:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    # -- places -------------------------------------------------------------------------------------------------------
+    # -- storage and capabilities --------------------------------------------------------------------------------------
     @property
     def work_dir(self) -> Path:
-        """Folder for intermediate files, seen by all workers."""
+        """Folder for intermediate files that all workers can access."""
         if self._work_dir is None:
             import dask
 
@@ -204,15 +204,15 @@ class Runner:
 
     @property
     def array_store(self) -> SharedArrayStore:
-        """Where arrays for many tasks are put."""
+        """Store for arrays that many tasks read."""
         return SharedArrayStore()
 
     def keeps_in_files(self, n_bytes: int) -> bool:
-        """Tell whether arrays that tasks hand to other tasks, of so many bytes together, are put in files."""
+        """Tell whether arrays passed between tasks, of this many bytes in all, are put in files."""
         return not self.in_process or n_bytes > min(memory.MAX_BLOCK_BYTES, self.memory_budget // 8)
 
     def scratch_store(self, n_bytes: int) -> SharedArrayStore:
-        """Where arrays are put that tasks hand to other tasks: in files, unless `n_bytes`, of them all, are few."""
+        """Return the store for arrays passed between tasks: in files, unless `n_bytes` (of all of them) are few."""
         if not self.keeps_in_files(n_bytes):
             return self.array_store
         self.work_dir.mkdir(parents=True, exist_ok=True)
@@ -223,18 +223,18 @@ class Runner:
         return nullcontext()
 
     def place(self, rows: Rows) -> Rows:
-        """Put rows of this process's memory where all workers can read them; return rows that are cheap to send."""
+        """Put rows in this process's memory where all workers can read them; returns rows that are cheap to send."""
         return rows
 
     def fits_in_memory(self, n_bytes: int, beside: memory.StageBytes | None = None) -> bool:
-        """Tell whether this process may hold so many bytes for its tasks to read, `beside` a stage if given."""
+        """Tell whether this process may hold `n_bytes` for its tasks to read, `beside` the memory of a stage."""
         left = self.memory_budget - host_cache.held - (0 if beside is None else beside.total())
         return self.in_process and n_bytes <= min(left, self.memory_budget // 4 - host_cache.held)
 
     def gathers_on_devices(self, some: SubsetRows, beside: memory.StageBytes | None = None) -> bool:
-        """Tell whether the workers' devices keep all rows of a table and some of them besides, to be gathered there.
+        """Tell whether workers' devices can hold a table and copies of some of its rows, to be gathered there.
 
-        The workers need host memory for the row numbers, `beside` what a stage takes.
+        Row numbers need host memory of the workers, `beside` that of a stage.
         """
         if self.device_budget is None:
             return False
@@ -245,27 +245,27 @@ class Runner:
 
     @property
     def scheduler(self) -> dict[str, Any]:
-        """Where Dask computes collections, as its functions take it: on the threads of this runner, or its workers."""
+        """Return keyword arguments with which Dask computes collections on this runner's threads or workers."""
         return {"scheduler": self.client or "threads", "num_workers": self.n_threads}
 
     def prepare(self, begin: Callable[[], None]) -> None:
-        """Have what every worker begins before its rows are read begin; nothing waits for it, nor need it succeed."""
+        """Start a preparation on every worker before its rows are read; nothing waits for it, and it may fail."""
         if self.device_budget is not None:
             begin()
 
     def least_ranges(self, n_clusters: int, n_features: int) -> int:
-        """Ranges into which clusters are shared out so that the workers' devices hold one; 1 where they have none."""
+        """Return the number of ranges of clusters for which workers' devices can hold one; 1 without devices."""
         return 1 if self.device_budget is None else ranges_on_device(n_clusters, n_features, self.device_budget)
 
     def make_room_for(self, stage: memory.StageBytes) -> None:
-        """Forget about rows what leaves no room for a stage of which this process makes everything itself."""
+        """Drop cached rows that leave too little memory for a stage that this process runs by itself."""
         host_cache.shrink(None, max(0, self.memory_budget - host_cache.held - stage.total()))
 
     def fits_one_task(self, flops: float, n_bytes: int, stage: memory.StageBytes) -> bool:
-        """Tell whether a computation is better sent to one worker than made in rounds of tasks.
+        """Tell whether a computation is better run as one task on a worker than in rounds of tasks.
 
-        One of its passes takes so many `flops`; the worker would hold `n_bytes` of rows, and what the stage takes. All
-        threads take a round of tasks a pass besides, those of one host do not.
+        One of its passes takes `flops`; the worker would hold `n_bytes` of rows, and the memory of the stage. All
+        threads together are faster but cost a round of tasks per pass; the threads of one host do not.
         """
         n_others = self.n_threads - self.n_threads_alone
         n_rounds = min(_ONE_HOST_ROUNDS, self.n_threads / n_others if n_others else _ONE_HOST_ROUNDS)
@@ -275,31 +275,31 @@ class Runner:
 
     @contextmanager
     def on_processors(self) -> Iterator[Runner]:
-        """A runner for what is work for processors: this one, or threads of this process where workers have GPUs."""
+        """Yield a runner for CPU work: this one, or threads of this process if the workers have GPUs."""
         if self.device_budget is None:
             yield self
             return
         with on_host(), Runner(n_threads=n_processors()) as runner:
             yield runner
 
-    # -- work ---------------------------------------------------------------------------------------------------------
+    # -- tasks ---------------------------------------------------------------------------------------------------------
     @property
     def threads_per_worker(self) -> int:
-        """Threads of one worker, of that which has the most."""
+        """Number of threads of the worker that has the most."""
         return max(1, self.n_threads // self.n_workers)
 
     @property
     def n_threads_alone(self) -> int:
-        """Threads that a task may use when it is the only one at work."""
+        """Number of threads that a task may use when no other task is running."""
         return self.threads_per_worker
 
     def split(
         self, rows: Rows, n_clusters: int, *, cuts: np.ndarray | None = None, stage: memory.StageBytes | None = None
     ) -> list[Part]:
-        """Cut rows into the parts a pass over `n_clusters` centroids is worth, and memory allows.
+        """Cut rows into as many parts as a pass over `n_clusters` centroids is worth, and memory allows.
 
-        `stage` is what the pass takes, an iteration of Lloyd by default; see `memory.plan_tasks` and
-        `partition.split_parts`. Raises ComputeError where not one task fits.
+        `stage` is the memory of the pass, by default that of a Lloyd iteration; see `memory.plan_tasks` and
+        `partition.split_parts`. Raises ComputeError if not even one task fits.
         """
         if stage is None:
             stage = memory.lloyd_stage(self.n_own(rows), n_clusters, rows.n_features)
@@ -315,7 +315,7 @@ class Runner:
         )  # fmt: skip
 
     def plan(self, rows: Rows, stage: memory.StageBytes) -> memory.TaskPlan | None:
-        """How a stage over some rows is run; None where not one task fits."""
+        """Plan how a stage over some rows runs; None if not even one task fits."""
         least_block, n_blocks, held = self.memory_of_blocks(rows)
         return memory.plan_tasks(
             stage, self.memory_budget - held - host_cache.held, self.threads_per_worker, least_block=least_block,
@@ -324,46 +324,46 @@ class Runner:
 
     @property
     def n_cuts(self) -> int:
-        """How often the shares that `split` cuts by have changed; parts of before still give the same bits."""
+        """How often the shares by which `split` cuts have changed; parts cut earlier still give the same bits."""
         return 0
 
     def _part_ends(self, n_parts: int) -> np.ndarray | None:
-        """Where parts end, as shares of the rows; None if they are alike."""
+        """Return the ends of parts as shares of the rows; None if parts have equal size."""
         return None
 
     def input_bytes(self, rows: Rows) -> int:
-        """Bytes that rows take with one task at work and nothing resident: their own, and its smallest blocks."""
+        """Return the bytes of rows with one task and nothing resident: their own, and their smallest blocks."""
         least_block, n_blocks, held = self.memory_of_blocks(rows)
         return held + n_blocks * max(least_block, memory.LEAST_BLOCK)
 
     def memory_of_blocks(self, rows: Rows) -> tuple[int, int, int]:
-        """Bytes of the least block of rows, how many a task has under way, and bytes that the rows themselves hold."""
+        """Return the bytes of the smallest block, the blocks in flight per task, and the bytes held by the rows."""
         least_block, n_blocks, held = memory_of_staging(rows, self.n_staged)
         return least_block, n_blocks, held if self.in_process else 0
 
     def n_own(self, rows: Rows) -> int:
-        """Count the rows that are one worker's."""
+        """Return the number of rows of one worker."""
         return -(-rows.n_rows // self.n_workers)
 
     def n_parts(self, flops: float, n_at_once: int | None = None) -> int:
-        """Count the tasks that a pass of so many `flops` is worth, `n_at_once` on each worker at most."""
+        """Return the number of tasks that a pass of `flops` is worth, at most `n_at_once` on each worker."""
         n_tasks = self._n_tasks(n_at_once or self.threads_per_worker)
         task_flops = _HAND_OVER_FLOPS if self.in_process else _ROUND_TRIP_FLOPS
         return int(max(1, min(n_tasks, flops / task_flops)))
 
     def _n_tasks(self, most: int) -> int:
-        """Count the tasks that all workers do at once, `most` of them on each."""
+        """Return the number of tasks that run at once, at most `most` on each worker."""
         return self.n_workers * min(self.threads_per_worker, most)
 
     def map(
         self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str,
         takes: memory.StageBytes | None = None, report: Report | None = None,
     ) -> list[Any]:  # fmt: skip
-        """Run `task`, which is picklable, on every item; results come in the order of the items.
+        """Run `task`, which must be picklable, on every item; results are in the order of the items.
 
-        The dashboard groups the tasks under `stage`, a purely alphabetic name; that of one pass of many goes on with
-        its number after a hyphen, as ``lloyd-iteration3`` does. Where it is told what they take, only as many of a
-        worker's work at once as its budget has room for. `report` gets the number of tasks done so far, and of all.
+        The dashboard groups tasks by `stage`, an alphabetic name; for one of many passes, a hyphen and a number follow,
+        as in ``lloyd-iteration3``. If `takes` is given, only as many tasks of a worker run at once as its budget
+        allows. `report` gets the number of finished tasks, and the total.
         """
         if takes is not None:
             task = InTurn(task, takes, self.memory_budget - host_cache.held)
@@ -386,29 +386,30 @@ class Runner:
         finish: Callable[[Any], Any] = identity,
         stage: str,
     ) -> Any:
-        """Run `task` on every item, `combine` the results in order, and return what `finish` makes of the outcome.
+        """Run `task` on every item, `combine` the results in order, and return the result of `finish`.
 
-        All are picklable; `combine` takes two results, must not change them, and should be associative.
+        All must be picklable; `combine` takes two results, must not modify them, and should be associative.
         """
         return run_task(finish, reduce(combine, self.map(task, items, stage=stage)))
 
     def call(self, task: Callable[..., Any], item: Any, *, stage: str, hear: Callable[..., None] | None = None) -> Any:
         """Run one task on some worker.
 
-        With `hear` the task gets a second argument, `tell`: `hear` is called with the plain values it is called with.
+        If `hear` is given, the task gets a second argument `tell`, and `hear` is called with the plain values it
+        passes.
         """
         return self.map(task if hear is None else partial(task, tell=hear), [item], stage=stage)[0]
 
     @property
     def batch_bytes(self) -> int:
-        """Bytes of rows that one task clusters by itself."""
+        """Return the bytes of rows that one task clusters by itself."""
         if self.device_budget is not None:
             return min(_DEVICE_BATCH_BYTES, self.device_budget // _BATCHES_ON_A_DEVICE)
         return memory.BATCH_BYTES
 
     def n_batches(self, n_bytes: int) -> int:
-        """Tasks to make of so many bytes of rows, each of which a task clusters by itself."""
-        # Several for every processor, or some of them would wait at the end; a device is better off with few.
+        """Return the number of tasks for this many bytes of rows, if each clusters its rows by itself."""
+        # Several per core, to balance the load; a device is better off with few.
         n_least = self.n_threads * (4 if self.device_budget is None else 1)
         return max(n_least, -(-n_bytes // max(self.batch_bytes, 1)))
 
@@ -417,7 +418,7 @@ class Runner:
 
 
 def _counted(task: Callable[[Any], Any], report: Report, n_tasks: int) -> Callable[[Any], Any]:
-    """A task of this process that reports how many of them are done, one report at a time."""
+    """Wrap a task of this process so that it reports how many are done, one report at a time."""
     done, lock = itertools.count(1), threading.Lock()
 
     def counted(item: Any) -> Any:
@@ -430,7 +431,7 @@ def _counted(task: Callable[[Any], Any], report: Report, n_tasks: int) -> Callab
 
 
 def runner_in_task(memory_budget: int, n_threads: int = 1) -> Runner:
-    """Runner for a task that does a whole computation within the budget of its worker, on so many of its threads.
+    """Return a runner for a task that does a whole computation within its worker's budget, on `n_threads` threads.
 
     >>> with runner_in_task(64 << 20) as runner:
     ...     runner.n_threads, runner.memory_budget >> 20

@@ -1,9 +1,9 @@
-"""Arrays that many tasks need: passed by reference inside a process, by file name between processes.
+"""Arrays shared by many tasks: by reference within a process, by file name between processes.
 
-Centroids may take hundreds of megabytes. They are neither copied into every task's arguments nor scattered, because
-killing the only holder of a scattered array fails the run; a file that the task which made it has renamed into place
-can be read by any worker and written again, with the same bytes, by a repeated task. Where workers share no folder but
-an object store, the files are objects there.
+Centroids may take hundreds of megabytes. They are not copied into every task's arguments, nor scattered, because losing
+the only worker that holds a scattered array fails the run; a file, renamed into place by the task that wrote it, can be
+read by any worker and rewritten, with the same bytes, by a repeated task. If workers share an object store but no
+folder, the files are objects.
 """
 
 from __future__ import annotations
@@ -27,50 +27,50 @@ from hkm_dask.data.npy import npy_pieces, read_npy, read_npy_rows
 from hkm_dask.data.objects import ObjectPath, each, location
 from hkm_dask.errors import StoreError
 
-#: Bytes of an array that are copied at once to be sent to an object store.
+#: Bytes of an array copied at once for upload to an object store.
 _PIECE_BYTES = 8 << 20
 
 _caches: weakref.WeakSet[RecentCache] = weakref.WeakSet()
 
 
 class RecentCache:
-    """Things made of shared arrays, each made once per process while it is in use.
+    """Cache of values derived from shared arrays, each made once per process while it is in use.
 
-    Those used longest ago go when all together take more than `limit` bytes, or `most_bytes` where that is less; the
-    `n_least` used last stay in any case, since a pass over many tiles asks for them again and again.
+    The least recently used are dropped when all together exceed `limit` bytes, or `most_bytes` if that is less; the
+    `n_least` used last always stay, since a pass over many tiles requests them again and again.
 
     >>> cache, shared = RecentCache(), SharedArray(array=np.ones(3))
     >>> cache.get("twice", (shared,), lambda: 2 * shared.get()) is cache.get("twice", (shared,), lambda: 1 / 0)
     True
     """
 
-    #: Bytes that each cache of this process may take; see `limit_recent`.
+    #: Size limit in bytes of each such cache; see `limit_recent`.
     limit = 256 << 20
 
     def __init__(self, n_least: int = 5, most_bytes: int | None = None) -> None:
         self._n_least, self._most_bytes = n_least, most_bytes
         self._entries: OrderedDict[Hashable, tuple[Any, tuple[np.ndarray | None, ...], int]] = OrderedDict()
-        #: Bytes that all entries take: counted as they come and go, as there may be thousands.
+        #: Bytes of all entries: updated incrementally, as there may be thousands.
         self.used = 0
         self._lock = threading.RLock()
         _caches.add(self)
 
     def get(self, key: Hashable, sources: tuple[SharedArray, ...], make: Callable[[], Any]) -> Any:
-        """Return what `make` makes of the shared arrays `sources`, made by the first thread that asks.
+        """Return the value that `make` derives from the shared arrays `sources`, made by the first thread that asks.
 
-        It has ``n_bytes`` or ``nbytes``.
+        It must have the attribute ``n_bytes`` or ``nbytes``.
         """
         arrays = tuple(source.array for source in sources)
         with self._lock:
             value, origins, _ = self._entries.get(key, (None, (), 0))
-            # The id of an array that is gone may be that of another one.
+            # The id of a deleted array may be reused by another one.
             if value is None or list(map(id, origins)) != list(map(id, arrays)):
                 self.drop(key)
-                self._forget_beyond(self._n_least - 1)  # before there is one more
+                self._forget_beyond(self._n_least - 1)  # makes space before there is one more
                 value = make()
                 n_bytes = getattr(value, "n_bytes", None)
                 n_bytes = int(value.nbytes if n_bytes is None else n_bytes)
-                self.drop(key)  # which `make` may have asked for, too
+                self.drop(key)  # `make` may have requested it too
                 self._entries[key] = value, arrays, n_bytes
                 self.used += n_bytes
             self._entries.move_to_end(key)
@@ -82,29 +82,29 @@ class RecentCache:
             self.drop(next(iter(self._entries)))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop everything."""
         with self._lock:
             self._entries.clear()
             self.used = 0
 
     def drop(self, key: Hashable) -> None:
-        """Forget one thing."""
+        """Drop one entry."""
         with self._lock:
             self.used -= self._entries.pop(key, (None, (), 0))[2]
 
 
 def limit_recent(memory_budget: int) -> None:
-    """Have each cache of this process take no more than an eighth of what it may hold."""
+    """Limit each such cache of this process to an eighth of its memory budget."""
     RecentCache.limit = memory_budget // 8
 
 
 def forget_recent() -> None:
-    """Empty the caches of this process, of which all can be made again."""
+    """Empty these caches of the process; all entries can be made again."""
     for cache in list(_caches):
         cache.clear()
 
 
-# A pass reads centroids, those before them, weights, and the basis for every tile.
+# A pass reads the centroids, the previous ones, the weights and the basis for every tile.
 _loaded = RecentCache(n_least=4)
 
 
@@ -112,18 +112,18 @@ _loaded = RecentCache(n_least=4)
 class SharedArray:
     """A handle on an array: the array itself, or the file that holds it."""
 
-    path: str | None = None  # an `.npy` file that every worker sees, or the URL of one
-    array: np.ndarray | None = field(default=None, repr=False)  # the array, where there is but one process
+    path: str | None = None  # path or URL of a `.npy` file that every worker can access
+    array: np.ndarray | None = field(default=None, repr=False)  # the array, if there is only one process
 
     @property
     def name(self) -> object:
-        """Tells this array from others that are alive."""
+        """Identity of this array among those in use."""
         return self.path or id(self.array)
 
     def get(self) -> np.ndarray:
-        """Return the array, not to be written to, and read at most once per process while it is in use.
+        """Return the array, read-only; it is read at most once per process while it is in use.
 
-        Raises StoreError where this process cannot read the file.
+        Raises StoreError if this process cannot read the file.
         """
         if self.array is not None:
             return self.array
@@ -140,7 +140,7 @@ class SharedArray:
             ) from error
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows `start` up to `stop`, without reading the others.
+        """Read rows ``start:stop`` only.
 
         >>> SharedArray(array=np.array([7, 8, 9])).read(1, 3)
         array([8, 9])
@@ -150,7 +150,7 @@ class SharedArray:
         return read_npy_rows(location(str(self.path)), start, stop)
 
     def delete(self) -> None:
-        """Remove the file, if there is one."""
+        """Delete the file, if there is one."""
         if self.path is not None:
             location(self.path).unlink(missing_ok=True)
             _loaded.drop(self.path)
@@ -158,12 +158,12 @@ class SharedArray:
 
 @dataclass(frozen=True)
 class SharedArrayStore:
-    """Where shared arrays are put: a folder all workers see, or nowhere when there is but one process."""
+    """A place for shared arrays: a folder all workers can access, or the memory of a single process."""
 
-    folder: str | None = None  # a folder every worker sees, or a URL; None keeps arrays where they are
+    folder: str | None = None  # a path or URL every worker can access; None keeps arrays in memory
 
     def put(self, name: str, array: np.ndarray) -> SharedArray:
-        """Share an array under the name of its file, without suffix; a name is only ever given the same contents.
+        """Share an array under a file name without suffix; a name always has the same contents.
 
         >>> SharedArrayStore().put("zeros", np.zeros(2)).get()
         array([0., 0.])
@@ -190,9 +190,9 @@ class SharedArrayStore:
 
     @contextmanager
     def lent(self, name: str, array: np.ndarray | None) -> Iterator[Any]:
-        """Share an array, if there is one, under a new name that begins so, while the context is open; None is None.
+        """Share an array under a new name with this prefix, while the context is open; None stays None.
 
-        After a failure it stays, for what removes the whole store to remove.
+        After a failure it is left to whatever deletes the whole store.
 
         >>> with SharedArrayStore().lent("zeros", np.zeros(2)) as shared:
         ...     shared.get()
@@ -205,17 +205,17 @@ class SharedArrayStore:
 
     @property
     def is_remote(self) -> bool:
-        """Whether arrays are objects, which are written whole."""
+        """Whether arrays are objects, which can only be written as a whole."""
         return self.folder is not None and isinstance(location(self.folder), ObjectPath)
 
     def series(self, name: str, arrays: Sequence[SharedArray]) -> SharedSeries:
-        """The arrays that were put under a name, a hyphen and their number from 0."""
+        """Return a handle on arrays named by a prefix, a hyphen and a number from 0."""
         return SharedSeries(tuple(arrays), None if self.folder is None else f"{self.folder}/{name}", len(arrays))
 
 
 @dataclass(frozen=True)
 class SharedSeries:
-    """Shared arrays of numbered names, in a few bytes however many there are; see `SharedArrayStore.series`."""
+    """Numbered shared arrays, in a few bytes however many there are; see `SharedArrayStore.series`."""
 
     arrays: tuple[SharedArray, ...] = field(repr=False)
     prefix: str | None
@@ -228,18 +228,18 @@ class SharedSeries:
         return self.arrays[number] if self.prefix is None else SharedArray(path=f"{self.prefix}-{number}.npy")
 
     def read(self, spans: Iterable[tuple[int, int, int]]) -> list[np.ndarray]:
-        """Rows of some of the arrays: spans have the number of one, the first row, and one past the last."""
+        """Read rows of some of the arrays; a span is an array's number, the first row and one past the last row."""
         place = location(self.prefix or ".")
         return each(lambda span: self[span[0]].read(*span[1:]), spans, place)
 
     def delete(self) -> None:
-        """Remove their files, if there are any."""
+        """Delete the files, if there are any."""
         each(lambda number: self[number].delete(), range(self.n_arrays), location(self.prefix or "."))
 
 
 @dataclass(frozen=True)
 class SharedPieces:
-    """Rows of shared arrays, one array after the other; `offsets` are where each begins, and the number of all rows.
+    """Concatenated rows of shared arrays; `offsets` are the first row of each, and the number of all rows.
 
     >>> store = SharedArrayStore()
     >>> arrays = [store.put(f"a-{i}", np.arange(3 * i, 3 * i + 3)) for i in range(2)]
@@ -253,19 +253,19 @@ class SharedPieces:
 
     @property
     def n_rows(self) -> int:
-        """Rows of all arrays."""
+        """Number of rows of all arrays."""
         return self.offsets[-1]
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows `start` up to `stop`, all by default, without reading the others."""
+        """Read rows ``start:stop`` only, by default all."""
         offsets, last = np.array(self.offsets), self.n_rows if stop is None else stop
         some = self.series.read(layout.spans(offsets, start, last))
         return np.concatenate(some) if some else self.series[0].read(0, 0)
 
     def position(self, value: int) -> int:
-        """Where the first value stands that is `value` or more, of numbers that rise."""
+        """Return the position of the first value >= `value`, if values are sorted."""
         return bisect_left(range(self.n_rows), value, key=lambda place: int(self.read(place, place + 1)[0]))
 
     def delete(self) -> None:
-        """Remove the files, if there are any."""
+        """Delete the files, if there are any."""
         self.series.delete()

@@ -1,10 +1,10 @@
-"""Blocks of rows on a GPU: resident as far as the memory budget goes, the rest streamed through pinned memory.
+"""Blocks of rows on a GPU: resident as far as the budget allows, the others streamed through pinned memory.
 
-Threads read the next few blocks into pinned buffers, and each is copied, on a stream of its own, into one of two
-buffers on the device while kernels work on the block before. Blocks that found room on the device stay for the whole
-run; those that did not come last in every pass, so that their reading begins while resident ones are worked on. They
-stay in host memory, if there is room: pinned, as the device takes them, so that they are sent from where they lie.
-Arrays in memory are nobody's to pin: they pass through the buffers every time.
+Threads read the next few blocks into pinned buffers; each is copied, on a separate stream, into one of two device
+buffers while kernels process the block before. Blocks that found room on the device stay for the whole run; the others
+come last in every pass, so that reading them starts while resident ones are processed. If host memory suffices, these
+stay there, pinned, so that they can be uploaded directly. Arrays in memory are not pinned, as others own them, and pass
+through the buffers every time.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import ComputeError
 
-#: Bytes on the device of a row's label, distance, norms and some more, that are kept from pass to pass.
+#: Bytes on the device per row for label, distance, norms and some more that are cached from pass to pass.
 DEVICE_REMEMBERED_BYTES = 48
-#: Share of the device budget for rows and what is remembered; passes need the rest.
+#: Share of the device budget for rows and cached data; temporary arrays of passes need the rest.
 RESIDENT_SHARE = 0.75
-#: Bytes beyond which this process has run out of device memory before.
+#: Resident bytes at which this process has run out of device memory before.
 _most_resident: int | None = None
 
 
 def resident_budget() -> int:
-    """Bytes the process may keep on its device from pass to pass."""
+    """Return the bytes that the process may keep on its device from pass to pass."""
     allowed = int(RESIDENT_SHARE * device_budget())
     return allowed if _most_resident is None else min(allowed, _most_resident)
 
 
 def ran_out(error: BaseException) -> bool:
-    """Tell whether an error says that device memory ran out.
+    """Tell whether an error means that device memory ran out.
 
-    CuPy's pool raises an error of its own. RMM's raises a plain MemoryError, with the text of the C++ exception that a
-    host allocation raises, too, but that RMM adds to.
+    CuPy's pool raises its own error. RMM's raises a plain MemoryError with the text of the C++ exception that host
+    allocations raise as well, but with an addition.
 
     >>> ran_out(MemoryError("std::bad_alloc: out_of_memory: RMM failure: Maximum pool size exceeded"))
     True
@@ -58,7 +58,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 def make_room() -> bool:
-    """Give up what is resident, and keep half as much from now on; tell whether there was anything to give up."""
+    """Drop resident data, and halve the limit from now on; tells whether there was anything to drop."""
     import cupy
 
     global _most_resident
@@ -72,9 +72,9 @@ def make_room() -> bool:
 
 
 def staging_blocks() -> int:
-    """Blocks in pinned memory at once, on their way to the device: ``HKM_STAGING_BLOCKS``, 4 by default.
+    """Return the number of blocks in pinned memory in transit to the device: ``HKM_STAGING_BLOCKS``, 4 by default.
 
-    Raises ComputeError where the variable is no integer from 2 on.
+    Raises ComputeError if the variable is not an integer >= 2.
     """
     text = os.environ.get("HKM_STAGING_BLOCKS", "4")
     if not text.isdigit() or int(text) < 2:
@@ -83,12 +83,12 @@ def staging_blocks() -> int:
 
 
 class _Buffer:
-    """Memory that blocks pass through, pinned or on the device, and what has to be over before it is written again."""
+    """A buffer that blocks pass through, pinned or on the device, and the event after which it may be overwritten."""
 
     def __init__(self, make: Callable[[int], Any]) -> None:
         self._make = make
         self._memory: Any = None
-        self.busy: Any = None  # event: the last block is copied from it, or worked on
+        self.busy: Any = None  # event: the last block has been copied or processed
 
     def view(self, shape: tuple[int, int], dtype: np.dtype) -> Any:
         n_bytes = shape[0] * shape[1] * dtype.itemsize
@@ -98,7 +98,7 @@ class _Buffer:
 
 
 class _Staging:
-    """The way of blocks to the device, kept by a thread from pass to pass: pinned memory is dear to make."""
+    """The pipeline of blocks to the device, kept by a thread from pass to pass, as pinning memory is slow."""
 
     def __init__(self) -> None:
         import cupy
@@ -110,7 +110,7 @@ class _Staging:
         self.sending: list[tuple[Any, Any]] = []
 
     def read(self, part: Part, pair: tuple[int, int], number: int, keep: bool) -> Any:
-        """Bring a block to pinned memory: to stay there, if the device has no room for it, or to a buffer."""
+        """Read a block into pinned memory: to stay there if the device has no room for it, otherwise into a buffer."""
         rows, dtype = part.rows, device_dtype(part.rows.dtype)
         shape, key = (pair[1] - pair[0], rows.n_features), ("pinned", *pair)
         pinned = host_cache.get(rows.key, key)
@@ -122,7 +122,7 @@ class _Staging:
             pinned = _pinned_array(shape, dtype)
         if pinned is not None:
             _read_as(rows, pair, pinned)
-            host_cache.remove(rows.key, pair)  # it need not lie there twice
+            host_cache.remove(rows.key, pair)  # not needed twice
             host_cache.put(rows.key, key, pinned, n_bytes, part.budget)
             return pinned
         buffer = self.pinned[number % len(self.pinned)]
@@ -133,25 +133,25 @@ class _Staging:
         return pinned
 
     def upload(self, pinned: Future[Any], number: int, keep: bool, compute: Any) -> Any:
-        """Start copying a block, to memory of its own if it is to be kept."""
+        """Start copying a block, into newly allocated memory if it is to be kept."""
         import cupy
 
         host = pinned.result()
-        with compute:  # a thread's current stream is its own
+        with compute:  # the current stream is per thread
             buffer = self.device[number % 2]
             block = cupy.empty(host.shape, host.dtype) if keep else buffer.view(host.shape, host.dtype)
-            # Memory that the pool gives out may still be read by kernels that were queued before.
+            # Memory from the pool may still be in use by kernels queued earlier.
             self.stream.wait_event(compute.record() if keep or buffer.busy is None else buffer.busy)
         block.set(host, stream=self.stream)
         event = self.stream.record()
         self.pinned[number % len(self.pinned)].busy = event
-        # Nor may a block that is forgotten meanwhile go before it is sent.
+        # A block dropped meanwhile must stay alive until it has been sent.
         self.sending = [*((event, host) for event, host in self.sending if not event.done), (event, host)]
         return block, event
 
 
 def _read_as(rows: Rows, pair: tuple[int, int], out: Any) -> None:
-    """Read a block into an array of the device's type, from what this process remembers if it does."""
+    """Read a block into an array of the device's dtype, from the cache if it is there."""
     host = host_cache.get(rows.key, pair)
     if host is None and out.dtype == rows.dtype:
         rows.read(*pair, out)
@@ -160,9 +160,9 @@ def _read_as(rows: Rows, pair: tuple[int, int], out: Any) -> None:
 
 
 def _pinned_array(shape: tuple[int, int], dtype: np.dtype) -> Any | None:
-    """An array in pinned memory of its own, given back with it; None where the system pins no more.
+    """Allocate a separate array in pinned memory, freed with the array; None if the system pins no more.
 
-    CuPy's pool of pinned memory would keep what is given back.
+    CuPy's pool of pinned memory would retain it.
     """
     from cupy.cuda import PinnedMemory, PinnedMemoryPointer, runtime
 
@@ -187,21 +187,21 @@ def _staging() -> _Staging:
 
 
 def device_dtype(dtype: np.dtype) -> np.dtype:
-    """Type on the device of rows that are stored in `dtype`: kernels take float16 and float32."""
+    """Return the dtype on the device of rows stored in `dtype`: kernels take float16 and float32."""
     return dtype if dtype == np.float16 else np.dtype(np.float32)
 
 
 def device_row_bytes(rows: Rows) -> int:
-    """Bytes on the device of a row, of its copy in 16 bits where it is stored in more, and of what is kept about it."""
+    """Return the bytes per row on the device, with its 16-bit copy if stored in more bits, and its cached data."""
     n_bytes = device_dtype(rows.dtype).itemsize
     return rows.n_features * (n_bytes if n_bytes == 2 else n_bytes + 2) + DEVICE_REMEMBERED_BYTES
 
 
 def memory_of_blocks(rows: Rows) -> tuple[int, int, int]:
-    """Bytes of a storage chunk of rows, how many blocks a task has under way, and bytes the rows themselves hold.
+    """Return the bytes of a storage chunk of rows, the blocks in flight per task, and the bytes held by the rows.
 
-    Those are row numbers, unless they are read from a file. Rows of other rows are read, and then made or chosen,
-    before they are put where a block is kept.
+    The latter are row numbers, unless these are read from a file. Derived rows are first read, and then computed or
+    selected, before they are put in a resident block.
 
     >>> rows = ArrayRows(np.zeros((9, 2)))
     >>> memory_of_blocks(rows), memory_of_blocks(SubsetRows(rows, np.arange(4)))
@@ -220,9 +220,9 @@ def memory_of_blocks(rows: Rows) -> tuple[int, int, int]:
 
 
 def memory_of_staging(rows: Rows, n_staged: int) -> tuple[int, int, int]:
-    """Do as `memory_of_blocks`, where `n_staged` blocks are in pinned memory on their way to a device, if any.
+    """Return the same as `memory_of_blocks` with `n_staged` blocks in pinned memory in transit to a device, if any.
 
-    All but one of those are read at once; what is read as it is lies nowhere else.
+    All but one of those are read at once; rows that are read unchanged need no other memory.
 
     >>> memory_of_staging(SubsetRows(ArrayRows(np.zeros((9, 2))), np.arange(4)), 4)
     (16, 7, 32)
@@ -238,15 +238,14 @@ def memory_of_staging(rows: Rows, n_staged: int) -> tuple[int, int, int]:
 def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
     """Yield ``(first row, rows)`` for every block of a part, on the device; see `block_cache.iter_blocks`.
 
-    A block is float16 or float32. Blocks do not come in the order of the rows; some rows of a table that is on the
-    device are gathered there. Raises ComputeError where the environment asks for a budget or a number of buffers that
-    makes no sense.
+    A block is float16 or float32. Blocks are not in the order of the rows; rows selected from a table that is resident
+    on the device are gathered there. Raises ComputeError for an invalid budget or number of buffers in the environment.
     """
     import cupy
 
     rows, pairs = part.rows, list(itertools.pairwise(part.bounds))
     dtype = device_dtype(rows.dtype)
-    # What passes remember about the rows saves more than the rows themselves: that room is kept free.
+    # Caching the state of passes saves more than caching rows, so space for it is reserved.
     budget = part.budget_beside(DEVICE_REMEMBERED_BYTES, resident_budget())
     resident = [pair for pair in pairs if device_cache.get(rows.key, pair) is not None or can_gather(rows, *pair)]
     missing = sorted(set(pairs).difference(resident))
@@ -274,12 +273,12 @@ def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
                 block = device_cache.get(rows.key, pair)
                 if block is None:
                     block = gather_on_device(rows, *pair)
-                    if block is None:  # dropped by another thread since we looked
+                    if block is None:  # dropped by another thread in the meantime
                         block = cupy.asarray(np.ascontiguousarray(rows.read(*pair), dtype))
                     device_cache.put(rows.key, pair, block, block.nbytes, budget)
                 yield pair[0], block
             for number, pair in enumerate(missing):
-                # The buffers these write to held the block before this one, of which kernels have been queued.
+                # The buffers this overwrites held the previous block, whose kernels are already queued.
                 start_reading(number + n_reads)
                 start_uploading(number + 1)
                 block, copied = uploads.pop(number).result()
@@ -290,6 +289,6 @@ def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
                 if not keep[number]:
                     staging.device[number % 2].busy = compute.record()
     finally:
-        # A pass that fails leaves copies under way, into memory that the pool would give to others.
+        # A failed pass leaves copies in flight, into memory that the pool would hand out again.
         staging.stream.synchronize()
         staging.sending.clear()

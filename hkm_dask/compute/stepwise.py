@@ -1,7 +1,7 @@
-"""Computations that ask for passes over rows and leave it to others to make them, and what a pass gives.
+"""Computations as generators that request passes over rows, so that the caller decides how to run these.
 
-A k-means, its seeding and Lloyd's iteration are generators of passes. Whoever runs one of them makes its passes with a
-`Runner`; whoever runs thousands of small ones makes the next passes of all of them at once.
+A k-means, its seeding and Lloyd's iteration are such generators. To run a single one, a `Runner` makes its passes; to
+run thousands of small ones, the next passes of all of them are made at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class MapReduce:
-    """A map-reduce over the parts of some rows; see `Runner.map_reduce`."""
+    """A requested map-reduce over the parts of some rows; see `Runner.map_reduce`."""
 
     task: Callable[[Part], Any]
     parts: Sequence[Part]
@@ -34,7 +34,7 @@ Steps = Generator[MapReduce, Any, T]
 
 
 class stepwise(Generic[P, T]):
-    """A function made of a generator of passes: called, it makes them with its argument `runner`.
+    """Decorator that makes a function of a generator of passes: a call runs them with its argument `runner`.
 
     The generator has a keyword argument ``runner``, yields passes, is sent the result of each, and returns the outcome.
 
@@ -59,7 +59,7 @@ class stepwise(Generic[P, T]):
         functools.update_wrapper(self, steps)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Make the passes one after the other."""
+        """Run all passes, one after another."""
         runner: Any = kwargs["runner"]
         result = None
         with closing(self.steps(*args, **kwargs)) as steps:
@@ -75,9 +75,9 @@ class stepwise(Generic[P, T]):
 
 
 class Outcome:
-    """Base of dataclasses of arrays that go from task to task: it tells Dask what they weigh.
+    """Base class of dataclasses of arrays that are passed between tasks: it reports their size to Dask.
 
-    Dask combines results where the heaviest of them lie, and counts what workers hold, by their size in bytes.
+    Dask combines results where the largest of them are, and accounts for workers' memory, by size in bytes.
 
     >>> import numpy as np
     >>> @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Threads within tasks: BLAS at one while tasks run, which fill the cores themselves; and work that idle ones join."""
+"""Threads within tasks: BLAS is limited to one thread while tasks run, and idle threads join shared work."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any, TypeVar
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _lock = threading.Lock()
-_n_at_work = 0  # threads that do some work which is shared out
+_n_at_work = 0  # threads busy with shared work
 
 
 class _SingleThreadedBlas:
-    """Keeps BLAS at one thread while any task runs here: the tasks themselves fill the cores."""
+    """Limits BLAS to one thread while any task runs in this process, as the tasks themselves use all cores."""
 
     def __init__(self) -> None:
-        self._lock, self._depth = threading.Lock(), 0  # tasks at work
-        self._limited: list[tuple[Any, int]] = []  # libraries, and how many threads each had
+        self._lock, self._depth = threading.Lock(), 0  # number of running tasks
+        self._limited: list[tuple[Any, int]] = []  # libraries, with the number of threads each had
 
     @property
     def n_tasks(self) -> int:
-        """How many tasks are at work in this process."""
+        """Number of tasks running in this process."""
         return self._depth
 
     @contextmanager
@@ -45,7 +45,7 @@ class _SingleThreadedBlas:
 
 @cache
 def _libraries() -> list[Any]:
-    """The BLAS libraries of this process; looking for them takes milliseconds."""
+    """Return the BLAS libraries of this process; cached, as finding them takes milliseconds."""
     from threadpoolctl import ThreadpoolController
 
     libraries: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
@@ -54,22 +54,23 @@ def _libraries() -> list[Any]:
 
 def _set_threads(counts: list[tuple[Any, int]]) -> None:
     for library, n in counts:
-        # Recent threadpoolctl heeds but the first thread that set a limit; here the last to leave may be another one.
+        # Recent versions of threadpoolctl obey only the first thread that set a limit, but another one may be the last
+        # to leave.
         clear = getattr(library, "clear_controlling_thread", None)
         if clear is not None:
             clear(force=True)
         library.set_num_threads(n)
 
 
-#: The one of this process: a context for as long as a task runs.
+#: The instance of this process, a context to be entered while a task runs.
 single_threaded_blas = _SingleThreadedBlas()
 
 
 def share_out(work: Callable[[_Item], _Result], items: Sequence[_Item], n_threads: int) -> list[_Result]:
-    """Do some work on every item, with as many threads as all that share out work leave of `n_threads`.
+    """Apply `work` to every item, with up to `n_threads` threads, minus those already busy with shared work.
 
-    Tasks side by side may each call it: a thread that one of them no longer needs joins another. The work releases the
-    interpreter's lock; what it gives comes in the order of the items.
+    Concurrent tasks may each call it: a thread no longer needed by one of them joins another. `work` must release the
+    GIL; results are in the order of the items.
 
     >>> share_out(abs, [-1, 2, -3], n_threads=2)
     [1, 2, 3]
@@ -103,7 +104,7 @@ def share_out(work: Callable[[_Item], _Result], items: Sequence[_Item], n_thread
 
 
 def _join(n_threads: int | None) -> bool:
-    """Count a thread among those at work, unless they are so many; tell whether it was counted."""
+    """Count a thread as busy unless the limit is reached; tells whether it was counted."""
     global _n_at_work
     with _lock:
         joins = n_threads is None or _n_at_work < n_threads

@@ -1,4 +1,4 @@
-"""One run's configuration."""
+"""The configuration of a run."""
 
 from hkm_dask.config.models import Config, Level
 

@@ -1,4 +1,4 @@
-"""The models of a configuration: frozen, from YAML or flags, with every problem reported at once."""
+"""The configuration models: frozen, built from YAML or flags, and reporting every problem at once."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from hkm_dask.errors import InputError
 from hkm_dask.untrusted import parse_json
 
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)?")
-#: Levels of a hierarchy; the paper has four at most.
+#: Maximum number of levels of a hierarchy; the paper has at most four.
 MAX_LEVELS = 64
-#: Samples to a cluster of each level that balance best, up to so many samples; and those of the paper beyond.
+#: Samples per cluster of each level that balance best, for pools up to this size, and those of the paper beyond.
 _ADVISED_PER_CLUSTER = (5, 10, 30)
 _ADVISED_UP_TO = 10**6
 _PAPER_PER_CLUSTER = (75, 1500, 15_000, 75_000)
 
 
 def _as_number(value: Any) -> Any:
-    """Give text like ``1e-4``, which PyYAML leaves a string, and whole numbers of other types as plain numbers."""
+    """Convert text like ``1e-4``, which PyYAML leaves a string, and integral values of other types to plain numbers."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        with suppress(ValueError):  # as of 1__0
+        with suppress(ValueError):  # e.g. for 1__0
             value = float(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     try:
-        return value if isinstance(value, bool) else operator.index(value)  # `yes` for a count is a slip
+        return value if isinstance(value, bool) else operator.index(value)  # `yes` for a count is a mistake
     except TypeError:
         return value
 
@@ -45,7 +45,7 @@ def _whole(minimum: int, maximum: int = 2**31 - 1) -> Any:
     return Field(strict=True, ge=minimum, le=maximum, description=f"a whole number >= {minimum}")
 
 
-# Labels are stored as int32, and random numbers are keyed by a 64-bit seed.
+# Labels are stored as int32, and random numbers have a 64-bit seed as key.
 _Positive = Annotated[int, BeforeValidator(_as_number), _whole(1)]
 _Count = Annotated[int, BeforeValidator(_as_number), _whole(0)]
 _Seed = Annotated[int, BeforeValidator(_as_number), _whole(0, 2**63 - 1)]
@@ -53,7 +53,7 @@ _Path = Annotated[
     str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value), Field(min_length=1)
 ]
 
-# The rules of the other settings, and what to do where they are broken.
+# The rules of the other settings, each with the remedy if it is broken.
 _RESAMPLE_SIZE = (
     "auto or a whole number >= 1; use auto for half the mean cluster size, or n_resamples: 0 for no resampling"
 )
@@ -66,7 +66,7 @@ _LEVELS = (
 
 
 class _Model(BaseModel):
-    """A frozen model that reports every problem in the house form."""
+    """A frozen model that reports all problems in one `InputError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,26 +80,26 @@ class _Model(BaseModel):
 
 
 class Level(_Model):
-    """How one level clusters what lies below it.
+    """How one level clusters the level below it.
 
     Attributes
     ----------
     n_clusters : int
-        k of the level's first k-means.
+        Number of clusters (k) of the level's first k-means.
     n_splits : int, default=1
-        Where above 1, each of the clusters is split into this many by a small k-means of its own.
+        If above 1, each cluster is split into this many by a small k-means.
     n_resamples : int, default=10
-        m, the resampling-clustering steps after the first k-means (arXiv:2405.15613 §3.2).
+        Number of resampling-clustering steps (m) after the first k-means (arXiv:2405.15613 §3.2).
     resample_size : int or "auto", default="auto"
-        r, the members taken from each cluster; ``auto`` is half the mean cluster size, at least 2.
+        Number of members taken from each cluster (r); ``auto`` is half the mean cluster size, at least 2.
     resample_strategy : {"closest", "random"}, default="closest"
-        Which members are taken.
+        Which members of a cluster are taken.
     init : {"coreset", "k-means++", "k-means||", "random"}, default="coreset"
-        The seeding.
+        The seeding method.
     max_iter : int, default=50
-        The cap on Lloyd iterations.
+        Maximum number of Lloyd iterations.
     tol : float, default=1e-4
-        Stop when an iteration lowers the inertia by less than this share of it.
+        Stop when an iteration lowers the inertia by less than this fraction of it.
 
     Examples
     --------
@@ -123,36 +123,36 @@ class Level(_Model):
 
     @property
     def n_centroids(self) -> int:
-        """Clusters the level ends with: ``n_clusters * n_splits``."""
+        """Number of clusters after splitting: ``n_clusters * n_splits``."""
         return self.n_clusters * self.n_splits
 
 
 class Config(_Model):
-    """One run's configuration.
+    """The configuration of a run.
 
     Attributes
     ----------
     seed : int, default=0
-        Keys every random number of the run.
+        Key of all random numbers of the run.
     metric : {"l2", "cosine"}, default="l2"
-        The distance.
+        The distance metric.
     dtype : {"float32", "float64", "float16", "bfloat16", "tf32"}, default="float32"
-        Precision in which a GPU scores centroids; labels are exact in all of them, and measured in float64 wherever
-        scores leave them open. "float32" takes 16 bits where these are measured to be faster, the others are what they
-        say. On CPUs it changes nothing.
+        Precision in which a GPU scores centroids. Labels are exact with all of them, as float64 distances decide
+        wherever scores are not conclusive. "float32" uses 16 bits where these are measured to be faster; the others are
+        used as named. CPUs ignore this setting.
     subset : str or None, default=None
-        A file of the pool rows to cluster: an ``.npy``, or the column ``row`` of a ``.parquet`` or ``.csv``, as
-        `sample` and `dedup` write them; None clusters all rows.
+        File of the pool rows to cluster: an ``.npy``, or the column ``row`` of a ``.parquet`` or ``.csv``, as `sample`
+        and `dedup` write them; None clusters all rows.
     fit_sample : int or None, default=None
-        Fit on so many rows, taken uniformly at random by `seed`, and give all rows their nearest cluster of level 1
-        afterwards; None fits on all of them.
+        Fit on this many rows, drawn uniformly at random by `seed`, and then assign all rows to their nearest cluster of
+        level 1; None fits on all rows.
     levels : tuple of Level
-        Level 1, which clusters the samples, first.
+        The levels, starting with level 1, which clusters the samples.
 
     Raises
     ------
     InputError
-        With one line per problem; names of levels count from 1, as in ``levels.1.n_clusters``.
+        With one line per problem; level numbers start at 1, as in ``levels.1.n_clusters``.
 
     Examples
     --------
@@ -175,7 +175,7 @@ class Config(_Model):
 
     def __init__(self, **settings: Any) -> None:
         levels = settings.get("levels")
-        # Before each of them is looked at.
+        # Before each level is validated.
         if isinstance(levels, list | tuple) and len(levels) > MAX_LEVELS:
             raise InputError(f"levels={len(levels)} levels should be at most {MAX_LEVELS}; leave some out")
         super().__init__(**settings)
@@ -210,18 +210,18 @@ class Config(_Model):
         fit_sample: int | None = None,
         **per_level: object,
     ) -> Self:
-        """Build a configuration from one number of clusters per level, and a few settings.
+        """Build a configuration from the number of clusters of each level and a few settings.
 
         Parameters
         ----------
         n_clusters : sequence of int
             k of every level, level 1 first.
         overrides : sequence of str, optional
-            Settings that come last, like ``"levels.1.max_iter=20"``.
+            Settings that take precedence, like ``"levels.1.max_iter=20"``.
         seed, metric, dtype, subset, fit_sample : optional
             As in `Config`; None keeps the default.
         **per_level : scalar or sequence
-            Any setting of `Level`, for all levels or as a list with one value per level; None keeps the default.
+            Any setting of `Level`: one value for all levels, or a sequence of one per level; None keeps the default.
 
         Examples
         --------
@@ -247,19 +247,18 @@ class Config(_Model):
 
     @classmethod
     def advised(cls, n_samples: int, **settings: Any) -> Self:
-        """Choose the numbers of clusters by the number of samples, as docs/method.md#how-many-clusters says.
+        """Choose the numbers of clusters by the number of samples, as described in docs/method.md#how-many-clusters.
 
-        Up to a million samples there are 5, 10 and 30 to a cluster of levels 1, 2 and 3, and one resampling of two
-        members at each. Beyond, what balances best can no longer be afforded, and there are 75 to a cluster of level 1,
-        and 20, 10 and 5 clusters to a cluster above, as in arXiv:2405.15613, with ten resamplings of the levels above
-        the first.
+        Up to a million samples, levels 1, 2 and 3 have 5, 10 and 30 samples per cluster, and one resampling of two
+        members each. Beyond, the best balance is not affordable: level 1 has 75 samples per cluster, the levels above
+        20, 10 and 5 clusters per cluster and ten resamplings, as in arXiv:2405.15613.
 
         Parameters
         ----------
         n_samples : int
-            Those that are clustered.
+            Number of samples to cluster.
         **settings
-            Of `from_flags`; what they say comes before the advice.
+            Arguments of `from_flags`, which take precedence over the advice.
 
         Examples
         --------
@@ -278,24 +277,24 @@ class Config(_Model):
 
     @staticmethod
     def reason_of_advice(n_samples: int) -> str:
-        """Say in a sentence why `advised` chooses what it does for so many samples.
+        """Explain in one sentence the choice of `advised` for this many samples.
 
         >>> Config.reason_of_advice(60_000)
-        'Why: 5, 10 and 30 rows to a cluster, level by level, balanced labeled nouns best'
+        'Why: 5, 10 and 30 rows per cluster, from level 1 up, balanced labeled nouns best'
         """
         if n_samples <= _ADVISED_UP_TO:
             *first, last = map(str, _ADVISED_PER_CLUSTER)
             per_cluster = f"{', '.join(first)} and {last}"
-            return f"Why: {per_cluster} rows to a cluster, level by level, balanced labeled nouns best"
+            return f"Why: {per_cluster} rows per cluster, from level 1 up, balanced labeled nouns best"
         small, paper = _ADVISED_PER_CLUSTER[0], _PAPER_PER_CLUSTER[0]
         return (
-            f"Why: {small} rows to a cluster balance best but cost too much beyond {_ADVISED_UP_TO:,} rows; these are "
+            f"Why: {small} rows per cluster balance best but cost too much beyond {_ADVISED_UP_TO:,} rows; these are "
             f"the paper's {paper}."
         )
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote; InputError where it is no JSON object, or a setting is wrong."""
+        """Parse the output of `to_json`; InputError if it is not a JSON object, or a setting is invalid."""
         settings = None
         with suppress(ValueError):
             settings = parse_json(text)
@@ -317,7 +316,7 @@ class Config(_Model):
         return config
 
     def to_json(self) -> str:
-        """Give the canonical JSON form: keys sorted, no spaces.
+        """Return the canonical JSON form: keys sorted, no spaces.
 
         Examples
         --------
@@ -328,7 +327,7 @@ class Config(_Model):
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
 
     def to_yaml(self) -> str:
-        """Give the form that `from_yaml` reads, every setting spelled out.
+        """Return the YAML form that `from_yaml` reads, with every setting.
 
         Examples
         --------
@@ -338,7 +337,7 @@ class Config(_Model):
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
     def check(self, n_samples: int) -> None:
-        """Refuse more clusters than there is input, at any level; `n_samples` are those that the levels are fit on.
+        """Refuse more clusters than inputs, at any level; `n_samples` counts the samples that level 1 is fit on.
 
         Examples
         --------
@@ -358,7 +357,7 @@ class Config(_Model):
             raise InputError(problems)
 
     def difference(self, stored: Config) -> list[str]:
-        """Name the settings that a stored configuration has otherwise, one line each.
+        """List the settings that differ in a stored configuration, one line each.
 
         Examples
         --------
@@ -374,7 +373,7 @@ class Config(_Model):
         ]
 
     def _by_name(self) -> dict[str, Any]:
-        """Every setting under the name that ``--set`` has for it, and the number of levels."""
+        """Return every setting by its name in ``--set``, and the number of levels."""
         settings = self.model_dump(exclude={"levels"})
         for number, level in enumerate(self.levels, start=1):
             settings |= {f"levels.{number}.{name}": value for name, value in level.model_dump().items()}
@@ -392,20 +391,20 @@ def _clusters_of(number: int, level: Level) -> str:
 
 
 def _rising(levels: object) -> list[str]:
-    """Find levels with more clusters than the level below gives them, among those that are valid themselves."""
+    """Report levels with more clusters than the level below has, among the levels that are valid themselves."""
     valid: list[tuple[int, Level]] = []
     for number, level in enumerate(levels if isinstance(levels, list | tuple) else (), start=1):
         with suppress(InputError, TypeError):
             valid.append((number, level if isinstance(level, Level) else Level(**level)))
     return [
-        f"{_clusters_of(above, upper)} should be <= {_clusters_of(below, lower)}; k falls from level to level"
+        f"{_clusters_of(above, upper)} should be <= {_clusters_of(below, lower)}; lower it"
         for (below, lower), (above, upper) in itertools.pairwise(valid)
         if upper.n_centroids > lower.n_centroids
     ]
 
 
 def _override(settings: dict[str, Any], override: str) -> str | None:
-    """Apply one ``name=value`` to the settings; give the problem where it has no place there."""
+    """Apply one ``name=value`` to the settings; return the problem if it does not fit."""
     name, separator, text = override.partition("=")
     first, *rest = parts = name.strip().split(".")
     if not separator or not all(parts):
@@ -421,7 +420,7 @@ def _override(settings: dict[str, Any], override: str) -> str | None:
         return None
     levels = settings.get("levels")
     if not isinstance(levels, list):
-        return None  # the model has words for that
+        return None  # the model reports this
     if len(rest) != 2:
         return f"{name}={show(value)} should be levels.LEVEL.SETTING; write it like levels.1.n_clusters=5000"
     number = int(rest[0]) if rest[0].isdecimal() else 0

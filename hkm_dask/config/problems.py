@@ -1,4 +1,4 @@
-"""What is wrong with settings, in one line each: ``<name>=<got> should be <rule>; <remedy>``."""
+"""Messages about invalid settings, one line each: ``<name>=<got> should be <rule>; <remedy>``."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pydantic_core import ErrorDetails
 
 from hkm_dask.errors import InputError
 
-#: Remedies of numbers by the kind of pydantic's error, where the description of a field has none of its own.
+#: Remedies for numbers by pydantic's error type, if the description of a field has none.
 _REMEDIES = {"int_type": "write it without quotes or decimals", "greater_than_equal": "raise it"}
 
 
 def problems_of(error: ValidationError, fields: Mapping[str, FieldInfo], inner: Sequence[str] = ()) -> Iterator[str]:
-    """Put pydantic's errors of a model with `fields` into words, one line each.
+    """Describe pydantic's errors of a model with `fields`, one line each.
 
-    The description of a field is its rule, with or without a remedy after a semicolon; `inner` are settings of the
-    model's parts, which a slip may have put into the model itself.
+    The description of a field is its rule, optionally followed by a semicolon and a remedy. `inner` are settings of
+    nested models, which may have been given to the model itself by mistake.
     """
     told: set[str | int] = set()
     for detail in error.errors():
         field, *rest = detail["loc"]
-        # An error of a union names the kind it tried as well, and there is one for every kind.
+        # For a union there is one error per member type, whose location ends with that type.
         name = f"{field}.{rest[0] + 1}" if rest and isinstance(rest[0], int) else str(field)
         cause = detail.get("ctx", {}).get("error")
-        if isinstance(cause, InputError):  # of a part, in words already; only its name is missing
+        if isinstance(cause, InputError):  # already described by a nested model; only its name is missing
             told |= {name, field}
             yield from (f"{name}.{problem}" for problem in cause.problems)
         elif detail["type"] == "extra_forbidden":
@@ -56,7 +56,7 @@ def _rule(detail: ErrorDetails, field: FieldInfo) -> str:
 
 
 def unknown(name: str, value: object, known: Sequence[str], inner: Sequence[str] = ()) -> str:
-    """The line for a setting that there is not."""
+    """Return the message for an unknown setting."""
     key = name.rsplit(".", maxsplit=1)[-1]
     remedy = nearest(key, known)
     if remedy is None and key in inner:
@@ -66,15 +66,15 @@ def unknown(name: str, value: object, known: Sequence[str], inner: Sequence[str]
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """Name what a slip was probably meant to be, as a remedy."""
+    """Suggest the known name that is closest to a misspelled one, if any."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else None
 
 
 def show(value: Any) -> str:
-    """A value as messages show it: not all of it, where it is long."""
+    """Format a value for messages, shortened if it is long."""
     try:
         text = repr(str(value) if isinstance(value, Path) else value)
-    except ValueError:  # Python writes out no number this long
+    except ValueError:  # Python does not print integers this long
         text = f"a number of {value.bit_length():,} bits" if isinstance(value, int) else f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"

@@ -1,4 +1,4 @@
-"""Settings from YAML, each given once, within limits that no configuration comes near."""
+"""Settings from YAML, with duplicates refused, within limits that no real configuration approaches."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from hkm_dask.errors import InputError
 from hkm_dask.untrusted import read_regular, reason
 
 MAX_BYTES = 2**18
-#: Values, aliases written out, and how deeply they lie in each other.
+#: Maximum number of values, with aliases expanded, and maximum nesting depth.
 MAX_VALUES, MAX_DEPTH = 20_000, 20
-#: Characters of one value: paths are the longest.
+#: Maximum length of one value; the longest are paths.
 MAX_VALUE_LENGTH = 4096
-#: What YAML 1.1 takes for other numbers than people do: 0100 for 64, 1:30 for 90.
-_NUMBERS, _OTHERWISE = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"), re.compile(r"[-+]?0[0-9_]+$|[^:]+:")
+#: Numbers that YAML 1.1 reads differently from people: 0100 as 64, 1:30 as 90.
+_NUMBERS, _AMBIGUOUS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"), re.compile(r"[-+]?0[0-9_]+$|[^:]+:")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that refuses deep nesting as it goes, and a key given twice, of which it keeps the last."""
+    """PyYAML's safe loader, which also refuses deep nesting while parsing, and duplicate keys, which PyYAML accepts."""
 
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """See `yaml.composer.Composer.compose_node`; ValueError where it lies too deep."""
+        """See `yaml.composer.Composer.compose_node`; ValueError if a node is nested too deeply."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise _too_deep(self.peek_event().start_mark)
@@ -52,10 +52,10 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the settings of a file; nothing is checked but that they are a mapping, each given once.
+    """Read the settings of a file; checks only that they are a mapping without duplicates.
 
-    Raises InputError where the file cannot be read, is no YAML, gives a setting twice, or is larger or more deeply
-    nested than any configuration; with the line.
+    Raises InputError, with the line, if the file cannot be read, is not valid YAML, gives a setting twice, or is larger
+    or more deeply nested than any configuration.
     """
     shown = show(path)
     try:
@@ -79,12 +79,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """Read one value, as `read_yaml` would; YAMLError or ValueError where it is none."""
+    """Read one value as `read_yaml` would; YAMLError or ValueError if it is invalid."""
     return _load(text)
 
 
 def _load(text: str) -> Any:
-    """Parse, look at what would be made of it, and only then make it: aliases multiply what they stand for."""
+    """Parse the text, check the size of the node tree, and only then construct it: aliases multiply their content."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -93,34 +93,34 @@ def _load(text: str) -> Any:
         _check(node)
         return loader.construct_document(node)
     except (AttributeError, KeyError, TypeError, OverflowError) as error:
-        # PyYAML's constructors trust the text of a tag, as in `!!int x`.
-        raise ValueError(f"it has a value that YAML cannot make ({reason(error)})") from None
+        # PyYAML assumes that a tag matches its text, unlike in `!!int x`.
+        raise ValueError(f"it has an invalid value ({reason(error)})") from None
 
 
 def _check(node: yaml.Node) -> None:
     n_values, waiting = 0, [(node, 1)]
     while waiting:
-        here, depth = waiting.pop()
+        item, depth = waiting.pop()
         n_values += 1
         if n_values > MAX_VALUES:
-            raise ValueError(f"it has more than {MAX_VALUES:,} values, aliases written out")
+            raise ValueError(f"it has more than {MAX_VALUES:,} values, with aliases expanded")
         if depth > MAX_DEPTH:
-            raise _too_deep(here.start_mark)
-        if isinstance(here, yaml.ScalarNode):
-            if len(here.value) > MAX_VALUE_LENGTH:
+            raise _too_deep(item.start_mark)
+        if isinstance(item, yaml.ScalarNode):
+            if len(item.value) > MAX_VALUE_LENGTH:
                 raise ValueError(
-                    f"the value in line {here.start_mark.line + 1} has {len(here.value):,} characters, more than "
+                    f"the value in line {item.start_mark.line + 1} has {len(item.value):,} characters, more than "
                     f"{MAX_VALUE_LENGTH:,}"
                 )
-            if here.tag in _NUMBERS and _OTHERWISE.match(here.value):
+            if item.tag in _NUMBERS and _AMBIGUOUS.match(item.value):
                 raise ValueError(
-                    f"{here.value} in line {here.start_mark.line + 1} is base 8 or 60 to YAML; write it without a zero "
+                    f"{item.value} in line {item.start_mark.line + 1} is base 8 or 60 to YAML; write it without a zero "
                     "before it, or in quotes"
                 )
-        elif isinstance(here, yaml.MappingNode):
-            waiting += [(part, depth + 1) for pair in here.value for part in pair]
-        elif isinstance(here, yaml.SequenceNode):
-            waiting += [(part, depth + 1) for part in here.value]
+        elif isinstance(item, yaml.MappingNode):
+            waiting += [(part, depth + 1) for pair in item.value for part in pair]
+        elif isinstance(item, yaml.SequenceNode):
+            waiting += [(part, depth + 1) for part in item.value]
 
 
 def _too_deep(mark: yaml.Mark) -> ValueError:

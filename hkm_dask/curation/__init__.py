@@ -1,1 +1,1 @@
-"""What goes before and after a draw: near-duplicates, and subsets side by side."""
+"""Curation before and after sampling: near-duplicates, and the comparison of two subsets."""

@@ -1,4 +1,4 @@
-"""What a column of a pool holds among some rows: numbers by moments and range, texts by how often each occurs."""
+"""Summaries of the columns of a pool: moments and range of numbers, frequencies of texts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from hkm_dask.data.pool import Pool
 
-#: Rows whose values are looked at together.
+#: Rows read at once.
 _BLOCK_ROWS = 1 << 18
-#: Values whose rows are counted one by one, at most; and those that are told.
+#: Most distinct texts that are counted, and how many of the most frequent ones are shown.
 MOST_VALUES, TOLD_VALUES = 10_000, 5
 
 
 @dataclass
 class NumberSummary:
-    """Of numbers that are not NaN: how many, their mean and standard deviation, the least and the largest."""
+    """Count, mean, standard deviation, minimum and maximum of the finite numbers."""
 
     n: int = 0
     mean: float = math.nan
@@ -29,7 +29,7 @@ class NumberSummary:
     _squares: float = 0.0
 
     def add(self, values: NDArray[Any]) -> None:
-        """Take in more values."""
+        """Add values to the summary."""
         values = values[np.isfinite(values)].astype(np.float64)
         if not len(values):
             return
@@ -41,7 +41,7 @@ class NumberSummary:
         self.n = n
 
     def facts(self) -> dict[str, Any]:
-        """For JSON; None where there are no values."""
+        """Return the summary as a dict for JSON, with None where there are no values."""
         names = {"mean": self.mean, "min": self.least, "max": self.largest}
         names["std"] = math.sqrt(self._squares / self.n) if self.n else math.nan
         return {"n": self.n, **{name: None if math.isnan(value) else value for name, value in names.items()}}
@@ -49,12 +49,12 @@ class NumberSummary:
 
 @dataclass
 class TextSummary:
-    """How often each text occurs; None where there are more than `MOST_VALUES` of them."""
+    """Number of rows with each text; None if there are more than `MOST_VALUES` distinct texts."""
 
     counts: Counter[str] | None = field(default_factory=Counter)
 
     def add(self, values: NDArray[Any]) -> None:
-        """Take in more values."""
+        """Add values to the summary."""
         if self.counts is None:
             return
         unique, counts = np.unique(values, return_counts=True)
@@ -63,7 +63,7 @@ class TextSummary:
             self.counts = None
 
     def facts(self) -> dict[str, Any]:
-        """For JSON: the number of values and the share of rows of those that occur most."""
+        """Return the number of distinct values and the share of each, most frequent first, as a dict for JSON."""
         if self.counts is None:
             return {"n_values": None, "shares": {}}
         total = self.counts.total()
@@ -72,7 +72,7 @@ class TextSummary:
 
 
 def summarize_columns(pool: Pool, index: NDArray[np.int64] | None) -> dict[str, dict[str, Any]]:
-    """Summarize every column of a pool over all rows, or over some by their sorted numbers; in blocks."""
+    """Summarize every column of a pool, block by block, over all rows or over the sorted row numbers in `index`."""
     return {name: _summary(pool, name, index) for name in pool.columns}
 
 
@@ -84,5 +84,5 @@ def _summary(pool: Pool, name: str, index: NDArray[np.int64] | None) -> dict[str
         values = pool.column(name, rows)
         if summary is None:
             summary = NumberSummary() if values.dtype.kind in "iuf" else TextSummary()
-        summary.add(np.ma.compressed(values))  # without what is missing
+        summary.add(np.ma.compressed(values))  # without missing values
     return {} if summary is None else summary.facts()

@@ -1,4 +1,4 @@
-"""Two subsets of a pool side by side: what they share, what they cover, and what they repeat."""
+"""Comparison of two subsets of a pool: overlap, coverage of clusters and of the pool, near-duplicates, columns."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.kmeans.predict import nearest_labels
 from hkm_dask.metrics import size_balance
 
-#: Texts of a column whose shares are kept, of each side, and the share from which they are told.
+#: Most frequent texts of a column whose shares are kept for each subset, and the least share that is shown.
 FREQUENT_VALUES, TOLD_SHARE = 100, 0.005
-#: Bytes of a draw's rows that are searched at once.
+#: Bytes of a subset's rows that are searched at once.
 _DRAW_BYTES = 8 << 20
 
 Facts = dict[str, Any]
@@ -40,14 +40,14 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Measurements of two subsets and of the pool they are of; printed, it is a table.
+    """Measurements of two subsets and of their pool; its repr is a table.
 
     Attributes
     ----------
     facts : dict
-        Ready for JSON: ``settings``; ``overlap``; ``pool``, ``a`` and ``b``, each with ``n_rows``, and where they were
-        asked for or can be had ``levels``, ``distance``, ``near_duplicates`` and ``columns``: of texts, the shares of
-        those that are frequent in one of the three.
+        Ready for JSON: ``settings``; ``overlap``; and ``pool``, ``a`` and ``b``, each with ``n_rows`` and, if requested
+        and available, ``levels``, ``distance``, ``near_duplicates`` and ``columns``. For text columns these are the
+        shares of the texts that are frequent in at least one of the three.
     """
 
     facts: Facts
@@ -78,32 +78,32 @@ def compare(
     Parameters
     ----------
     a, b : path
-        A file that ``hkm sample`` or ``hkm dedup`` wrote: row numbers in ``.npy``, rows or ids in ``.parquet`` and
-        ``.csv``, ids in ``.txt``; or the pool itself, for all its rows, or a tree, for those that it clusters.
+        A file written by ``hkm sample`` or ``hkm dedup`` (row numbers in ``.npy``, rows or ids in ``.parquet`` and
+        ``.csv``, ids in ``.txt``), the pool itself for all its rows, or a tree for the rows that it clusters.
     tree : path, optional
-        Whose clusters are counted; by default the tree among `a` and `b`.
+        Tree whose covered clusters are counted; by default, the one given as `a` or `b`.
     pool : path, optional
-        By default the one of the tree, or the pool among `a` and `b`.
+        Pool of the rows; by default the pool of the tree, or the one given as `a` or `b`.
     threshold : float
-        Cosine from which two rows of a subset are near-duplicates.
+        Cosine similarity at or above which two rows of a subset are near-duplicates.
     sample : int
-        Rows of the pool, drawn at random, whose distance to the nearest row of each subset is measured; 0 for none.
+        Number of random rows of the pool whose distance to the nearest row of each subset is measured; 0 for none.
     seed : int
-        Draws those rows.
+        Seed of the random rows.
     memory_limit : int or str, optional
-        Bytes this process may hold.
+        Most bytes that this process may use.
 
     Returns
     -------
     Comparison
-        Printed, it is a table.
+        Its repr is a table.
 
     Raises
     ------
     InputError
-        Neither a tree nor a pool is given, the two are of different pools, or a setting is none.
+        If neither a tree nor a pool is given, if they belong to different pools, or if a setting is invalid.
     StoreError
-        A store is missing or damaged.
+        If a store is missing or damaged.
     """
     problems = check_threshold(threshold) + check_whole(sample=sample, seed=seed)
     if problems:
@@ -145,7 +145,7 @@ def _open(
     trees = [path for path in (tree, a, b) if path is not None and (path is tree or kinds[path] == layout.TREE_FORMAT)]
     pools = [path for path in (pool, a, b) if path is not None and (path is pool or kinds[path] == layout.POOL_FORMAT)]
     if not trees and not pools:
-        raise InputError("tree=None should be the tree that the rows are of; give --tree, or --pool for no clusters")
+        raise InputError("tree=None should be the tree of the rows; give --tree, or --pool to omit clusters")
     opened = open_store((trees or pools)[0])
     for path in (*trees, *pools):
         other = open_store(path).pool
@@ -158,7 +158,7 @@ def _open(
 
 
 def _rows_of(path: str | os.PathLike[str], opened: CuratedStore) -> NDArray[np.int64] | None:
-    """Row numbers of a subset; None for all rows."""
+    """Return the row numbers of a subset; None for all rows."""
     if stored_format(location(path)) in (layout.TREE_FORMAT, layout.POOL_FORMAT):
         return open_store(path).clustered()
     return opened.chosen(path)
@@ -171,7 +171,10 @@ def _overlap(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None, n_rows: i
 
 
 def _coverage(arrays: TreeArrays, index: NDArray[np.int64] | None) -> list[Facts]:
-    """Of every level: clusters with a row among these, and how evenly the rows lie in all that have rows at all."""
+    """Count, for each level, the clusters with a row in the subset, and measure how evenly the rows are spread.
+
+    Clusters without any row in the tree are left out.
+    """
     counts, levels = leaf_sizes(arrays, None) if index is None else count_rows(arrays, index), list[Facts]()
     n_left_out = (arrays.n_rows(1) if index is None else len(index)) - int(counts[0].sum())
     for t, own in enumerate(counts, 1):
@@ -186,7 +189,7 @@ def _coverage(arrays: TreeArrays, index: NDArray[np.int64] | None) -> list[Facts
 
 
 def _distances(rows: Rows, index: NDArray[np.int64] | None, sample: int, seed: int, runner: Runner) -> Facts:
-    """Euclidean distance from rows of the pool, drawn at random, to the nearest row of a subset: mean and largest."""
+    """Return the mean and largest Euclidean distance from random rows of the pool to the nearest row of a subset."""
     bits = random_bits(stream_key(seed, "compare"), np.arange(rows.n_rows))
     drawn = np.sort(np.argpartition(bits, sample - 1)[:sample]) if sample < rows.n_rows else np.arange(rows.n_rows)
     points = rows.take(drawn).astype(np.float32)
@@ -201,7 +204,7 @@ def _distances(rows: Rows, index: NDArray[np.int64] | None, sample: int, seed: i
 
 
 def _keep_frequent(columns: list[Facts]) -> None:
-    """Of texts, keep the shares of those that are frequent on one side, on all of them."""
+    """Keep the shares of the texts that are frequent in the pool or either subset; modifies `columns`."""
     for name in columns[0]:
         shares = [side[name].get("shares", {}) for side in columns]
         frequent = dict.fromkeys(value for side in shares for value in list(side)[:FREQUENT_VALUES])
@@ -214,7 +217,7 @@ def _keep_frequent(columns: list[Facts]) -> None:
 
 
 def _lines(facts: Facts) -> list[list[str]]:
-    """Cells: what is measured, of the pool, of a and of b."""
+    """Make the cells of the table: a label, then the values of the pool, of a and of b."""
     sides = [facts[key] for key in ("pool", "a", "b")]
     both, n_drawn = facts["overlap"]["n_rows"], facts["settings"]["sample"]
     lines = [["", *(side["name"] for side in sides)], ["rows", *(f"{side['n_rows']:,}" for side in sides)]]
@@ -248,7 +251,7 @@ def _column_lines(name: str, columns: list[Facts], n_rows: list[int]) -> list[li
         ]
     n_values = ["many" if column["n_values"] is None else f"{column['n_values']:,}" for column in columns]
     told = list(columns[0]["shares"])[:TOLD_VALUES]
-    least = [max(TOLD_SHARE, 1.5 / max(1, n)) for n in n_rows]  # a text of one row tells nothing
+    least = [max(TOLD_SHARE, 1.5 / max(1, n)) for n in n_rows]  # a text that occurs in one row is not informative
     told = [v for v in told if any(c["shares"].get(v, 0) >= share for c, share in zip(columns, least, strict=True))]
     shares = [[f"  {value}"[:40], *(f"{column['shares'].get(value, 0):.1%}" for column in columns)] for value in told]
     return [[f"{name}: values", *n_values], *shares]

@@ -1,4 +1,4 @@
-"""Connected components of near pairs, by union-find."""
+"""Connected components of near-duplicate pairs, by union-find."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hkm_dask.compute.jit import kernel
 
 @njit(inline="always")
 def root_of(parent: Any, i: Any) -> Any:
-    """The root of `i`'s tree, halving the way there."""
+    """Return the root of `i`'s tree, with path halving."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]
@@ -30,31 +30,31 @@ def _unite(parent, i, j):  # type: ignore[no-untyped-def]
 
 @kernel("void(i8[::1])")
 def _flatten(parent):  # type: ignore[no-untyped-def]
-    for i in range(parent.shape[0]):  # a parent has a lower number, so that its own is its root already
+    for i in range(parent.shape[0]):  # a parent has a lower number, so its own parent is already the root
         parent[i] = parent[parent[i]]
 
 
 @dataclass(frozen=True)
 class Components:
-    """Rows that are connected with others; all other rows are components of their own."""
+    """Connected components of at least two rows; every other row is a component of its own."""
 
     rows: NDArray[np.int64]  # (n,): sorted
-    first: NDArray[np.int64]  # (n,): the lowest row of each one's component, by which it is called
+    first: NDArray[np.int64]  # (n,): the lowest row of each row's component, which identifies it
 
     def __len__(self) -> int:
         return int((self.rows == self.first).sum())
 
     def chosen(self, *keys: NDArray[Any]) -> NDArray[np.int64]:
-        """The row of each component with the least key, by further keys and then by number where they tie; by `first`.
+        """Return the row of each component with the least key, in the order of `first`.
 
-        Keys belong to `rows`.
+        Ties are broken by further keys, then by the row number. Keys belong to `rows`.
         """
         order = np.lexsort((self.rows, *keys[::-1], self.first))
         return self.rows[order[np.diff(self.first[order], prepend=-1) != 0]]
 
 
 class UnionFind:
-    """Components of rows whose edges come piece by piece; 8 bytes a row.
+    """Union-find over rows, with edges added in batches; 8 bytes per row.
 
     >>> union = UnionFind(10)
     >>> union.unite(np.array([5, 9, 1]), np.array([7, 5, 3]))
@@ -67,11 +67,11 @@ class UnionFind:
         self._parent = np.arange(n_rows)
 
     def unite(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> None:
-        """Connect rows."""
+        """Add edges between rows."""
         _unite(self._parent, np.ascontiguousarray(i), np.ascontiguousarray(j))
 
     def components(self) -> Components:
-        """Components of more than one row."""
+        """Return the components of more than one row."""
         _flatten(self._parent)
         others = np.flatnonzero(self._parent != np.arange(len(self._parent)))
         rows = np.union1d(others, self._parent[others])

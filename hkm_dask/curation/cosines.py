@@ -1,4 +1,4 @@
-"""*The* cosine of this package: of rows as stored, in float64, in eight sums of fixed order."""
+"""The definition of cosine similarity in this package: of rows as stored, in float64, as eight sums in fixed order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hkm_dask.compute.jit import kernel
 
 @njit(inline="always")
 def inner(x: Any, y: Any) -> Any:
-    """Inner product of two float32 vectors in float64."""
+    """Compute the inner product of two float32 vectors in float64."""
     n = x.shape[0]
     whole = n - n % 8
     a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
@@ -32,20 +32,20 @@ def inner(x: Any, y: Any) -> Any:
 
 @njit(inline="always")
 def cosine_of(x: Any, y: Any, x_norm: Any, y_norm: Any) -> Any:
-    """Cosine of two float32 vectors with these squared norms, above 0; exactly 1 for copies, and never more."""
+    """Compute the cosine of two float32 vectors, given their squared norms (> 0); 1 for copies, and never above 1."""
     return min(1.0, inner(x, y) / np.sqrt(x_norm * y_norm))
 
 
 @kernel("void(f4[:,::1], f8[::1])")
 def squared_norms(rows, norms):  # type: ignore[no-untyped-def]
-    """Write the squared norm of every row."""
+    """Write the squared norm of every row to `norms`."""
     for i in range(rows.shape[0]):
         norms[i] = inner(rows[i], rows[i])
 
 
 @kernel("void(f4[:,::1], f4[:,::1], i8[::1], i8[::1], f8[::1])")
 def measure_cosines(left, right, i, j, cosines):  # type: ignore[no-untyped-def]
-    """Write the cosine of every pair of a row of `left` and one of `right`; none of them is zero."""
+    """Write the cosine of each pair (row `i` of `left`, row `j` of `right`) to `cosines`; the rows are not zero."""
     for p in range(i.shape[0]):
         x, y = left[i[p]], right[j[p]]
         cosines[p] = cosine_of(x, y, inner(x, x), inner(y, y))

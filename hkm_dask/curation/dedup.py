@@ -1,4 +1,4 @@
-"""Near-duplicates of a pool or a tree: all rows but one of each group that a cosine above a threshold connects."""
+"""Near-duplicates of a pool or a tree: groups of rows connected by high cosine similarity, reduced to one row each."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ KEEP = ("closest", "random", "best")
 
 @dataclass(frozen=True, repr=False)
 class Deduplication:
-    """Which rows are kept, and the groups of near-duplicates.
+    """The rows that are kept, and the groups of near-duplicates.
 
     Attributes
     ----------
     rows : ndarray of int64
-        Numbers of the rows that are kept, sorted: what `Config.subset` and ``hkm cluster --subset`` take as a file.
+        Numbers of the rows that are kept, sorted; as a file, input to `Config.subset` and ``hkm cluster --subset``.
     removed : ndarray of int64
-        Numbers of the others, sorted.
+        Numbers of the removed rows, sorted.
     groups : Components
-        Rows that are connected: `groups.rows`, and in `groups.first` the lowest row of each one's group.
+        The groups: `groups.rows`, and in `groups.first` the lowest row of each row's group.
     threshold : float
     """
 
@@ -59,11 +59,11 @@ class Deduplication:
 
     @property
     def n_rows(self) -> int:
-        """Rows that were looked at."""
+        """Number of rows examined."""
         return len(self.rows) + len(self.removed)
 
     def facts(self) -> dict[str, Any]:
-        """Numbers that sum it up, for JSON."""
+        """Return summary counts as a dict for JSON."""
         sizes = np.unique(self.groups.first, return_counts=True)[1]
         return {
             "threshold": self.threshold, "n_rows": self.n_rows, "n_kept": len(self.rows),
@@ -85,7 +85,7 @@ class Deduplication:
         )
 
     def table(self) -> pd.DataFrame:
-        """Rows of groups: `row`, `id` where the pool has ids, `group` (the lowest row of it) and `kept`."""
+        """Tabulate the rows of all groups: `row`, `id` if the pool has ids, `group` (its lowest row) and `kept`."""
         order = np.lexsort((self.groups.rows, self.groups.first))
         rows, first = self.groups.rows[order], self.groups.first[order]
         ids = None if self.pool is None else self.pool.ids(rows)
@@ -96,11 +96,11 @@ class Deduplication:
         self, out: str | os.PathLike[str], *, removed: str | os.PathLike[str] | None = None,
         groups: str | os.PathLike[str] | None = None,
     ) -> None:  # fmt: skip
-        """Write `rows`, and if wanted the `removed` ones and the `table`.
+        """Write `rows`, and optionally the `removed` rows and the `table`.
 
-        `out` and `removed` are ``.npy`` of row numbers, ``.txt`` of ids, or ``.parquet`` or ``.csv`` of both and of
-        the pool's further columns, as `write_subset` writes them; `groups` is a ``.parquet``. Each file appears whole
-        or not at all. Raises InputError where one cannot be new; see `check_targets`.
+        `out` and `removed` are ``.npy`` files of row numbers, ``.txt`` files of ids, or ``.parquet`` or ``.csv`` files
+        of both and the pool's other columns, written by `write_subset`; `groups` is a ``.parquet`` file. Each file is
+        written atomically. Raises InputError if a path is unsuitable or exists; see `check_targets`.
         """
         check_targets(out, removed, groups)
         if self.pool is not None:
@@ -117,7 +117,7 @@ def check_targets(
     removed: str | os.PathLike[str] | None = None,
     groups: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Refuse, with an InputError, files that could not be written, before any work is done for them.
+    """Raise InputError for paths that cannot be written; called before any work is done.
 
     >>> check_targets("kept.xlsx")
     Traceback (most recent call last):
@@ -144,51 +144,52 @@ def dedup(
     client: Client | None = None,
     memory_limit: int | str | None = None,
 ) -> Deduplication:
-    """Find the near-duplicates of a pool or a tree, and keep one row of each group of them.
+    """Find the near-duplicates of a pool or a tree, and keep one row of each group.
 
-    Two rows are near-duplicates when their cosine, of the values as stored and in float64, is at least `threshold`;
-    a group is what such pairs connect. All pairs are found, whatever clusters their rows are in: angles to centroids
-    and products of 16-bit integers exclude what they prove to be below the threshold, the rest is measured. Rows of
-    zeros have no direction and are kept.
+    Two rows are near-duplicates if their cosine similarity, computed in float64 from the values as stored, is at least
+    `threshold`; groups are the connected components of such pairs. All pairs are found, whatever clusters their rows
+    are in: angles to centroids and int16 products rule out pairs that are provably below the threshold, and the rest
+    are measured. All-zero rows have no direction and are kept.
 
     Parameters
     ----------
     store : path, DataTree, Pool or array of shape (n_samples, n_features)
-        A pool or a tree; of a tree the rows that it clusters.
+        A pool or a tree; of a tree, the rows that it clusters.
     threshold : float
-        Cosine above 0, up to 1, where only what has the same direction is taken for duplicates.
+        Cosine similarity, in (0, 1]; with 1, only rows of the same direction are duplicates.
     keep : {"closest", "random", "best"}
-        Of each group the row closest to its level-1 centroid (in a tree: that of the tree, else that of a quick
-        k-means), one at random, or the one with the largest value of the column `by`. Ties go to the lowest number.
+        Which row of each group to keep: the one closest to its level-1 centroid (for a tree, its own centroid;
+        otherwise that of a quick k-means), a random one, or the one with the largest value in column `by`. Ties go to
+        the lowest row number.
     by : str, optional
-        A column of numbers of the pool, for ``keep="best"``; with ``-`` before it, the smallest value is the best. Rows
-        without a value, or with NaN, come last.
+        A numeric column of the pool, for ``keep="best"``; with a leading ``-``, the smallest value is best. Rows with
+        a missing value or NaN come last.
     subset : path or array of int, optional
-        Look at these rows only: an ``.npy`` of row numbers, or the numbers, sorted and each once.
+        Consider only these rows: an ``.npy`` file of row numbers, or sorted, unique row numbers.
     seed : int
-        Keys the random numbers.
+        Seed of the random numbers.
     client : distributed.Client, optional
-        Where to run; by default distributed's current client, else threads of this process.
+        Where to run; by default distributed's current client if there is one, otherwise threads of this process.
     memory_limit : int or str, optional
-        Bytes this process may hold, when it runs on threads.
+        Most bytes that this process may use when it runs on threads.
 
     Returns
     -------
     Deduplication
-        With the rows to keep, those removed, and the groups, by row numbers of the pool.
+        The rows to keep, the removed rows, and the groups, as row numbers of the pool.
 
     Raises
     ------
     InputError
-        Settings that are none, all of them at once; rows with NaN.
+        If settings are invalid (all problems are listed), or rows contain NaN.
     StoreError
-        The store is missing or damaged.
+        If the store is missing or damaged.
     ComputeError
-        The memory limit is too small.
+        If the memory limit is too small.
 
     See Also
     --------
-    hkm_dask.curation.near_pairs.near_pairs : The pairs among some rows, with their cosines.
+    hkm_dask.curation.near_pairs.near_pairs : Find the near-duplicate pairs among some rows, with their cosines.
 
     Examples
     --------
@@ -248,7 +249,7 @@ def _column_problems(pool: Pool | None, by: str) -> list[str]:
 def _groups(
     opened: CuratedStore, index: NDArray[np.int64] | None, threshold: float, seed: int, runner: Runner
 ) -> tuple[Components, NDArray[np.float32]]:
-    """Groups of near-duplicates by places in `index`, and minus the cosine of their rows to a centroid."""
+    """Return the groups as positions in `index`, and the negative cosine of each of their rows to its centroid."""
     stored, unit = (runner.place(rows) for rows in opened.some(index))
     if stored.n_rows == 0:
         raise InputError("n_samples=0 should be at least 1; give a pool that has rows")
@@ -270,7 +271,7 @@ def _groups(
 
 
 def _centroids(opened: CuratedStore, n_rows: int) -> NDArray[np.float32] | None:
-    """Centroids of that level of a tree which has about as many as serve the search."""
+    """Return the centroids of the tree level whose number of clusters is closest to the optimum for the search."""
     if opened.arrays is None:
         return None
     wanted, arrays = n_directions(n_rows), opened.arrays
@@ -283,7 +284,7 @@ def _keys(
     opened: CuratedStore, places: NDArray[np.int64], index: NDArray[np.int64] | None, nearness: NDArray[np.float32],
     keep: str, by: str | None, seed: int,
 ) -> Sequence[NDArray[Any]]:  # fmt: skip
-    """What is least for the row of a group that is kept."""
+    """Return sort keys of which the row to keep has the least in its group."""
     rows = places if index is None else index[places]
     if keep == "random":
         return [random_bits(stream_key(seed, "dedup"), rows)]

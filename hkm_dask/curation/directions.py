@@ -1,4 +1,4 @@
-"""Rows grouped by the nearest of some directions, for the search for near-duplicates."""
+"""Assignment of rows to the nearest of a set of directions, which speeds up the search for near-duplicates."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from hkm_dask.search.engine import RowTile, fold
 from hkm_dask.search.geometry import Geometry, make_geometry, with_basis
 from hkm_dask.search.worker import worker_engine
 
-#: Directions per root of the number of rows, and the most: each costs a product with every row.
+#: Directions per square root of the number of rows, and their maximum: each costs a product with every row.
 _PER_ROOT, _MOST = 2.0, 8192
-#: Rows of a direction, at least, and those it is made from; iterations.
+#: Least number of rows per direction, sampled rows per direction, and k-means iterations.
 _LEAST_ROWS, _SAMPLE_ROWS, _MAX_ITER = 64, 16, 5
-#: Pieces that a part is grouped in, at most: each tells how far it is.
+#: Most pieces that a part is labeled in; progress is reported after each.
 _PIECES = 100
 
 
 @dataclass(frozen=True)
 class Directions:
-    """Rows of length 1 grouped by direction, and how they are looked at."""
+    """Unit-length rows assigned to directions, and the geometry for comparing them."""
 
-    centroids: NDArray[np.float32]  # (n_clusters, n_features): of length 1
+    centroids: NDArray[np.float32]  # (n_clusters, n_features): unit length
     labels: NDArray[np.int32]  # (n_rows,): cluster of each row; -1 for rows of zeros
-    cosines: NDArray[np.float32]  # (n_rows,): of each row to its centroid
-    geometry: Geometry  # with a basis, for products of 16-bit integers
+    cosines: NDArray[np.float32]  # (n_rows,): cosine of each row to its centroid
+    geometry: Geometry  # with a basis, for int16 products
 
 
 def n_directions(n_rows: int) -> int:
-    """Clusters that make the search fastest: twice the root of the number of rows, 8192 at most.
+    """Return the number of clusters that makes the search fastest: 2 √n_rows, at most 8192.
 
     >>> [n_directions(n) for n in (1, 10**4, 10**6, 10**9)]
     [1, 156, 2000, 8192]
@@ -55,9 +55,9 @@ def n_directions(n_rows: int) -> int:
 def group_by_direction(
     rows: Rows, runner: Runner, report: Report, *, centroids: NDArray[np.float32] | None = None, seed: int = 0
 ) -> Directions:
-    """Group rows of length 1 by the nearest of `centroids`, or of those of a k-means over a sample.
+    """Assign unit-length rows to the nearest of `centroids`, or to those of a k-means of a sample.
 
-    Any centroids will do; a few thousand, near which rows crowd, make the search fast. `report` gets how far it is.
+    Any centroids give a correct search; it is fast with a few thousand in dense regions. `report` gets the progress.
     """
     wanted = n_directions(rows.n_rows)
     numbers = _draw(rows.n_rows, max(wanted * _SAMPLE_ROWS, 4 * rows.n_features), stream_key(seed, "directions"))
@@ -82,7 +82,7 @@ def group_by_direction(
 
 
 def _draw(n: int, wanted: int, key: int) -> NDArray[np.int64]:
-    """Numbers below `n`, sorted: `wanted` of them, one of each of as many ranges, or all."""
+    """Draw `wanted` sorted numbers below `n`, one from each of as many equal ranges; all if `wanted` >= `n`."""
     if wanted >= n:
         return np.arange(n)
     edges = n * np.arange(wanted + 1) // wanted
@@ -90,7 +90,7 @@ def _draw(n: int, wanted: int, key: int) -> NDArray[np.int64]:
 
 
 def _product_geometry(sample: NDArray[np.float32], geometry: Geometry, runner: Runner) -> Geometry:
-    """The geometry for products: directions of most variance, on a grid that holds every row."""
+    """Return the geometry for products: principal directions, on a grid that covers every row."""
     plain = replace(geometry, basis=None, name=uuid.uuid4().hex)
     with runner.on_processors() as processors:
         turned = with_basis(plain, ArrayRows(sample), processors)
@@ -105,7 +105,7 @@ def _product_geometry(sample: NDArray[np.float32], geometry: Geometry, runner: R
 def _label_part(
     centroids: SharedArray, geometry: Geometry, part: Part
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Task: the nearest centroid of every row of a part, and its cosine; -1 for rows of zeros."""
+    """Task: label every row of a part with its nearest centroid and compute the cosine to it; -1 for all-zero rows."""
     engine = worker_engine()
     assignment = engine.unknown(part.stop - part.start)
     search = engine.search(part, geometry, "label", assignment)

@@ -1,4 +1,4 @@
-"""Near-duplicate pairs among some rows of a pool: all pairs whose cosine reaches a threshold."""
+"""Near-duplicate pairs among selected rows of a pool: all pairs whose cosine reaches a threshold."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hkm_dask.data.row_views import SubsetRows, unit_rows
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import ComputeError, InputError
 
-#: Rows of a block at most; a product of two blocks is made at once.
+#: Most rows per block; two blocks are multiplied at once.
 _BLOCK_ROWS = 4096
-#: Bytes of a pair, sorted beside the unsorted ones.
+#: Bytes per pair, including its copy during sorting.
 _PAIR_BYTES = 3 * 24
 
 
@@ -39,7 +39,7 @@ class Pairs:
 
 
 def check_threshold(threshold: object) -> list[str]:
-    """Say what is wrong with a threshold.
+    """Return the problem with a threshold, as a list that is empty if it is valid.
 
     >>> check_threshold(1.5)
     ['threshold=1.5 should be a cosine above 0, up to 1; give one like 0.95']
@@ -51,21 +51,21 @@ def check_threshold(threshold: object) -> list[str]:
 
 
 def near_pairs(pool: Pool, rows: NDArray[np.integer], threshold: float, memory_limit: int | str | None = None) -> Pairs:
-    """Find the pairs among some rows of a pool whose cosine is at least `threshold`.
+    """Find all pairs among selected rows of a pool whose cosine is at least `threshold`.
 
-    Every pair is looked at, so this is for a draw, not for a pool: it takes the square of the number of rows. A product
-    in float32 proposes, the cosine of the rows as stored, computed in float64, decides. Rows of zeros have no direction
-    and are in no pair.
+    All pairs are compared, so time grows with the square of the number of rows: use this for a sample, not for a pool.
+    A float32 product finds candidates; the cosine of the rows as stored, computed in float64, decides. All-zero rows
+    have no direction and are in no pair.
 
     Parameters
     ----------
     pool : Pool
     rows : ndarray of int, shape (n,)
-        Row numbers, sorted, each once.
+        Row numbers, sorted and unique.
     threshold : float
-        Above 0, up to 1.
+        Cosine similarity, in (0, 1].
     memory_limit : int or str, optional
-        Bytes this process may hold, when it runs on threads.
+        Most bytes that this process may use.
 
     Returns
     -------
@@ -75,9 +75,9 @@ def near_pairs(pool: Pool, rows: NDArray[np.integer], threshold: float, memory_l
     Raises
     ------
     InputError
-        A threshold that is none, or row numbers that are unsorted, repeated or out of range.
+        If the threshold is invalid, or row numbers are unsorted, repeated or out of range.
     ComputeError
-        More pairs than memory holds, as among thousands of copies of one row.
+        If there are more pairs than fit in memory, as among thousands of copies of one row.
 
     Examples
     --------
@@ -107,7 +107,7 @@ def _concatenate(found: list[Pairs], index: NDArray[np.int64]) -> Pairs:
 
 
 def _pairs_of(rows: Rows, threshold: float, runner: Runner) -> list[Pairs]:
-    # A block in three forms, the other block, and a product of both, for every thread; and the pairs.
+    # Per thread: a block in three forms, a second block, and their product; and the pairs.
     share = runner.memory_budget // (3 * runner.n_threads)
     n = int(max(64, min(_BLOCK_ROWS, share // (20 * rows.n_features + 10 * _BLOCK_ROWS))))
     bounds = list(itertools.pairwise([*range(0, rows.n_rows, n), rows.n_rows]))
@@ -130,7 +130,7 @@ def _pairs_of(rows: Rows, threshold: float, runner: Runner) -> list[Pairs]:
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows from `start` on: as they are, and of length 1."""
+    """Rows from `start` on, as stored and scaled to unit length."""
 
     start: int
     rows: NDArray[np.float32]
@@ -143,7 +143,7 @@ class _Block:
 
     def pairs(self, other: _Block, threshold: float) -> Pairs:
         scores = matmul(self.unit, other.unit.T)
-        # Rows of length 1 in float32, and a sum of as many products in any order.
+        # Rounding of unit-length float32 rows, and of a sum of that many products in any order.
         slack = (self.unit.shape[1] + 8) * 2.0**-23
         i, j = map(np.ascontiguousarray, np.nonzero(scores >= threshold - slack))
         kept = (self.start + i < other.start + j) & self.unit[i].any(axis=1) & other.unit[j].any(axis=1)

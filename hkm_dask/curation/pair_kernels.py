@@ -1,19 +1,19 @@
-"""The inner loops of the search for near-duplicates: which rows can be near a cluster's, and which are.
+"""Inner loops of the near-duplicate search: find the rows that can be near the members of a cluster, and compare them.
 
-Let u_i be the rows scaled to length 1, m_b the direction of cluster b's centroid and y_j = <u_j, m_b> for its members,
-in falling order. Two rows are near when their angle is at most θ = arccos(threshold). Angles between directions obey
-the triangle inequality, so with α = ∠(u_i, m_b) and β = ∠(u_j, m_b) nearness needs |α - β| ≤ θ: of the cluster only
-members with cos(α + θ) ≤ y_j ≤ cos(α - θ) can be near row i, whatever cluster i is in. They stand in one run, which
-bisection finds; for a row of another cluster it is the tail of the members, or nothing.
+Let u_i be the rows scaled to unit length, m_b the direction of cluster b's centroid and y_j = <u_j, m_b> for its
+members, in descending order. Two rows are near if their angle is at most θ = arccos(threshold). Angles between
+directions obey the triangle inequality, so with α = ∠(u_i, m_b) and β = ∠(u_j, m_b) nearness requires |α - β| ≤ θ: only
+members with cos(α + θ) ≤ y_j ≤ cos(α - θ) can be near row i, whichever cluster i is in. These members are contiguous
+and found by bisection; for a row of another cluster they are the tail of the members, or none.
 
     cos(α ∓ θ) = c t ± √(1 - c²) √(1 - t²),  c = cos α, t = threshold;   cos(α - θ) counts as 1 where α ≤ θ
 
-falls as α grows (between θ and π, and between 0 and π - θ), so a bound on c from above bounds the upper end and one
-from below the lower end. Both c and y are known to within `slack`: a product in float32 errs by γ_d, a row or centroid
-rounded to length 1 by 2^-23. No near pair is missed, then, however cosines were rounded and whatever the clusters are.
+decreases as α grows (between θ and π, and between 0 and π - θ), so an upper bound on c bounds the upper end and a lower
+bound bounds the lower end. Both c and y are known to within `slack`: a float32 product errs by γ_d, a row or centroid
+rounded to unit length by 2^-23. So no near pair is missed, however cosines were rounded and whatever the clusters are.
 
-Within the run a product of 16-bit integers bounds each squared distance from below (see `int16_gemm`, `cpu`), and what
-it does not exclude is measured in float64.
+Among these members, an int16 product gives a lower bound on each squared distance (see `int16_gemm`, `cpu`); pairs that
+it does not rule out are measured in float64.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PANELS = LANES // PANEL
 
 @njit(inline="always")
 def _first_not_above(values, low, high, limit):  # type: ignore[no-untyped-def]
-    """Index of the first value that is at most `limit` in a falling run of an array."""
+    """Return the index of the first value that is at most `limit` in a descending range of an array."""
     while low < high:
         middle = (low + high) >> 1
         if values[middle] > limit:
@@ -45,7 +45,7 @@ def _first_not_above(values, low, high, limit):  # type: ignore[no-untyped-def]
 
 @kernel("void(f4[:,::1], u8[::1])")
 def hash_rows(rows, hashes):  # type: ignore[no-untyped-def]
-    """Write a hash of the values of every row; those of copies are the same, -0 counting as 0."""
+    """Write a hash of the values of every row; copies have the same hash, and -0 equals 0."""
     for i in range(rows.shape[0]):
         h = np.uint64(14695981039346656037)
         bits = (rows[i] + np.float32(0.0)).view(np.uint32)
@@ -57,7 +57,7 @@ def hash_rows(rows, hashes):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _run_of(y, low, high, c, threshold, sine, slack):  # type: ignore[no-untyped-def]
-    """Where members begin and end that can be near a row with cosine `c` to their centroid."""
+    """Return the range of members that can be near a row with cosine `c` to their centroid."""
     above, below = min(c + slack, 1.0), max(min(c - slack, 1.0), -1.0)
     upper, lower = 1.0, -1.0
     if above < threshold:
@@ -66,7 +66,7 @@ def _run_of(y, low, high, c, threshold, sine, slack):  # type: ignore[no-untyped
     if below > -threshold:
         lower = below * threshold - np.sqrt(1.0 - below * below) * sine
     begin = _first_not_above(y, low, high, np.float64(upper + slack))
-    # The first that is below: one step of float32 less is beyond the slack's care.
+    # The first below the bound; the bound is lowered further by one float32 rounding, which `slack` does not cover.
     return begin, _first_not_above(y, begin, high, lower - slack - 2.0**-22)
 
 
@@ -74,10 +74,10 @@ def _run_of(y, low, high, c, threshold, sine, slack):  # type: ignore[no-untyped
 def _choose_visitors(  # type: ignore[no-untyped-def]
     b, cosines, own, own_cosines, y, low, high, threshold, sine, slack, counts, found, begins, ends, places
 ):
-    """List the rows that can be near members of cluster b, by where their runs begin; gives how many.
+    """List the rows that can be near members of cluster b, sorted by the start of their ranges; returns their number.
 
-    A pair of two clusters is looked for where the later one's members are; within one cluster, among the members that
-    are no closer to the centroid.
+    A pair of rows of two clusters is searched for among the members of the later cluster; within one cluster, among the
+    members that are no closer to the centroid.
     """
     n = 0
     first_panel = low // PANEL
@@ -110,9 +110,9 @@ def is_connected(
     parent: np.ndarray, is_one: np.ndarray, slot_numbers: np.ndarray, panel: int, n_panels: int, lines: np.ndarray,
     n_slots: int,
 ) -> bool:  # fmt: skip
-    """Whether some rows and all members of some panels are connected with each other already.
+    """Return whether some rows and all members of some panels are already in one component.
 
-    A panel whose members are connected stays so; `is_one` remembers it.
+    Panels whose members are all connected stay so; `is_one` caches this.
     """
     root = root_of(parent, n_slots + lines[0])
     for v in lines[1:]:
@@ -139,32 +139,32 @@ def unite_near(  # type: ignore[no-untyped-def]
     slot_rows, slot_norms, slot_numbers, y, begins, ends, panels, constants, slopes,
     threshold, slack, squared_distance, scale, slot_error, gamma, largest, parent,
 ):  # fmt: skip
-    """Unite in `parent` some rows with the members of clusters that are near them; gives how many cosines that took.
+    """Unite rows with the near members of clusters in `parent`; returns the number of cosines computed.
 
-    Two that are connected already are not looked at, and panels of them not even multiplied: copies with small changes,
-    however many, cost little.
+    Pairs that are already connected are skipped, and panels of such pairs not even multiplied, so that any number of
+    slightly changed copies costs little.
 
     Parameters
     ----------
     cosines : ndarray of float32, shape (n_rows, n_clusters)
-        Of rows with the centroids.
+        Cosines of rows to the centroids.
     own, own_cosines : ndarray of int32 and float32, shape (n_rows,)
-        Each row's cluster, negative for one before these, and its cosine as it stands in `y`.
+        Cluster of each row, negative for a cluster before these, and the row's cosine as it appears in `y`.
     numbers : ndarray of int64, shape (n_rows,)
     rows, norms : ndarray of float32, shape (n_rows, n_features), and of float64, shape (n_rows,)
-        As stored, and their squared norms.
+        Rows as stored, and their squared norms.
     matrix, residual_norms, operand_norms, errors
-        The `Operand` of the rows scaled to length 1.
+        The `Operand` of the rows scaled to unit length.
     slot_rows, slot_norms, slot_numbers, y : ndarray
-        Members of all clusters, as stored, their squared norms, row numbers and cosines to the centroid.
+        Members of all clusters: rows as stored, squared norms, row numbers, and cosines to the centroid.
     begins, ends : ndarray of int64, shape (n_clusters,)
-        Slots of each cluster's members, closest to the centroid first; from whole panels on.
+        Slots of each cluster's members, closest to the centroid first; each cluster begins at a whole panel.
     panels, constants, slopes
-        Of `int16_gemm.score`; infinite constants where a slot is empty.
+        Arguments of `int16_gemm.score`; constants are infinite for empty slots.
     squared_distance : float
-        Of two rows of length 1 that are near, at most.
+        Upper bound on the squared distance of two near unit-length rows.
     parent : ndarray of int64, shape (n_slots + n_rows or more,)
-        Of slots, then of rows.
+        Union-find parents of slots, then of rows.
     """
     sine = np.sqrt(max(0.0, 1.0 - threshold * threshold))
     n_rows, n_columns, n_slots, n_measured = rows.shape[0], matrix.shape[1], y.shape[0], 0
@@ -190,7 +190,7 @@ def unite_near(  # type: ignore[no-untyped-def]
             for k in range(n_lines):
                 end = max(end, last[places[line + k]])
             end_panel = (end + PANEL - 1) // PANEL
-            # Sorted, so that no other line's run begins before.
+            # Rows are sorted by the start of their ranges, so no other row begins earlier.
             for panel in range(first_panels[places[line]], end_panel, _PANELS):
                 n_panels = min(_PANELS, end_panel - panel)
                 if is_connected(parent, is_one, slot_numbers, panel, n_panels, places[line : line + n_lines], n_slots):

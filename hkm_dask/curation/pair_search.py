@@ -1,8 +1,8 @@
-"""Which rows of a table are connected by near pairs: all pairs, a group of clusters at a time.
+"""Connected components of rows under near-duplicate pairs, found for one group of clusters at a time.
 
-The rows of a group of clusters are held in memory, as they are stored and as products take them; all rows that may be
-near one of them pass by in blocks. Clusters have an order, and a pair of two is found where the later one's rows are
-held, so rows of later clusters need not be looked at. How many groups there are is a matter of memory alone.
+The members of a group of clusters are held in memory, as stored and as operands of products, and blocks of all rows
+that may be near one of them are compared with them. Clusters are ordered, and a pair of rows of two clusters is found
+when the later cluster is held, so rows of later clusters can be skipped. The number of groups depends only on memory.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ from hkm_dask.search.cpu.engine import TILE_ROWS, CpuEngine
 from hkm_dask.search.cpu.operand import gamma, make_operand, whole_columns
 from hkm_dask.search.geometry import Geometry
 
-#: Principal coordinates in the product.
+#: Principal coordinates in the int16 product.
 _HEAD = 64
-#: Share of the budget that a group of clusters may take.
+#: Share of the memory budget that a group of clusters may use.
 _GROUP_SHARE = 0.3
-#: Rounds of tasks that a group is compared in, at most: each tells how far it is.
+#: Most rounds of tasks per group; progress is reported after each.
 _ROUNDS = 100
-#: What rounding to length 1, in float32, may do to a cosine or a distance, with much to spare.
+#: Generous bound on the error that rounding to unit length in float32 causes in a cosine or distance.
 _UNIT_ROUNDING = 2.0**-20
 
-#: Members as products take them, of the group that is searched.
+#: Cached operands of the group that is being searched.
 _operands = RecentCache(n_least=1)
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Members of some clusters, in slots: every cluster begins at a whole panel, the rest of its last one is empty."""
+    """Members of some clusters, in slots: each cluster begins at a whole panel, and its last panel is padded."""
 
-    first: int  # the first cluster
+    first: int  # number of the first cluster
     rows: SharedArray  # as stored; float32 or float16, shape (n_slots, n_features)
-    #: int64 and float32 (n_slots,): row numbers, -1 in empty slots, and cosines to the centroid, falling.
+    #: int64 and float32 (n_slots,): row numbers, -1 in empty slots, and cosines to the centroid, descending.
     numbers: SharedArray
     cosines: SharedArray
-    #: (n_clusters,): slots of each cluster.
+    #: (n_clusters,): range of slots of each cluster.
     begins: NDArray[np.int64]
     ends: NDArray[np.int64]
-    centroids: SharedArray  # float32 (n_clusters, n_features), of length 1
+    centroids: SharedArray  # float32 (n_clusters, n_features), unit length
 
     def delete(self) -> None:
         for array in (self.rows, self.numbers, self.cosines, self.centroids):
@@ -66,7 +66,7 @@ class _Group:
 
 
 class _Operands:
-    """The members of a group as products take them, made once in a process."""
+    """The members of a group as operands of products, computed once per process."""
 
     def __init__(self, group: _Group, geometry: Geometry) -> None:
         self.rows = np.ascontiguousarray(group.rows.get(), np.float32)
@@ -93,7 +93,7 @@ class _Operands:
 
 @dataclass(frozen=True)
 class _Edges(Outcome):
-    """As few edges i, j (n,) as connect what a pass found connected."""
+    """A minimal set of edges i, j (n,) that spans the components found in a pass."""
 
     i: NDArray[np.int64]
     j: NDArray[np.int64]
@@ -110,7 +110,7 @@ def _join(edges: list[_Edges]) -> _Edges:
 
 @dataclass(frozen=True)
 class _ConnectRows:
-    """Task: connect the rows of a part with the members of a group that they are near."""
+    """Task: connect the rows of a part with the near members of a group."""
 
     group: _Group
     geometry: Geometry
@@ -147,7 +147,7 @@ class _ConnectRows:
         unit, norms = unit_rows(rows), np.empty(len(rows))
         squared_norms(rows, norms)
         operand = make_operand(unit, self.geometry, slots.n_head)
-        # Cosines in float64 may be off by as many roundings; rows of length 1 by that of float32.
+        # Covers the rounding of float64 cosines, and that of unit-length rows in float32.
         distance = np.sqrt(max(0.0, 2.0 - 2.0 * self.threshold) + (n_features + 16) * 2.0**-51) + _UNIT_ROUNDING
         n_measured: int = unite_near(
             matmul(unit, group.centroids.get().T), own, own_cosines, numbers, rows, norms,
@@ -163,16 +163,16 @@ class _ConnectRows:
 def connect_near(
     rows: Rows, directions: Directions, threshold: float, runner: Runner, report: Callable[[float], None]
 ) -> Components:
-    """Connect all pairs of rows, as stored where workers can read them, whose cosine is at least `threshold`.
+    """Connect all pairs of rows, as stored and readable by workers, whose cosine is at least `threshold`.
 
-    Copies of a row are found first, and only the first of them is compared. Rows labeled -1 by `directions` are in no
-    pair. `report` gets the share that is done.
+    Copies are found first, and only the first copy of a row is compared. Rows labeled -1 by `directions` are in no
+    pair. `report` gets the share of the work that is done.
     """
     labels, union = directions.labels.copy(), UnionFind(rows.n_rows)
     sizes = np.bincount(labels + 1, minlength=len(directions.centroids) + 1)[1:]
     cosines = runner.array_store.put(f"cosines-{uuid.uuid4().hex}", directions.cosines)
     total = np.append(0, np.cumsum(sizes))
-    # A pair of clusters is looked at with the later one, so the pairs that are done grow by the square.
+    # A pair of clusters is compared when the later one is held, so the work done grows quadratically.
     shares, cuts = (total / max(total[-1], 1)) ** 2, rows.bounds(TILE_ROWS * rows.row_bytes)
     shares[-1] = 1.0
     for first, last in itertools.pairwise(_group_bounds(sizes, rows.n_features, runner)):
@@ -200,12 +200,12 @@ def connect_near(
 
 
 def _member_bytes(n_features: int) -> int:
-    """Bytes of a member in a group: as stored and in float32, and as products take it, twice while it is made."""
+    """Bytes per group member: as stored and in float32, and as an operand, twice while it is being made."""
     return 8 * n_features + 4 * whole_columns(min(_HEAD, n_features)) + 80
 
 
 def _group_bounds(sizes: NDArray[np.int64], n_features: int, runner: Runner) -> list[int]:
-    """Where groups of clusters begin and end whose members fit into memory together."""
+    """Return the bounds of groups of clusters whose members fit into memory together."""
     most = int(_GROUP_SHARE * (runner.memory_budget - host_cache.held) / _member_bytes(n_features))
     slots = np.append(0, np.cumsum(-(-sizes // int16_gemm.PANEL) * int16_gemm.PANEL))
     bounds = [0]
@@ -226,7 +226,7 @@ def _parts(rows: Rows, cuts: NDArray[np.int64], group: _Group, n_members: int, r
 def _make_group(
     rows: Rows, directions: Directions, labels: NDArray[np.int32], first: int, last: int, runner: Runner
 ) -> tuple[_Group, _Edges]:
-    """Read the members of some clusters, but for copies, which edges connect with the first of each."""
+    """Read the members of some clusters without copies; the edges connect the copies with the first of each."""
     members = np.flatnonzero((labels >= first) & (labels < last))
     table = _read(rows, members, runner)
     first_of = _first_copies(table)
@@ -252,7 +252,7 @@ def _make_group(
 
 
 def _first_copies(table: NDArray[np.floating]) -> NDArray[np.int64]:
-    """The first row with the same values as each: itself where there is none before."""
+    """Return, for each row, the index of the first row with the same values, which may be the row itself."""
     hashes = np.empty(len(table), np.uint64)
     for low in range(0, len(table), TILE_ROWS):
         hash_rows(np.ascontiguousarray(table[low : low + TILE_ROWS], np.float32), hashes[low : low + TILE_ROWS])
@@ -260,7 +260,7 @@ def _first_copies(table: NDArray[np.floating]) -> NDArray[np.int64]:
     is_first = np.diff(hashes[order], prepend=~hashes[order[:1]]) != 0
     first = np.empty(len(table), np.int64)
     first[order] = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
-    # Of rows whose hashes are the same by chance, the later ones pass for no copies.
+    # A row whose hash collides with that of a different row counts as a row without a copy before it.
     repeats = np.flatnonzero(first != np.arange(len(table)))
     for low in range(0, len(repeats), TILE_ROWS):
         some = repeats[low : low + TILE_ROWS]
@@ -270,7 +270,7 @@ def _first_copies(table: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 def _read(rows: Rows, numbers: NDArray[np.int64], runner: Runner) -> NDArray[np.floating]:
-    """Gather rows by sorted numbers into memory, range by range."""
+    """Gather rows, given by sorted numbers, into memory, range by range."""
     table = np.empty((len(numbers), rows.n_features), rows.dtype)
     n = max(1, (8 << 20) // rows.row_bytes)
 

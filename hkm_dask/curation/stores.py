@@ -1,4 +1,4 @@
-"""A pool, or a tree with the pool it was built from: what near-duplicates are looked for in, and what is compared."""
+"""Stores that curation works on: a pool, a tree together with its pool, or plain rows."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
 @dataclass(frozen=True)
 class CuratedStore:
-    """Rows, and the tree over them if there is one."""
+    """Rows, with their pool and the tree over them if there are any."""
 
-    rows: Rows  # all, those that a tree leaves out included
-    pool: Pool | None  # where they are of a pool
+    rows: Rows  # all rows, including those that the tree leaves out
+    pool: Pool | None  # the pool of the rows, if there is one
     arrays: TreeArrays | None
 
     def clustered(self) -> NDArray[np.int64] | None:
-        """Numbers of the rows that the tree is of; None for all."""
+        """Return the numbers of the rows in the tree; None for all rows."""
         if self.arrays is None:
             return None
         left = np.flatnonzero(self.arrays.read(1, "labels") >= 0)
         return None if len(left) == self.rows.n_rows else left
 
     def chosen(self, subset: Any) -> NDArray[np.int64]:
-        """Row numbers of a subset, sorted, each once: in memory, or in a file as `read_rows` takes it."""
+        """Return the sorted, unique row numbers of a subset: an array, or a file that `read_rows` accepts."""
         if isinstance(subset, str | os.PathLike):
             rows = read_rows(subset, self.rows.n_rows, pool=self.pool)
             once = np.unique(rows)
@@ -54,22 +54,22 @@ class CuratedStore:
         return check_rows(np.asarray(subset), self.rows.n_rows)
 
     def some(self, index: NDArray[np.int64] | None) -> tuple[Rows, Rows]:
-        """Rows by their sorted numbers, or all, as stored and of length 1."""
+        """Return the rows with the sorted numbers `index`, or all rows, as stored and scaled to unit length."""
         if index is None:
             return self.rows, UnitRows(self.rows)
         return SubsetRows(self.rows, index), SubsetRows(UnitRows(self.rows), index)
 
     def check_unchanged(self) -> None:
-        """Refuse, with a StoreError, to go on where the pool was replaced by another meanwhile."""
+        """Raise StoreError if the pool has been replaced since it was opened."""
         if self.pool is not None:
             self.pool.check_unchanged()
 
 
 def open_store(store: Any) -> CuratedStore:
-    """Open a pool, a tree with its pool, or rows that `as_rows` takes.
+    """Open a pool, a tree with its pool, or rows that `as_rows` accepts.
 
-    InputError for rows with NaN or Inf, or a tree that was built from an array; StoreError where the store or the pool
-    of a tree is missing, damaged or another one.
+    Raises InputError for rows with NaN or Inf and for a tree built from an array; StoreError if the store, or the pool
+    of a tree, is missing, damaged or has been replaced.
     """
     if isinstance(store, str | os.PathLike) and stored_format(location(store)) == layout.TREE_FORMAT:
         store = open_hierarchy(store)

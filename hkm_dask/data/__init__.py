@@ -1,1 +1,1 @@
-"""What lies on disk: layouts, stores that survive crashes, and where rows come from."""
+"""Data on disk: layouts, crash-safe stores, and tables of rows."""

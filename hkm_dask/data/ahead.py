@@ -1,4 +1,4 @@
-"""Work that threads begin ahead of who takes what it gives."""
+"""Work that threads start ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 def in_order(
     threads: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], n_ahead: int
 ) -> Iterator[Result]:
-    """What some work on items gives, in their order; it is begun for `n_ahead` of them beyond the one that is taken.
+    """Yield the results of `work` on items, in order, keeping up to `n_ahead` further items in progress.
 
     >>> with ThreadPoolExecutor(2) as threads:
     ...     list(in_order(threads, abs, [-1, 2, -3], n_ahead=1))

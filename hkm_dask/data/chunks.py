@@ -1,4 +1,4 @@
-"""Read and write whole chunks of Zarr arrays, on a local disk or in an object store: checked, and safe to interrupt."""
+"""Read and write whole chunks of Zarr arrays, on a local disk or in an object store, checked and crash-safe."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ from hkm_dask.data.unpacked import check_chunks
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.untrusted import open_regular, reading
 
-#: Beside the chunks of a complete array: the CRC-32C of each, four bytes, little-endian.
+#: File beside the chunks of a complete array: the CRC-32C of each chunk, four bytes, little-endian.
 CHECKSUMS_FILE = "checksums"
 
 
 class ChunkWriter:
-    """Writes one chunk file row by row; see `StoredArray.writer`."""
+    """Writer of one chunk file, row by row; see `StoredArray.writer`."""
 
     def __init__(self, path: Location, spec: ArraySpec, put: Callable[[np.ndarray], int]) -> None:
-        self.crc = 0  # CRC-32C of the chunk, padding included, once the writer's context is closed
+        self.crc = 0  # CRC-32C of the chunk, including padding, once the writer's context is closed
         self._path, self._spec, self._write = path, spec, put
         self._missing = spec.chunk_rows * spec.row_bytes
 
     def append(self, rows: np.ndarray) -> None:
-        """Write the next rows of the chunk, in the array's type and row shape."""
+        """Write the next rows of the chunk, with the array's dtype and row shape."""
         data = np.ascontiguousarray(rows, dtype=self._spec.dtype).reshape(-1).view(np.uint8)
         if data.size > self._missing:
             raise InputError(f"rows={len(rows)} should fit the chunk {self._path}; write whole chunks")
         self._append(data)
 
     def close(self) -> None:
-        """Fill what is missing with zeros, as all chunks of Zarr have one length, and write the checksum."""
+        """Pad the chunk with zeros, as all chunks of a Zarr array have the same length, and write the checksum."""
         padding = np.zeros(min(self._missing, layout.MIB), dtype=np.uint8)
         while self._missing:
             self._append(padding[: self._missing])
@@ -76,10 +76,10 @@ class ChunkWriter:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """One array on a disk or in an object store: rows in and out, by whole chunks, with every checksum checked.
+    """An array on a disk or in an object store, read and written by whole chunks, with every checksum verified.
 
-    Plain arrays of ours (see `layout.ArraySpec`) are read with one ``preadv``, or one request, per chunk straight into
-    the result; everything else goes through Zarr. Cheap to pickle.
+    Plain arrays of this package (see `layout.ArraySpec`) are read with one ``preadv``, or one request, per chunk
+    directly into the result; all others are read through Zarr. Cheap to pickle.
 
     >>> import tempfile, numpy as np
     >>> from hkm_dask.data.store import create_array
@@ -92,9 +92,9 @@ class StoredArray:
     """
 
     path: str  # absolute path of the array's folder, or its URL
-    spec: ArraySpec  # how it lies on disk
-    #: Identifies the chunks it must hold, see `layout.array_fingerprint`; empty while it is written, and where it is
-    #: not of ours. Their checksums are listed in the file ``checksums`` beside them.
+    spec: ArraySpec  # storage layout
+    #: Identifies the chunks that it must hold, see `layout.array_fingerprint`; empty while it is written and for arrays
+    #: of other software. The file ``checksums`` beside the chunks lists their checksums.
     fingerprint: str = ""
 
     @property
@@ -104,7 +104,7 @@ class StoredArray:
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the elements."""
+        """Data type of the elements."""
         return self.spec.dtype
 
     @property
@@ -113,7 +113,7 @@ class StoredArray:
         return len(self.spec.shape)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Read as `read` does, by a basic index: what `dask.array.from_array` needs of an array."""
+        """Read by a basic index, like `read`; `dask.array.from_array` requires this."""
         first, *others = index if isinstance(index, tuple) else (index,)
         if not isinstance(first, slice):
             row = operator.index(first) % self.shape[0]
@@ -126,18 +126,18 @@ class StoredArray:
 
     @cached_property
     def place(self) -> Location:
-        """Where it lies."""
+        """Path or URL of the array's folder."""
         return location(self.path)
 
     def chunk_path(self, index: int) -> Location:
-        """File or object of chunk `index`, counted along the first axis."""
+        """Return the file or object of chunk `index`, counted along the first axis."""
         return self.place / "/".join(map(str, ("c", index) + (0,) * (len(self.spec.shape) - 1)))
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows `start` to `stop`, from chunks read whole and checked; StoreError where one is missing, cut or altered.
+        """Read rows `start` to `stop` from verified chunks; StoreError if one is missing, truncated or altered.
 
-        `out`, C-contiguous and of the right shape and type, is read into and returned: it saves the page faults of
-        fresh memory.
+        If given, `out` (C-contiguous, of this shape and dtype) is filled and returned, which saves the page faults of
+        newly allocated memory.
         """
         spec = self.spec
         check_range(start, stop, spec.shape[0], self.path)
@@ -162,16 +162,16 @@ class StoredArray:
             )
 
         if self.fingerprint:
-            listed_checksums(self)  # once, and not by every thread
+            listed_checksums(self)  # once, not in every thread
         each(read, spec.chunks(start, stop), self.place, spec.chunk_file_bytes)
         return out
 
     def read_chunk(self, index: int) -> np.ndarray:
-        """All rows of one chunk; see `read`."""
+        """Read all rows of one chunk; see `read`."""
         return self.read(*self.spec.chunk_range(index))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Gather rows by sorted numbers (int64), reading each chunk once; raises as `check_rows` and `read`."""
+        """Gather rows by sorted row numbers (int64), reading each chunk once; raises as `check_rows` and `read` do."""
         spec = self.spec
         rows = check_rows(rows, spec.shape[0])
         out = np.empty((len(rows), *spec.shape[1:]), dtype=spec.dtype)
@@ -180,7 +180,7 @@ class StoredArray:
         buffer: np.ndarray | None = None
         for first, last in itertools.pairwise(cuts.tolist()):
             start, stop = spec.chunk_range(int(chunks[first]))
-            # Rows may repeat, so that there are as many as in the chunk does not mean that they are all of it.
+            # Rows may repeat, so having as many rows as the chunk does not imply that they are the whole chunk.
             if last - first == stop - start and (np.diff(rows[first:last]) == 1).all():
                 self.read(start, stop, out[first:last])
                 continue
@@ -191,7 +191,7 @@ class StoredArray:
 
     @contextmanager
     def writer(self, index: int) -> Iterator[ChunkWriter]:
-        """Write one chunk of a plain array row by row; it is put in place whole when the context closes well."""
+        """Write one chunk of a plain array row by row; it is moved into place when the context closes normally."""
         path = self.chunk_path(index)
         if isinstance(path, ObjectPath):
             with self._object_writer(path) as writer:
@@ -220,7 +220,7 @@ class StoredArray:
 
     @contextmanager
     def _object_writer(self, path: ObjectPath) -> Iterator[ChunkWriter]:
-        """Collect a chunk in memory, and write the object."""
+        """Collect a chunk in memory, then write the object."""
         chunk = bytearray()
 
         def put(data: np.ndarray) -> int:
@@ -235,9 +235,9 @@ class StoredArray:
         failpoint("chunk-written")
 
     def write(self, start: int, values: np.ndarray) -> None:
-        """Write whole chunks, from a chunk's first row to the end of one or of the array; InputError otherwise.
+        """Write whole chunks, from the first row of a chunk to the end of one or of the array; InputError otherwise.
 
-        Two tasks must never share a chunk.
+        Two tasks must never write to the same chunk.
         """
         spec = self.spec
         stop = start + len(values)
@@ -259,12 +259,12 @@ class StoredArray:
         each(put, spec.chunks(start, stop), self.place, spec.chunk_file_bytes)
 
     def check(self) -> None:
-        """Make sure that every chunk file is there, as long as it should be, and with the checksum that is listed.
+        """Check that every chunk file exists, has the right length and ends with the listed checksum.
 
-        Whether its content has this checksum is checked on reading.
+        The content itself is verified against this checksum when it is read.
         """
         if self.spec.checked:
-            listed_checksums.cache_clear()  # the list is read again, whatever this process has seen of it
+            listed_checksums.cache_clear()  # the list is read again, even if this process has cached it
             for index, checksum in enumerate(self._stored_checksums()):
                 self._check_place(index, checksum)
 
@@ -272,7 +272,7 @@ class StoredArray:
         return each(self.checksum, range(self.spec.n_chunks), self.place)
 
     def checksum(self, index: int) -> int:
-        """Read the CRC-32C at the end of a chunk's file; StoreError where the file is missing or cut."""
+        """Read the CRC-32C at the end of a chunk file; StoreError if the file is missing or truncated."""
         path, crc = self.chunk_path(index), np.empty(layout.CRC_BYTES, dtype=np.uint8)
 
         def read() -> int:
@@ -293,13 +293,13 @@ class StoredArray:
         return int.from_bytes(crc.tobytes(), "little")
 
     def seal(self) -> StoredArray:
-        """List the checksums of all chunks beside them, now that they are written; return the array bound to them."""
+        """Write the list of the checksums of all chunks, once these are written; return the array bound to it."""
         checksums = np.array(self._stored_checksums(), dtype="<u4")
         write_file(self.place / CHECKSUMS_FILE, checksums.tobytes())
         return replace(self, fingerprint=layout.array_fingerprint(self.spec, checksums))
 
     def _check_place(self, index: int, checksum: int) -> None:
-        """Refuse a chunk, whole in itself, that is another than was written here."""
+        """Refuse a chunk that is intact but not the one that was written here."""
         if self.fingerprint and checksum != listed_checksums(self)[index]:
             raise self._damage(index, "is another chunk than was written here")
 
@@ -313,11 +313,11 @@ class StoredArray:
         return StoreError(f"{self.path}: {place} {reason}; {self.remedy()}")
 
     def remedy(self) -> str:
-        """How to get the nearest store of ours back that holds the array."""
+        """Return how to restore the nearest store of this package that holds the array."""
         return layout.remedy(next(filter(None, map(stored_format, (self.place, *self.place.parents[:3]))), ""))
 
     def _read_chunk(self, index: int, head: np.ndarray, body: np.ndarray, tail: np.ndarray) -> None:
-        """Fill three byte buffers with one chunk: the rows before the wanted ones, the wanted ones, those after."""
+        """Fill three byte buffers from one chunk: the rows before the requested ones, those, and the rows after."""
         path = self.chunk_path(index)
         crc = np.empty(layout.CRC_BYTES, dtype=np.uint8)
         try:
@@ -348,9 +348,9 @@ class StoredArray:
 
 
 def open_array(path: str | os.PathLike[str]) -> StoredArray:
-    """Open an array on a disk or in an object store: plain and fast where it is of ours, else through Zarr.
+    """Open an array on a disk or in an object store; arrays of this package are read directly, others through Zarr.
 
-    StoreError where there is no array, or where it is not of ours and lacks chunks.
+    StoreError if there is no array, or if it comes from other software and lacks chunks.
     """
     folder = location(path).absolute()
     metadata = read_json(folder / METADATA_FILE) or {}
@@ -364,7 +364,7 @@ def open_array(path: str | os.PathLike[str]) -> StoredArray:
 
 @lru_cache(maxsize=64)
 def listed_checksums(array: StoredArray) -> np.ndarray:
-    """Read the CRC-32C of the chunks a complete array must hold; StoreError where the list is of another."""
+    """Read the CRC-32C values of the chunks of a complete array; StoreError if the list belongs to another array."""
     path, n_bytes = array.place / CHECKSUMS_FILE, layout.CRC_BYTES * array.spec.n_chunks
     try:
         checksums = np.frombuffer(careful(lambda: read_small(path, n_bytes), f"reading {path}"), dtype="<u4")
@@ -376,13 +376,13 @@ def listed_checksums(array: StoredArray) -> np.ndarray:
 
 
 def check_range(start: int, stop: int, n_rows: int, label: str) -> None:
-    """Refuse a range of rows that leaves a table."""
+    """Refuse a range of rows that exceeds the table."""
     if not 0 <= start <= stop <= n_rows:
         raise InputError(f"rows={start}:{stop} should lie within 0:{n_rows} of {label}; give other rows")
 
 
 def check_rows(rows: np.ndarray, n_rows: int) -> np.ndarray:
-    """Row numbers as int64; InputError where they are no integers, unsorted, or out of range.
+    """Return row numbers as int64; InputError if they are not integers, not sorted, or out of range.
 
     >>> check_rows(np.array([0, 7]), 5)
     Traceback (most recent call last):
@@ -402,7 +402,7 @@ def check_rows(rows: np.ndarray, n_rows: int) -> np.ndarray:
 
 
 def _fill(path: Location, buffers: list[np.ndarray]) -> int:
-    """Read a file or an object into buffers, one after the other, and return its length."""
+    """Read a file or an object into consecutive buffers, and return its length."""
     if isinstance(path, ObjectPath):
         return path.read_into(buffers)
     with open_regular(path) as file:

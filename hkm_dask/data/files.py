@@ -1,4 +1,4 @@
-"""File operations that retry what may pass, say clearly what will not, and leave no halves behind."""
+"""File operations that retry transient errors, explain permanent ones, and never leave a file half-written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METADATA_FILE = "zarr.json"
 PARTIAL_SUFFIX = ".partial"
 _CONSOLIDATED = "consolidated_metadata"
 
-# The steps of the stage commit at which HKM_FAILPOINT may kill the process, in order.
+# The steps of the stage commit at which HKM_FAILPOINT can kill the process, in order.
 FAILPOINTS = ("chunk-partial", "chunk-written", "checked", "synced", "marked", "retired", "renamed")
 KILLED = 137
 
@@ -44,9 +44,9 @@ T = TypeVar("T")
 
 
 def failpoint(name: str) -> None:
-    """Kill this process, as ``kill -9`` would, where the environment asks for it; for crash tests.
+    """Kill this process, as ``kill -9`` would, if the environment asks for it; for crash tests.
 
-    ``HKM_FAILPOINT=marked`` dies at the first pass of the point "marked", ``HKM_FAILPOINT=marked:3`` at the third.
+    ``HKM_FAILPOINT=marked`` exits at the first pass of the point "marked", ``HKM_FAILPOINT=marked:3`` at the third.
     """
     point, _, count = os.environ.get("HKM_FAILPOINT", "").partition(":")
     if point == name and next(_passes[name]) == int(count or 1):
@@ -54,11 +54,11 @@ def failpoint(name: str) -> None:
 
 
 def careful(action: Callable[[], T], description: str) -> T:
-    """Run one file operation, several times if need be: retry what may pass, say clearly what will not.
+    """Run one file operation, retrying transient errors and explaining permanent ones.
 
-    `description` is what it does, for the message, e.g. ``"writing pool.zarr/embeddings/c/0/0"``. StoreError when the
-    disk is full, permission is lacking, or an I/O error outlives three retries. FileNotFoundError and
-    NotADirectoryError come as they are: what a missing file means is the caller's to say.
+    `description` names the operation in messages, e.g. ``"writing pool.zarr/embeddings/c/0/0"``. StoreError if the disk
+    is full, permission is lacking, or an I/O error persists after three retries. FileNotFoundError and
+    NotADirectoryError are passed on: only the caller knows what a missing file means.
     """
     for wait in (*_RETRY_SECONDS, None):
         try:
@@ -82,12 +82,12 @@ def careful(action: Callable[[], T], description: str) -> T:
 
 
 def open_input(path: Path) -> BinaryIO:
-    """Open a file that others made, see `open_regular`; raises as `careful` does."""
+    """Open a file that other software made, see `open_regular`; raises as `careful` does."""
     return careful(lambda: open_regular(path), f"reading {path}")
 
 
 def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """A path on this machine; InputError where it is a URL, as only stores and what is drawn from them lie at one.
+    """Return a path on this machine; InputError for a URL, as only stores and the draws from them may be remote.
 
     >>> local_path("s3://bucket/config.yaml", "config")
     Traceback (most recent call last):
@@ -96,15 +96,12 @@ written there only; copy it to a disk
     """
     place = location(path, name)
     if isinstance(place, ObjectPath):
-        raise InputError(
-            f"{name}={os.fspath(path)!r} should be a path on this machine, it is read or written there only; "
-            "copy it to a disk"
-        )
+        raise InputError(f"{name}={os.fspath(path)!r} should be a path on this machine; copy it to a disk")
     return place
 
 
 def read_small(path: Location, max_bytes: int) -> bytes:
-    """Read a small file or object whole; raises as `read_regular` does."""
+    """Read a small file or object as a whole; raises as `read_regular` does."""
     if not isinstance(path, ObjectPath):
         return read_regular(path, max_bytes)
     data, size = path.read(0, max_bytes + 1)
@@ -114,9 +111,9 @@ def read_small(path: Location, max_bytes: int) -> bytes:
 
 
 def read_json(path: Location) -> dict[str, Any] | None:
-    """Parse a JSON object from a file, None where there is no such file.
+    """Parse a JSON object from a file; None if there is no such file.
 
-    StoreError where it holds something else, ``attributes`` that are no object, or more than `MAX_JSON_BYTES`.
+    StoreError if the content is anything else, if ``attributes`` is not an object, or beyond `MAX_JSON_BYTES`.
     """
     try:
         parsed = parse_json(careful(lambda: read_small(path, MAX_JSON_BYTES), f"reading {path}"))
@@ -132,7 +129,7 @@ def read_json(path: Location) -> dict[str, Any] | None:
 
 
 def write_file(path: Location, data: bytes) -> None:
-    """Write a small file so that a crash leaves the old content or the new, never a part."""
+    """Write a small file atomically: after a crash it has either the old content or the new."""
 
     def write() -> None:
         if isinstance(path, ObjectPath):
@@ -152,16 +149,16 @@ def write_file(path: Location, data: bytes) -> None:
 
 
 def write_whole(target: Location, write: Callable[[Path], None], *, synced: bool = True, new: bool = False) -> None:
-    """Have `write` write beside a file, and give what it wrote the file's name once all of it is on the disk.
+    """Have `write` create a temporary file beside `target`, and rename it once its content is on the disk.
 
-    Where it need not be `synced`, a failure of the machine may leave a part. Its folder is made where it is missing.
-    What a killed process of this machine left beside it is swept. What belongs in an object store is written to a
-    temporary folder, and sent there. InputError where it is to be `new` and another process made one meanwhile.
+    Without `synced`, a failure of the machine may leave a truncated file. Its folder is created if missing.
+    Temporary files that killed processes of this machine left beside the target are removed. For an object store, the
+    file is written to a temporary folder and uploaded. With `new`, InputError if the target exists by then.
     """
 
     def check_new() -> None:
         if new and (target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target)):
-            raise InputError(f"{target} should be a new file, it was made meanwhile; choose another name")
+            raise InputError(f"{target} should be a new file, but was created during the run; choose another name")
 
     make_folder(target.parent)
     if isinstance(target, ObjectPath):
@@ -191,9 +188,9 @@ def write_whole(target: Location, write: Callable[[Path], None], *, synced: bool
 
 
 def read_attributes(path: str | os.PathLike[str], *, missing_ok: bool = False) -> dict[str, Any]:
-    """Attributes of a group or array, never of a consolidated copy.
+    """Read the attributes of a group or array, never from a consolidated copy.
 
-    StoreError where it is damaged, or missing; none of one that is missing with `missing_ok`.
+    StoreError if it is damaged or missing; a missing one has no attributes if `missing_ok`.
     """
     metadata = read_json(location(path) / METADATA_FILE)
     if metadata is None and missing_ok:
@@ -204,9 +201,9 @@ def read_attributes(path: str | os.PathLike[str], *, missing_ok: bool = False) -
 
 
 def read_complete(path: str | os.PathLike[str], fmt: str) -> dict[str, Any]:
-    """Attributes of a complete group of format `fmt`, after all metadata in it was held against its digest.
+    """Read the attributes of a complete group of format `fmt`, after verifying all of its metadata by the digest.
 
-    StoreError where it is missing, of another format or version, not complete, or was altered since it was completed.
+    StoreError if it is missing, of another format or version, incomplete, or altered since it was completed.
     """
     folder = location(path)
     attributes = read_attributes(folder)
@@ -216,7 +213,7 @@ def read_complete(path: str | os.PathLike[str], fmt: str) -> dict[str, Any]:
 
 
 def check_digest(folder: Location, remedy: str = "") -> None:
-    """Hold the metadata of a complete group, and of all that lies in it, against its digest; StoreError if altered."""
+    """Verify the metadata of a complete group and of everything in it by its digest; StoreError if altered."""
     metadata = read_json(folder / METADATA_FILE) or {}
     attributes = metadata.get("attributes") or {}
     listed = (metadata.get("consolidated_metadata") or {}).get("metadata") or {}
@@ -231,7 +228,7 @@ def check_digest(folder: Location, remedy: str = "") -> None:
 
 
 def stored_format(folder: Location) -> str:
-    """Attribute ``format`` of a group, empty where it has none or is damaged."""
+    """Return the attribute ``format`` of a group; empty if it has none or is damaged."""
     try:
         kind = ((read_json(folder / METADATA_FILE) or {}).get("attributes") or {}).get("format")
     except StoreError:
@@ -240,7 +237,7 @@ def stored_format(folder: Location) -> str:
 
 
 def similar_store(folder: Location, *formats: str) -> str:
-    """A question whether another store of such a format is meant, whose name is much like that of a missing one."""
+    """Return the question whether a similarly named store of one of the formats is meant; empty if there is none."""
     if isinstance(folder, ObjectPath) or not folder.parent.is_dir():
         return ""
     with suppress(OSError):
@@ -252,30 +249,30 @@ def similar_store(folder: Location, *formats: str) -> str:
 
 
 def check_own(path: Location) -> None:
-    """Refuse, with a StoreError, to write to what another may have planted at `path`, a name that we choose.
+    """Refuse, with a StoreError, to write to what another user may have planted at `path`, a name that we choose.
 
-    That is a symbolic link, a file with a second name and, in a folder that all may write to, what another user owns.
+    That is a symbolic link, a file with several hard links or, in a world-writable folder, a file of another user.
     """
     if isinstance(path, ObjectPath):
-        return  # of whoever has the credentials
+        return  # belongs to whoever has the credentials
     try:
         state, parent = path.lstat(), path.parent.stat()
     except OSError:
-        return  # nothing is there, or the writing itself will say why not
+        return  # nothing exists there, or the write itself will report the error
     linked = stat.S_ISLNK(state.st_mode) or (stat.S_ISREG(state.st_mode) and state.st_nlink > 1)
     foreign = parent.st_mode & stat.S_IWOTH and state.st_uid != os.geteuid()
     if linked or foreign:
         what = "is a link" if linked else f"belongs to another user, {state.st_uid}"
-        raise StoreError(f"{path} {what}, it should be of our own making; look at it and remove it")
+        raise StoreError(f"{path} {what} but should be made by hkm_dask; inspect and remove it")
 
 
 def remove(folder: Location) -> None:
-    """Remove a folder, if it is there: of a store the metadata first, so that no half of it passes for one."""
+    """Remove a folder if it exists; a store's metadata go first, so that a remnant cannot pass for a store."""
     if isinstance(folder, ObjectPath):
         (folder / METADATA_FILE).unlink()
         folder.remove_tree()
         return
-    check_own(folder)  # or the metadata removed would be those of a store that a link leads to
+    check_own(folder)  # a link would have the metadata of another store removed
     if not folder.exists():
         return
     metadata = folder / METADATA_FILE
@@ -286,7 +283,7 @@ def remove(folder: Location) -> None:
 
 
 def make_folder(folder: Location) -> None:
-    """Make a folder, and those above it that are missing, with their names on the disk."""
+    """Create a folder and its missing parents, and sync their names to the disk."""
     if isinstance(folder, ObjectPath):
         return
     missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110 False if forbidden
@@ -296,21 +293,21 @@ def make_folder(folder: Location) -> None:
 
 
 def folder_problem(folder: Path) -> str | None:
-    """What a file to be written into a folder, made where it is missing, should do instead; None where it can be.
+    """Return what should hold for a file to be written into a folder, created if missing; None if it holds.
 
     >>> folder_problem(Path("/dev/null/draws"))
     "be in a folder, '/dev/null' is none; choose another name"
     """
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not there.is_dir():
-        return f"be in a folder, {str(there)!r} is none; choose another name"
-    if not os.access(there, os.W_OK | os.X_OK):
-        return f"be in a folder that can be written; change the rights of {str(there)!r}"
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        return f"be in a folder, {str(nearest)!r} is none; choose another name"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"be in a folder that can be written; change the rights of {str(nearest)!r}"
     return None
 
 
 def sync(path: Location) -> None:
-    """Have a file or a folder written to the disk before anything after it counts; an object is there once written."""
+    """Flush a file or a folder to the disk before anything that depends on it; objects are durable once written."""
     if isinstance(path, ObjectPath):
         return
 
@@ -319,7 +316,7 @@ def sync(path: Location) -> None:
         try:
             os.fsync(fd)
         except OSError as error:
-            # Some file systems cannot sync a folder; they promise nothing, and there is nothing to do about it.
+            # Some file systems cannot sync a folder; they promise nothing, and nothing can be done about it.
             if error.errno != errno.EINVAL:
                 raise
         finally:
@@ -329,16 +326,16 @@ def sync(path: Location) -> None:
 
 
 def as_buffer(array: np.ndarray) -> memoryview:
-    """The bytes of a C-contiguous array, for reading into and writing from."""
+    """Return the bytes of a C-contiguous array, for reading into and writing from."""
     # NumPy's stubs do not say that an array is a buffer.
     return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 def empty_to_read(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Memory to read a file into, of any content, that begins at a cache line.
+    """Allocate uninitialized, cache-line-aligned memory to read a file into.
 
-    Large pieces of `malloc` begin 16 bytes behind a page. Processors may copy pages of a file there at a third of the
-    speed, as what is loaded next looks to them like what was just stored.
+    Large blocks of `malloc` begin 16 bytes after a page boundary. Some processors copy pages of a file there at a third
+    of the speed, because the next load looks like it depends on the preceding store.
 
     >>> rows = empty_to_read((1000, 3), np.dtype("f4"))
     >>> rows.shape, rows.ctypes.data % 64
@@ -349,18 +346,18 @@ def empty_to_read(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def bytes_to_read(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Bytes of which a part begins at a cache line and holds such an array."""
+    """Return the bytes that hold such an array aligned to a cache line."""
     return math.prod(shape) * dtype.itemsize + _CACHE_LINE
 
 
 def part_to_read(memory: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Part of some bytes as `empty_to_read` gives it."""
+    """Return an aligned view of `memory`, as `empty_to_read` allocates it."""
     start = -memory.ctypes.data % _CACHE_LINE
     return memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
 
 def read_into(fd: int, buffers: list[np.ndarray], offset: int = 0) -> int:
-    """Fill C-contiguous arrays, one after the other, from a file's `offset` on; returns how many bytes there were."""
+    """Fill consecutive C-contiguous arrays from a file, from `offset` on; returns the number of bytes read."""
     views = [as_buffer(buffer) for buffer in buffers if buffer.size]
     n_read = 0
     while views and (count := os.preadv(fd, views, offset + n_read)):

@@ -1,7 +1,7 @@
-"""Zarr arrays that others made: their metadata looked at before Zarr reads it, and whether every chunk is there.
+"""Zarr arrays of other software: checks of their metadata before Zarr reads it, and of the presence of every chunk.
 
-Zarr reads a chunk that is missing as the fill value, mostly zeros, and says nothing. Many writers also leave out chunks
-of nothing but zeros, which no reader can tell from lost ones.
+Zarr silently reads a missing chunk as the fill value, usually zero. Many writers also omit chunks that contain only
+zeros; no reader can tell these from lost ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hkm_dask.data.objects import Location, ObjectPath, zarr_store
 from hkm_dask.errors import StoreError
 from hkm_dask.untrusted import reading
 
-#: By one of these Zarr knows a node.
+#: Files by which Zarr recognizes a node.
 METADATA_FILES = (METADATA_FILE, ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 _NUMBER = re.compile(r"\d{1,18}")
 _INDEX_BYTES, _CRC_BYTES, _MISSING = 16, 4, np.iinfo(np.uint64).max
@@ -30,7 +30,7 @@ _REMEDY = "copy it again, or write it with write_empty_chunks=True where chunks 
 
 
 def check_metadata(folder: Location) -> None:
-    """Make sure that Zarr can parse the metadata of a node; ValueError where it is damaged, or takes too much."""
+    """Check that Zarr can parse the metadata of a node; ValueError if it is damaged or too large."""
     for name in METADATA_FILES:
         try:
             read_json(folder / name)
@@ -39,7 +39,7 @@ def check_metadata(folder: Location) -> None:
 
 
 def open_foreign(folder: Location) -> zarr.Array:
-    """Open an array through Zarr; StoreError where there is none, its metadata is damaged, or chunks are missing."""
+    """Open an array through Zarr; StoreError if there is none, its metadata is damaged, or chunks are missing."""
     with reading(f"{folder} is no Zarr array", "give the path of one", StoreError):
         check_metadata(folder)
         array = zarr.open_array(zarr_store(folder), mode="r")
@@ -59,7 +59,7 @@ def open_foreign(folder: Location) -> zarr.Array:
 
 
 def check_remote(array: zarr.Array) -> None:
-    """Make sure that every chunk of an array in memory or in an object store is there, as Zarr counts them."""
+    """Check that every chunk of an array in memory or in an object store exists, by Zarr's own count."""
     chunks = array.shards or array.chunks
     n_chunks = math.prod(_grid(array.shape, chunks))
     n_stored = array.nchunks_initialized // math.prod(_grid(chunks, array.chunks))
@@ -74,12 +74,12 @@ def _grid(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _missing(folder: Path, array: zarr.Array, chunks: tuple[int, ...]) -> tuple[int, str]:
-    """Count the chunks that are missing, and name the first; of a sharded array those within its shards, too."""
+    """Count the missing chunks, including those within the shards of a sharded array, and name the first one."""
     grid, encode = _grid(array.shape, chunks), array.metadata.encode_chunk_key
     stored = set(_stored(folder, grid, encode))
     n_missing = math.prod(grid) - len(stored)
     if n_missing:
-        # After as many steps as there are files at most.
+        # Takes at most one step more than there are files.
         first = next(place for place in (_place(number, grid) for number in itertools.count()) if place not in stored)
         return n_missing, encode(first)
     name = ""
@@ -91,20 +91,20 @@ def _missing(folder: Path, array: zarr.Array, chunks: tuple[int, ...]) -> tuple[
 
 
 def _place(number: int, grid: tuple[int, ...]) -> tuple[int, ...]:
-    """Place of a chunk in a grid of any size, by its number.
+    """Return the position of a chunk in a grid, by its number.
 
     >>> [_place(number, (2, 3)) for number in (0, 2, 3)]
     [(0, 0), (0, 2), (1, 0)]
     """
     place: list[int] = []
     for size in reversed(grid):
-        number, here = divmod(number, size)
-        place.insert(0, here)
+        number, index = divmod(number, size)
+        place.insert(0, index)
     return tuple(place)
 
 
 def _stored(folder: Path, grid: tuple[int, ...], encode: Any) -> Iterator[tuple[int, ...]]:
-    """Yield the places of the chunks whose files are there, whatever the shape says."""
+    """Yield the positions of the chunks whose files exist, regardless of the shape."""
     for parent, _, names in os.walk(folder):
         prefix = Path(parent).relative_to(folder)
         for name in names:
@@ -116,11 +116,11 @@ def _stored(folder: Path, grid: tuple[int, ...], encode: Any) -> Iterator[tuple[
 
 
 def _lost_in_shard(path: Path, array: zarr.Array, place: tuple[int, ...]) -> int:
-    """Count the inner chunks that the index of a shard lacks, though they hold rows of the array."""
+    """Count the inner chunks that a shard's index lacks although they hold rows of the array."""
     metadata: Any = array.metadata
     codec, shards, inner = metadata.codecs[0], array.shards or (), array.chunks
     if [type(part).__name__ for part in codec.index_codecs] != ["BytesCodec", "Crc32cCodec"]:
-        return 0  # an index that only Zarr knows how to read
+        return 0  # an index that only Zarr can read
     counts = _grid(shards, inner)
     n_bytes = math.prod(counts) * _INDEX_BYTES
     size = path.stat().st_size

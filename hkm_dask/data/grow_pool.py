@@ -1,4 +1,4 @@
-"""A pool grows: the rows of other pools below its own, whose chunks are linked, not copied."""
+"""Growing a pool: the rows of other pools are appended to its own, whose chunks are linked, not copied."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from hkm_dask.data.store import create_group
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 
-#: Chunks stay as long as they are until a pool of its size would have chunks so many times as long.
+#: Chunks keep their length until a pool of the new size would have chunks so many times as long.
 _MOST_TIMES_SHORTER = 4
 _PIECE_BYTES = 4 * layout.MIB
-#: What to do with rows that ids or columns are asked of.
+#: Remedy for rows that lack the required ids or columns.
 MAKE_A_POOL = "make it a pool with `hkm ingest` first, and give that"
 
 
 def check_fits(pool: Pool, new: Sequence[Pool]) -> None:
-    """Refuse, with an InputError, pools whose rows cannot lie below those of `pool`: all that is wrong with them."""
+    """Refuse, with an InputError that lists all problems, pools whose rows cannot be appended to those of `pool`."""
     problems = []
     for one in new:
         if one.fingerprint == pool.fingerprint:
@@ -60,9 +60,9 @@ def check_fits(pool: Pool, new: Sequence[Pool]) -> None:
 
 
 def grow(pool: Pool, new: Sequence[Pool], folder: Location) -> None:
-    """Write to `folder` the pool of the rows of `pool` and, below them, of `new`; it is complete then.
+    """Write a complete pool with the rows of `pool` followed by those of `new` to `folder`.
 
-    Its own rows are read once and checked. Its attribute ``history`` has the pool as it was.
+    The rows of `pool` are read once and verified. The attribute ``history`` describes the pool before it grew.
     """
     old = {
         name: value
@@ -97,7 +97,7 @@ def grow(pool: Pool, new: Sequence[Pool], folder: Location) -> None:
 
 
 def _write_embeddings(array: StoredArray, tables: Sequence[tuple[ZarrRows, bool]], n_linked: int) -> Stats:
-    """Write all chunks by several threads, those of the first `n_linked` rows as links, and fold what is learned."""
+    """Write all chunks in several threads, those of the first `n_linked` rows as links; return the statistics."""
     offsets = np.cumsum([0, *(rows.n_rows for rows, _ in tables)])
     n_threads, stats = len(os.sched_getaffinity(0)), Stats(np.zeros(array.spec.shape[1]))
     write = partial(_write_chunk, array, tables, offsets, n_linked)
@@ -112,11 +112,11 @@ def _write_embeddings(array: StoredArray, tables: Sequence[tuple[ZarrRows, bool]
 def _write_chunk(
     array: StoredArray, tables: Sequence[tuple[ZarrRows, bool]], offsets: NDArray[np.int64], n_linked: int, index: int
 ) -> Stats:
-    """Link a chunk whose rows are all of the first `n_linked`, or write it."""
+    """Link a chunk that lies entirely within the first `n_linked` rows, or write it."""
     start, stop = array.spec.chunk_range(index)
     if stop <= n_linked:
         old = tables[0][0].array
-        rows = old.read(start, stop)  # what is damaged is not to be carried on
+        rows = old.read(start, stop)  # a damaged chunk must not be carried over
         stats = pool_writer.measure(rows, rows, np.arange(start, stop))
         _link(old.chunk_path(index), array.chunk_path(index))
         stats.checksums.append(array.checksum(index))
@@ -134,7 +134,7 @@ def _write_chunk(
 
 
 def _link(old: Location, new: Location) -> None:
-    """Give a chunk a second name, or copy it where a file can have but one: no chunk is ever written to again."""
+    """Hard-link a chunk, or copy it where links are not supported; chunks are never modified once written."""
     if isinstance(old, ObjectPath) and isinstance(new, ObjectPath) and old.bucket == new.bucket:
         return old.copy_to(new)
     if not (isinstance(old, Path) and isinstance(new, Path)):
@@ -154,7 +154,7 @@ def _link(old: Location, new: Location) -> None:
 
 
 def _pieces(pools: Sequence[Pool], name: str) -> Iterator[NDArray[Any]]:
-    """Values of a column, or the ids, of one pool after the other."""
+    """Yield the values of a column, or the ids, of one pool after the other."""
 
     def read(pool: Pool, low: int, high: int) -> NDArray[Any]:
         return pool.column_piece(name, low, min(high, pool.n_samples))
@@ -167,7 +167,7 @@ def _pieces(pools: Sequence[Pool], name: str) -> Iterator[NDArray[Any]]:
 
 
 def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
-    """Say which ids of `new` the pool has already, or come twice in them; 8 bytes a new row."""
+    """Describe ids of `new` that are in the pool already, or repeated; takes 8 bytes per new row."""
     keys, kinds = np.empty(sum(one.n_samples for one in new), np.int64), set[str]()
     for piece in with_keys(_pieces(new, layout.IDS), keys):
         kinds.add(piece.dtype.kind)
@@ -177,9 +177,9 @@ def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
             return [
                 "ids of the new samples should be of the kind the pool has, all integers or all strings; make them so"
             ]
-        there = id_keys(piece)
-        places = np.minimum(np.searchsorted(keys, there), len(keys) - 1)
-        twice.update(there[keys[places] == there].tolist())
+        old_keys = id_keys(piece)
+        places = np.minimum(np.searchsorted(keys, old_keys), len(keys) - 1)
+        twice.update(old_keys[keys[places] == old_keys].tolist())
     if not twice:
         return []
     wanted, seen, again = np.fromiter(twice, np.int64, len(twice)), set[Any](), list[Any]()
@@ -190,6 +190,4 @@ def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
     if not again:
         return []
     more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
-    return [
-        f"id={again[0]!r:.80}{more} should come once, the pool would have it twice; leave out what is there already"
-    ]
+    return [f"id={again[0]!r:.80}{more} should not be in the pool already; leave such rows out"]

@@ -1,4 +1,4 @@
-"""The ids of rows, in pieces: integers or strings, one per row; and what else is known of them, in pieces likewise."""
+"""The ids of rows, integers or strings, and other values per row, in pieces."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from hkm_dask.errors import InputError
 
 Pieces = Callable[[], Iterator[np.ndarray]]
 
-#: Of sources that know nothing of their rows but the ids.
+#: The columns of sources that have none besides the ids.
 NO_COLUMNS: Mapping[str, Pieces] = MappingProxyType({})
 
-#: Rows whose ids are held at once.
+#: Number of ids held in memory at once.
 ID_PIECE_ROWS = 2**16
-#: Bytes of ids that are held at once, where they come in a fixed width.
+#: Bytes of ids held in memory at once, if they have a fixed width.
 ID_PIECE_BYTES = 2**24
 
 
 def check_id_count(n_ids: int, n_rows: int, name: str) -> None:
-    """Refuse ids that are not as many as the rows.
+    """Refuse ids whose number differs from that of the rows.
 
     >>> check_id_count(2, 3, "a.npy")
     Traceback (most recent call last):
@@ -33,7 +33,7 @@ def check_id_count(n_ids: int, n_rows: int, name: str) -> None:
 
 
 def id_pieces(ids: Any, name: str) -> Pieces:
-    """Ids in memory, an array-like of integers or strings, as pieces of int64 or of objects (str); InputError else."""
+    """Split ids in memory (array-like of integers or strings) into pieces of int64 or object (str); or InputError."""
     array = as_array(ids)
     if array.ndim != 1:
         raise InputError(f"{name}: shape={array.shape} should have one dimension; give one id per row")
@@ -46,7 +46,7 @@ def id_pieces(ids: Any, name: str) -> Pieces:
 
 
 def as_array(ids: Any) -> np.ndarray:
-    """Ids in memory as an array; texts of a list as objects: of a fixed width, each would take the room of the longest.
+    """Convert ids to an array; lists of strings become objects, as a fixed width would be that of the longest string.
 
     >>> as_array(["a", "bc"]), as_array([1, 2])
     (array(['a', 'bc'], dtype=object), array([1, 2]))
@@ -56,7 +56,7 @@ def as_array(ids: Any) -> np.ndarray:
 
 
 def stream_values(file: IO[bytes], dtype: np.dtype, n_values: int, label: str) -> Iterator[np.ndarray]:
-    """Read so many values one after the other, in pieces; InputError where there are fewer."""
+    """Yield `n_values` values of a stream in pieces; InputError if there are fewer."""
     step = max(1, min(ID_PIECE_ROWS, ID_PIECE_BYTES // max(1, dtype.itemsize)))
     for start in range(0, n_values, step):
         n = min(step, n_values - start)
@@ -67,7 +67,7 @@ def stream_values(file: IO[bytes], dtype: np.dtype, n_values: int, label: str) -
 
 
 def plain_ids(piece: np.ndarray, name: str) -> np.ndarray:
-    """Bring ids to int64 or to objects of str, the two kinds a pool keeps; InputError where they are neither.
+    """Convert ids to int64 or to objects (str), the two kinds that a pool stores; InputError if they are neither.
 
     >>> plain_ids(np.array(["a", "bc"]), "ids"), plain_ids(np.array([3], dtype="u2"), "ids")
     (array(['a', 'bc'], dtype=object), array([3]))
@@ -86,28 +86,28 @@ def plain_ids(piece: np.ndarray, name: str) -> np.ndarray:
 
 
 def check_unicode(values: Sequence[str], name: str) -> None:
-    """Refuse texts with lone surrogates, halves of characters, which no file can hold.
+    """Refuse strings with lone surrogates (halves of characters), which cannot be encoded.
 
     >>> check_unicode(["\\ud800"], "ids")
     Traceback (most recent call last):
-    hkm_dask.errors.InputError: ids: '\\ud800' should be whole characters of Unicode; mend it
+    hkm_dask.errors.InputError: ids: '\\ud800' should be valid Unicode; fix it
     """
     try:
         "".join(values).encode()
     except UnicodeEncodeError:
         first = next(value for value in values if any("\ud800" <= c <= "\udfff" for c in value))
-        raise InputError(f"{name}: {first!r:.80} should be whole characters of Unicode; mend it") from None
+        raise InputError(f"{name}: {first!r:.80} should be valid Unicode; fix it") from None
 
 
 def id_keys(ids: np.ndarray) -> np.ndarray:
-    """The ids, or a hash of each, int64: strings that differ have the same once in 2**64 pairs."""
+    """Return the ids, or a hash of each, as int64; two different strings collide once in 2**64 pairs."""
     if ids.dtype.kind == "O":
         return np.fromiter(map(hash, ids.tolist()), np.int64, len(ids))
     return ids.astype(np.int64, copy=False)
 
 
 def with_keys(pieces: Iterable[np.ndarray], keys: np.ndarray) -> Iterator[np.ndarray]:
-    """Pass ids on, and fill `keys` with those of the first of them."""
+    """Pass the pieces on, and fill `keys` with the keys of the first ids."""
     n = 0
     for piece in pieces:
         some = id_keys(piece)[: len(keys) - n]
@@ -117,7 +117,7 @@ def with_keys(pieces: Iterable[np.ndarray], keys: np.ndarray) -> Iterator[np.nda
 
 
 def repeated(keys: np.ndarray) -> np.ndarray:
-    """Keys that come more than once, each once, of all, which are sorted in place.
+    """Return every key that occurs more than once; sorts `keys` in place.
 
     >>> repeated(np.array([3, 1, 3, 2, 3]))
     array([3])
@@ -127,7 +127,7 @@ def repeated(keys: np.ndarray) -> np.ndarray:
 
 
 def name_repeated(pieces: Iterable[np.ndarray], keys: np.ndarray, n_named: int) -> list[str]:
-    """The first ids, among those with one of these keys, that come twice, and two rows of each.
+    """Name up to `n_named` ids that occur twice, among those with one of these keys, and two rows of each.
 
     >>> ids = [np.array(["a", "b"], object), np.array(["c", "a"], object)]
     >>> name_repeated(ids, id_keys(np.array(["a", "c"], object)), 3)

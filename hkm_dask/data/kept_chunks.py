@@ -1,4 +1,4 @@
-"""Chunks that are asked for again and again, kept as long as there is room."""
+"""A cache of chunks that are read repeatedly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class KeptChunks:
-    """The chunks that were used last, within a number of bytes, or the last one: whatever has ``nbytes``, by any key.
+    """A least-recently-used cache of objects with ``nbytes``, limited to `most_bytes` or the last one put.
 
     >>> import numpy as np
     >>> kept = KeptChunks(most_bytes=16)
@@ -25,17 +25,17 @@ class KeptChunks:
         self._n_bytes, self._lock = 0, threading.Lock()
 
     def __reduce__(self) -> tuple[type[KeptChunks], tuple[int]]:
-        return KeptChunks, (self.most_bytes,)  # what is kept can be read again
+        return KeptChunks, (self.most_bytes,)  # the chunks can be read again
 
     def get(self, key: Hashable) -> Any | None:
-        """Give a chunk that is kept, or None."""
+        """Return a cached chunk, or None."""
         with self._lock:
             if key in self._chunks:
                 self._chunks.move_to_end(key)
             return self._chunks.get(key)
 
     def put(self, key: Hashable, chunk: Any) -> None:
-        """Keep a chunk, in place of those that were used longest ago where there is no room for all."""
+        """Add a chunk, evicting the least recently used ones if space is short."""
         with self._lock:
             if key not in self._chunks:
                 self._chunks[key] = chunk

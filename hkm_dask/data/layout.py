@@ -1,4 +1,4 @@
-"""The Zarr layouts, their names and versions, and the rules for chunks and blocks: pure functions."""
+"""The Zarr layouts, with their names and versions, and the rules for chunks and blocks, as pure functions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ASSIGNMENT_FORMAT = "hkm_dask.assignment"
 FORMATS = (POOL_FORMAT, TREE_FORMAT, ASSIGNMENT_FORMAT)
 FORMAT_VERSION = 2
 
-# Arrays of a pool. The arrays of a tree are named by the level they stand in, by `hierarchy.tree`.
+# Arrays of a pool. The arrays of a tree are named by their level, in `hierarchy.tree`.
 EMBEDDINGS = "embeddings"
 IDS = "ids"
 MEAN = "mean"
-# Arrays that a pool has of its own, and names that a subset has: none of them can be a further column.
+# Names that a pool or a subset uses itself: none of them can be an additional column.
 OWN_COLUMNS = frozenset({EMBEDDINGS, IDS, MEAN, "row", "id", "distance"})
 
-# What a further column may be called, as it is a folder; beside it, where values of it are missing, a mask.
+# Valid names of additional columns, which become folders; a column with missing values has a mask beside it.
 COLUMN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MISSING_SUFFIX = ".missing"
 
@@ -38,16 +38,16 @@ SAMPLE = "sample"
 FEATURE = "feature"
 
 COMPLETE = "complete"
-# Attribute of an array: identifies the content of its chunks, see `array_fingerprint`.
+# Attribute of an array that identifies the content of its chunks, see `array_fingerprint`.
 FINGERPRINT = "fingerprint"
-# Attribute of a group: identifies all its metadata, see `metadata_digest`.
+# Attribute of a group that identifies all its metadata, see `metadata_digest`.
 DIGEST = "digest"
 
 MIB = 2**20
 MIN_CHUNK_BYTES = MIB
 MAX_CHUNK_BYTES = 64 * MIB
 CHUNKS_PER_POOL = 64
-# One id is a Python object while it is read, so a chunk of ids is bounded by rows, not by bytes on disk.
+# Each id is a Python object while it is read, so a chunk of ids is bounded by rows, not by bytes on disk.
 MAX_ID_CHUNK_ROWS = 2**18
 
 CRC_BYTES = 4
@@ -66,7 +66,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """How one array lies on disk, as far as reading its chunks directly needs it.
+    """Storage layout of one array, as far as it is needed to read the chunks directly.
 
     >>> spec = ArraySpec((10, 3), np.dtype("f4"), chunk_rows=4, checked=True, plain=True)
     >>> spec.n_chunks, spec.row_bytes, spec.chunk_file_bytes, spec.chunk_range(2)
@@ -74,11 +74,11 @@ class ArraySpec:
     """
 
     shape: tuple[int, ...]
-    dtype: np.dtype  # type of the elements, in native byte order; ``object`` for variable-length strings
-    chunk_rows: int  # rows in one storage chunk; the last chunk is padded to as many on disk
-    #: Whether every chunk ends with a CRC-32C. A missing chunk of such an array is a loss, not a fill value.
+    dtype: np.dtype  # element type, in native byte order; ``object`` for variable-length strings
+    chunk_rows: int  # rows per storage chunk; on disk the last chunk is padded to this length
+    #: Whether every chunk ends with a CRC-32C. In such an array a missing chunk is a loss, not a fill value.
     checked: bool
-    plain: bool  # whether a chunk file holds just the rows, full width, and the CRC-32C: readable without Zarr
+    plain: bool  # whether a chunk file holds only full-width rows and the CRC-32C, readable without Zarr
 
     @cached_property
     def row_bytes(self) -> int:
@@ -87,26 +87,26 @@ class ArraySpec:
 
     @property
     def n_chunks(self) -> int:
-        """Chunks along the first axis."""
+        """Number of chunks along the first axis."""
         return -(-self.shape[0] // self.chunk_rows)
 
     @property
     def chunk_file_bytes(self) -> int:
-        """Length in bytes of every chunk file of a plain array, padding and checksum included."""
+        """Length in bytes of every chunk file of a plain array, including padding and checksum."""
         return self.chunk_rows * self.row_bytes + CRC_BYTES
 
     def chunks(self, start: int, stop: int) -> range:
-        """Numbers of the chunks that hold the rows `start` to `stop`."""
+        """Return the numbers of the chunks that hold the rows `start` to `stop`."""
         return range(start // self.chunk_rows, -(-stop // self.chunk_rows) if start < stop else 0)
 
     def chunk_range(self, index: int) -> tuple[int, int]:
-        """First row of chunk `index`, and the row after its last."""
+        """Return the first row of chunk `index`, and the row after its last."""
         start = index * self.chunk_rows
         return start, min(start + self.chunk_rows, self.shape[0])
 
 
 def array_fingerprint(spec: ArraySpec, checksums: np.ndarray) -> str:
-    """Identify the content of an array: hexadecimal SHA-256 over its shape, type, chunks and their CRC-32C, in order.
+    """Identify the content of an array by a hexadecimal SHA-256 of its shape, dtype, chunk rows and chunk checksums.
 
     >>> array_fingerprint(ArraySpec((3, 2), np.dtype("f4"), 3, checked=True, plain=True), np.array([7]))[:8]
     '8e465a48'
@@ -116,7 +116,7 @@ def array_fingerprint(spec: ArraySpec, checksums: np.ndarray) -> str:
 
 
 def metadata_digest(attributes: Mapping[str, Any], consolidated: Mapping[str, Any]) -> str:
-    """Identify the metadata of a group: hexadecimal SHA-256 over its attributes and those of all that lies in it.
+    """Identify the metadata of a group by a hexadecimal SHA-256 of its attributes and those of all its members.
 
     >>> metadata_digest({"complete": True, "digest": "is left out"}, {})[:8]
     'c3e45d3c'
@@ -126,7 +126,7 @@ def metadata_digest(attributes: Mapping[str, Any], consolidated: Mapping[str, An
 
 
 def absent_value(dtype: np.dtype) -> Any:
-    """What a reader that checks nothing gets for a chunk that is missing: a value that cannot pass for data.
+    """Return the fill value, which an unchecked reader gets for a missing chunk: it cannot be mistaken for data.
 
     >>> absent_value(np.dtype("f4")), absent_value(np.dtype("i4")), absent_value(np.dtype(object))
     (-inf, -2147483648, 'a chunk is missing')
@@ -136,12 +136,12 @@ def absent_value(dtype: np.dtype) -> Any:
     if dtype.kind in "iu":
         return np.iinfo(dtype).min or np.iinfo(dtype).max
     if dtype.kind == "b":
-        return True  # of a mask: missing
+        return True  # in a mask: missing
     return "a chunk is missing"
 
 
 def parse_array_spec(metadata: Mapping[str, Any]) -> ArraySpec | None:
-    """Layout of an array by its parsed ``zarr.json``; None where only Zarr knows how to read it."""
+    """Parse the layout of an array from its ``zarr.json``; None if only Zarr can read the array."""
     try:
         if metadata["zarr_format"] != 3 or metadata["node_type"] != "array":
             return None
@@ -168,9 +168,9 @@ def parse_array_spec(metadata: Mapping[str, Any]) -> ArraySpec | None:
 
 
 def chunk_rows(n_rows: int, row_bytes: int, *, chunk_mb: float | None = None) -> int:
-    """Rows in one storage chunk: a 64th of the pool, at least 1 MiB, at most 64 MiB; or `chunk_mb` MiB, at most 64.
+    """Choose the rows per storage chunk: a 64th of the pool within 1 to 64 MiB, or `chunk_mb` MiB, at most 64.
 
-    So a small pool still feeds every core, and no reader needs more than 64 MiB to check a checksum.
+    Thus even a small pool keeps every core busy, and no reader needs more than 64 MiB to verify a checksum.
 
     >>> chunk_rows(1_000_000, 1536)
     15625
@@ -194,8 +194,8 @@ def block_bounds(n_rows: int, row_bytes: int, *, max_bytes: int, min_blocks: int
         chunks  |0   |4   |8   |12  |16 |
         blocks  |0   |4        |12      |     max_bytes = 8 rows, unit_rows = 4
 
-    Returns the first row of every block, and `n_rows` last: int64, shape (n_blocks + 1,). A block has at most
-    `max_bytes`, or is one chunk of `unit_rows` rows; there are at least `min_blocks`, as far as there are chunks.
+    Returns the first row of every block, followed by `n_rows`, as int64 (n_blocks + 1,). A block has at most
+    `max_bytes` or is one chunk of `unit_rows` rows; there are at least `min_blocks` if there are as many chunks.
 
     >>> block_bounds(18, 1, max_bytes=8, unit_rows=4)
     array([ 0,  4, 12, 18])
@@ -205,15 +205,15 @@ def block_bounds(n_rows: int, row_bytes: int, *, max_bytes: int, min_blocks: int
     units = -(-n_rows // unit_rows)
     units_per_block = max(1, max_bytes // max(1, row_bytes * unit_rows))
     n_blocks = min(units, max(-(-units // units_per_block), min_blocks, 1))
-    # Integers only: a float would lose rows beyond 2**53.
+    # Integer arithmetic only: float64 is not exact beyond 2**53.
     cuts = np.arange(n_blocks, dtype=np.int64) * units // max(1, n_blocks) * unit_rows
     return np.append(cuts, np.int64(n_rows))
 
 
 def spans(offsets: np.ndarray, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-    """Find rows of a table made of parts, one below the other: the number of each part, and the rows in it.
+    """Locate rows in a table of stacked parts; yields (part, start, stop), with rows relative to the part.
 
-    `offsets`, of int64, holds the first row of every part, and the number of all rows.
+    `offsets` (int64) holds the first row of every part, followed by the total number of rows.
 
     >>> list(spans(np.array([0, 3, 3, 8]), 1, 5))
     [(0, 1, 3), (2, 0, 2)]
@@ -226,7 +226,7 @@ def spans(offsets: np.ndarray, first: int, last: int) -> Iterator[tuple[int, int
 
 
 def float_dtype(dtype: np.dtype) -> np.dtype | None:
-    """The type in which rows of `dtype` are read: a float is kept, an integer becomes a float that holds it.
+    """Return the dtype in which rows are read: floats are kept, integers become a float that holds them.
 
     >>> [str(float_dtype(np.dtype(code))) for code in ("f2", ">f4", "f8", "u1", "i8", "c8", "U3")]
     ['float16', 'float32', 'float64', 'float32', 'float64', 'None', 'None']
@@ -239,7 +239,7 @@ def float_dtype(dtype: np.dtype) -> np.dtype | None:
 
 
 def check_shape(shape: tuple[int, ...], label: str) -> tuple[int, int]:
-    """The shape of a table of rows; InputError where it is not 2-D, or has no row or no column.
+    """Return the shape of a table of rows; InputError if it is not 2-D, or has no rows or no columns.
 
     >>> check_shape((5,), "a.npy")
     Traceback (most recent call last):
@@ -255,12 +255,12 @@ def check_shape(shape: tuple[int, ...], label: str) -> tuple[int, int]:
 
 
 def remedy(fmt: str = "") -> str:
-    """How to get a damaged store of format `fmt` back."""
+    """Return how to restore a damaged store of format `fmt`."""
     return _REMEDIES.get(fmt, "make it again from its source")
 
 
 def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
-    """Refuse, with a StoreError, a store whose attributes are of another format or version, or not marked complete.
+    """Refuse, with a StoreError, a store of another format or version, or one that is not marked complete.
 
     >>> check_marker({"format": "hkm_dask.pool", "format_version": 2}, POOL_FORMAT, "a.zarr")
     Traceback (most recent call last):
@@ -282,7 +282,7 @@ def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
 
 
 def _named(fmt: str) -> str:
-    """A format in words.
+    """Return a format in words.
 
     >>> _named(POOL_FORMAT), _named(ASSIGNMENT_FORMAT)
     ('a pool', 'an assignment')
@@ -292,7 +292,7 @@ def _named(fmt: str) -> str:
 
 
 def wip_path(path: str | os.PathLike[str]) -> Location:
-    """Where a store is built before it takes the place of `path`.
+    """Return the path where a store is built before it is renamed to `path`.
 
     >>> wip_path("/data/pool.zarr").name
     'pool.zarr.wip'
@@ -302,7 +302,7 @@ def wip_path(path: str | os.PathLike[str]) -> Location:
 
 
 def work_path(path: str | os.PathLike[str]) -> Location:
-    """Where the run that builds a store keeps its checkpoints and its scratch files.
+    """Return the folder for the checkpoints and scratch files of the run that builds a store.
 
     >>> work_path("/data/tree.zarr").name
     'tree.zarr.work'

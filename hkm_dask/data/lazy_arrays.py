@@ -1,4 +1,4 @@
-"""The arrays of a store as xarray has them: read when they are asked for, every chunk of them checked."""
+"""Lazy xarray views of a store's arrays, with every chunk verified when it is read."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hkm_dask.data.objects import Location, each
 
 
 def checked_arrays(group: xr.Dataset, folder: Location) -> xr.Dataset:
-    """A group that xarray opened, with Dask arrays whose every chunk is checked when it is read.
+    """Replace the arrays of an opened group by Dask arrays whose chunks are verified when they are read.
 
-    Those of a store that took its place fail. They are named by what they hold, so that no cluster takes one that it
-    remembers for another.
+    Reads fail once another store has taken this one's place. The arrays are named by their content, so that no cluster
+    reuses cached results of another one.
     """
     names = list(map(str, group.data_vars))
     stored = each(open_array, [folder / name for name in names], folder)

@@ -1,4 +1,4 @@
-"""One writer for one store in an object store: a lock object, written on condition and renewed while it is held."""
+"""One writer per store in an object store: a lock object, written conditionally and renewed while it is held."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hkm_dask.data.objects import ObjectPath
 from hkm_dask.errors import StoreError
 from hkm_dask.untrusted import parse_json
 
-#: A lock that was not renewed for so many seconds, by the clock of the store, belongs to nobody any more.
+#: A lock that was not renewed for this many seconds, by the store's clock, has expired.
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = LEASE_SECONDS / 4
 
@@ -28,7 +28,7 @@ _held: dict[ObjectPath, _Lease] = {}
 
 
 class _Lease:
-    """A lock object that this process holds, and the thread that renews it."""
+    """A lock object held by this process, and the thread that renews it."""
 
     def __init__(self, target: ObjectPath) -> None:
         me = psutil.Process()
@@ -45,17 +45,17 @@ class _Lease:
         self._thread.start()
 
     def _content(self) -> bytes:
-        """Who holds it; another at every renewal, as the tag of an object is of its content."""
+        """Return the lock's content; it changes with every renewal, as an object's tag depends on it."""
         return json.dumps({**self._own, "renewal": next(self._count)}).encode()
 
     def _keep(self) -> None:
         while not self._done.wait(RENEW_SECONDS):
-            # A store that does not answer now may answer the next time, and whoever completes a store looks again.
+            # If the store does not answer now, it may answer next time; completing a store checks the lock again.
             with suppress(StoreError):
                 self.renew()
 
     def renew(self) -> None:
-        """Say that it is still held; StoreError where another process has taken it."""
+        """Extend the lease; StoreError if another process has taken the lock."""
         with self._lock:
             if self._e_tag is None:
                 return
@@ -73,22 +73,22 @@ class _Lease:
             e_tag, _, holder = _holder(self._place)
             if holder.get("lease") != self._own["lease"]:
                 raise
-            return self._place.write_if(self._content(), e_tag)  # the answer to an earlier renewal was lost
+            return self._place.write_if(self._content(), e_tag)  # the response to an earlier renewal was lost
 
     def release(self) -> None:
         self._done.set()
         self._thread.join()
-        with suppress(StoreError, FileNotFoundError):  # it ends by itself, a minute later
+        with suppress(StoreError, FileNotFoundError):  # otherwise it expires within a minute
             self.renew()
             self._place.unlink()
 
 
 @contextmanager
 def lease(target: ObjectPath) -> Iterator[None]:
-    """Keep every other process from building the same store meanwhile, by the object ``.NAME.lock`` beside it.
+    """Keep all other processes from building the same store, by the object ``.NAME.lock`` beside it.
 
-    It is renewed while it is held. One whose process has died on this machine, or that was not renewed for
-    `LEASE_SECONDS`, is taken over. StoreError where another process holds it, naming its id and host.
+    The lock is renewed while it is held. A lock is taken over if its process has died on this machine, or if it was not
+    renewed for `LEASE_SECONDS`. StoreError, with its id and host, if another process holds it.
     """
     held = _held[target] = _Lease(target)
     try:
@@ -99,14 +99,14 @@ def lease(target: ObjectPath) -> Iterator[None]:
 
 
 def check_lease(place: ObjectPath) -> None:
-    """Refuse, with a StoreError, to complete what lies at `place` where this process held its lock and lost it."""
+    """Refuse, with a StoreError, to complete the store at `place` if this process held its lock but lost it."""
     for target, held in list(_held.items()):
         if place in (target, target.with_name(f"{target.name}.wip")) or target in place.parents:
             held.renew()
 
 
 def _acquire(place: ObjectPath, target: ObjectPath, content: bytes) -> str | None:
-    """Write the lock; gives its tag, None where the store writes nothing on condition."""
+    """Write the lock and return its tag; None if the store does not support conditional writes."""
     for _ in range(3):
         try:
             return place.write_if(content)
@@ -123,10 +123,10 @@ def _acquire(place: ObjectPath, target: ObjectPath, content: bytes) -> str | Non
         except FileNotFoundError:
             continue
         if holder == parse_json(content):
-            return e_tag  # the answer to the first try was lost, and the library tried again
+            return e_tag  # the response to the first attempt was lost, and the library retried
         if not (_is_dead(holder) or age > LEASE_SECONDS):
             break
-        with suppress(FileExistsError, FileNotFoundError):  # another was faster
+        with suppress(FileExistsError, FileNotFoundError):  # another process was faster
             return place.write_if(content, e_tag)
     else:
         holder, age = {}, 0.0
@@ -138,7 +138,7 @@ def _acquire(place: ObjectPath, target: ObjectPath, content: bytes) -> str | Non
 
 
 def _holder(place: ObjectPath) -> tuple[str, float, dict[str, Any]]:
-    """Tag of the lock, its age by the clock of the store, and who holds it."""
+    """Return the tag of the lock, its age by the store's clock, and its holder."""
     state, content = place.state(), place.read_bytes()
     try:
         parsed = parse_json(content)
@@ -152,7 +152,7 @@ def _holder(place: ObjectPath) -> tuple[str, float, dict[str, Any]]:
 
 
 def _now(place: ObjectPath) -> datetime:
-    """The time by the clock of the store, which need not be ours."""
+    """Return the time by the store's clock, which may differ from ours."""
     probe = place.with_name(f"{place.name}.{uuid.uuid4().hex}")
     probe.write_bytes(b"")
     try:
@@ -163,7 +163,7 @@ def _now(place: ObjectPath) -> datetime:
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether a process of this machine is known to have ended."""
+    """Tell whether the holder is a process of this machine that has ended."""
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
         return False
     try:

@@ -1,4 +1,4 @@
-"""One writer for one store: a lock on a file beside it, which ends with the process that holds it."""
+"""One writer per store: a lock on a file beside it, which is released when the process that holds it ends."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.errors import StoreError
 
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-# What a file system answers that knows no flock: some network mounts.
+# Errors of file systems without flock, such as some network mounts.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 @contextmanager
 def lock(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep every other process from building the same store meanwhile.
+    """Keep all other processes from building the same store.
 
-    It is a ``flock`` on a hidden file beside `path`, whose folder is made where it is missing: it ends with the process
-    that holds it, however that ends. For an object store see `leases.lease`. StoreError where another process holds it,
-    naming its id and host.
+    The lock is a ``flock`` on a hidden file beside `path`, whose folder is created if missing; it is released when the
+    process ends, however it ends. For object stores see `leases.lease`. StoreError, with its
+    id and host, if another process holds the lock.
     """
     target = location(path).absolute()
     if isinstance(target, ObjectPath):
@@ -43,13 +43,13 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        # Unlinked while still held: whoever opened it before sees that its file is gone, and opens it again.
+        # Unlinked while still held: a process that opened it before finds its file gone, and opens it again.
         file.unlink(missing_ok=True)
         os.close(fd)
 
 
 def check_lock(place: Location) -> None:
-    """Refuse, with a StoreError, to complete a store whose lock was lost; that of a disk cannot be."""
+    """Refuse, with a StoreError, to complete a store whose lock was lost, as can happen in an object store."""
     if isinstance(place, ObjectPath):
         check_lease(place)
 
@@ -71,7 +71,7 @@ def _acquire(file: Path, target: Path) -> int:
             warnings.warn(f"{file.parent} knows no locks: start no second run on {target}", stacklevel=4)
         try:
             if os.fstat(fd).st_ino == file.stat().st_ino:
-                with suppress(OSError):  # on a full disk nobody is told who holds it
+                with suppress(OSError):  # on a full disk, the holder is not recorded
                     os.ftruncate(fd, 0)
                     os.pwrite(fd, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
                 return fd

@@ -1,4 +1,4 @@
-"""`.npy` files: headers parsed without trusting them, and files of known shape written in pieces by several tasks."""
+"""`.npy` files: safe parsing of headers, and files of known shape that several tasks write in pieces."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from hkm_dask.data.objects import Location, ObjectPath
 from hkm_dask.errors import InputError
 
 NPY_MAGIC: bytes = npy_format.MAGIC_PREFIX
-#: Bytes of a header: NumPy's own limit, beyond which it takes the parser to be attacked.
+#: Maximum bytes of a header: NumPy's own limit, to protect the parser.
 MAX_NPY_HEADER = 10_000
 _VERSIONS = ((1, 0), (2, 0), (3, 0))
-#: Bytes that the header of an array of ours has at most.
+#: Maximum bytes of the header of an array that this package wrote.
 _HEADER_BYTES = 1024
-#: Before 3.11.8 and 3.12.2, Python fails by chance where two threads parse at the same time (gh-106905).
+#: Before 3.11.8 and 3.12.2, Python may fail if two threads parse at the same time (gh-106905).
 _parsing = threading.Lock()
 
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """What the header of a `.npy` file promises."""
+    """The parsed header of a `.npy` file."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype  # as stored, byte order included
+    dtype: np.dtype  # as stored, with byte order
     fortran_order: bool  # whether columns are contiguous
     offset: int  # bytes before the data
 
     @property
     def data_bytes(self) -> int:
-        """Bytes of the data."""
+        """Size of the data in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_npy_header(file: IO[bytes], label: str, n_bytes: int | None = None) -> NpyHeader:
-    """Parse the header of a `.npy` stream by NumPy, but without trusting it: nothing is allocated by what it says.
+    """Parse the header of a `.npy` stream with NumPy, without trusting it: nothing is allocated by its claims.
 
-    InputError where it is no `.npy`, truncated, holds pickled objects, or where the whole `.npy`, of `n_bytes`, is
-    shorter or longer than the header says.
+    InputError if it is not a `.npy`, truncated, holds pickled objects, or if `n_bytes`, the length of the whole `.npy`,
+    differs from what the header implies.
     """
-    # NumPy would read as many bytes as the header says it has, up to 4 GiB.
+    # NumPy would read as many bytes as the header claims to have, up to 4 GiB.
     start = io.BytesIO(file.read(npy_format.MAGIC_LEN + 4 + MAX_NPY_HEADER))
     try:
         version = npy_format.read_magic(start)
@@ -80,12 +80,12 @@ def read_npy_header(file: IO[bytes], label: str, n_bytes: int | None = None) -> 
 
 
 def _read_header(start: io.BytesIO, version: tuple[int, int]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Have NumPy parse a header, after the magic bytes; what it raises is not foreseen."""
+    """Have NumPy parse a header, after the magic bytes; it may raise exceptions of many types."""
     with _parsing:
         if version == (1, 0):
             return npy_format.read_array_header_1_0(start, max_header_size=MAX_NPY_HEADER)
         if version == (3, 0):
-            # NumPy has no reader of version 3 for others. It is version 2 in UTF-8, without the slips of Python 2.
+            # NumPy has no public reader of version 3, which is version 2 in UTF-8 without the quirks of Python 2.
             length = int.from_bytes(start.read(4), "little")
             ast.literal_eval(start.read(length).decode("utf-8"))
             start.seek(npy_format.MAGIC_LEN)
@@ -93,7 +93,7 @@ def _read_header(start: io.BytesIO, version: tuple[int, int]) -> tuple[tuple[int
 
 
 def read_npy(file: IO[bytes], label: str, n_bytes: int | None = None) -> np.ndarray:
-    """Read a whole `.npy` stream, of so many bytes where that is known; InputError as `read_npy_header`.
+    """Read a whole `.npy` stream, of `n_bytes` if known; raises InputError as `read_npy_header` does.
 
     >>> stream = io.BytesIO(b"".join(npy_pieces(np.arange(4.0).reshape(2, 2), 16)))
     >>> read_npy(stream, "x.npy")
@@ -109,7 +109,7 @@ def read_npy(file: IO[bytes], label: str, n_bytes: int | None = None) -> np.ndar
 
 
 def read_npy_rows(place: Location, start: int, stop: int) -> np.ndarray:
-    """Rows `start` up to `stop` of an `.npy` file of ours, without reading the others."""
+    """Read rows `start` to `stop` of a `.npy` file of this package, without reading the others."""
 
     def read() -> np.ndarray:
         header = _header(place)
@@ -133,12 +133,12 @@ def _header(place: Location) -> NpyHeader:
 
 @lru_cache(maxsize=4096)
 def _header_of_object(place: ObjectPath) -> NpyHeader:
-    """One request for many reads: what has a name of ours is never another array."""
+    """Cache headers, to save requests: a name is never reused for another array."""
     return read_npy_header(io.BytesIO(place.read(0, _HEADER_BYTES)[0]), place.url)
 
 
 def npy_pieces(array: np.ndarray, n_bytes: int) -> Iterator[bytes | memoryview]:
-    """The contents of an `.npy` file, its header first, in pieces of `n_bytes` at most.
+    """Yield the contents of a `.npy` file, header first, in pieces of at most `n_bytes`.
 
     >>> b"".join(npy_pieces(np.arange(4.0), 16))[-16:] == np.array([2.0, 3.0]).tobytes()
     True
@@ -153,7 +153,7 @@ def npy_pieces(array: np.ndarray, n_bytes: int) -> Iterator[bytes | memoryview]:
 
 
 def create_npy(path: str | Path, shape: tuple[int, int], dtype: np.dtype) -> int:
-    """Make an `.npy` file of zeros without writing them; returns how many bytes come before its first row.
+    """Create a sparse `.npy` file of zeros; returns the offset of its first row in bytes.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -179,7 +179,7 @@ def create_npy(path: str | Path, shape: tuple[int, int], dtype: np.dtype) -> int
 
 
 def write_npy_rows(path: str | Path, offset: int, start: int, rows: np.ndarray) -> None:
-    """Write rows, in the dtype of the file, from row `start` on of a file whose `offset` `create_npy` returned."""
+    """Write rows, in the file's dtype, from row `start` on, to a file for which `create_npy` returned `offset`."""
     values = np.ascontiguousarray(rows)
 
     def write() -> None:
@@ -190,7 +190,7 @@ def write_npy_rows(path: str | Path, offset: int, start: int, rows: np.ndarray) 
 
 
 def write_at(fd: int, values: np.ndarray, position: int) -> None:
-    """Write all bytes of an array to an open file, from a position on."""
+    """Write all bytes of an array to an open file, starting at a byte position."""
     left = as_buffer(values)
     while left:
         done = os.pwrite(fd, left, position)

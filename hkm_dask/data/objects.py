@@ -1,7 +1,7 @@
-"""Places in object stores, by URL: what stores of ours need of `pathlib.Path`, in as few requests as that takes.
+"""Paths in object stores: the part of the `pathlib.Path` API that stores need, in as few requests as possible.
 
-An object appears whole or not at all, and is there when its request is answered; there are no folders, only common
-beginnings of names, and nothing can be renamed. The library below is obstore, which retries and gives up in time.
+An object appears as a whole or not at all, and is durable once its request is answered. There are no folders, only
+common prefixes of names, and nothing can be renamed. Built on obstore, which retries and times out.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import numpy as np
 
 from hkm_dask.errors import InputError, StoreError
 
-#: Requests that one process has in flight for one purpose.
+#: Maximum number of concurrent requests of one process for one purpose.
 MAX_REQUESTS = 16
-#: Bytes that these have in flight beyond what one of them has.
+#: Maximum bytes in flight in these requests, unless a single one has more.
 MAX_BYTES = 64 << 20
 _SCHEMES = ("s3", "gs", "az")
-# A URL; pathlib makes one slash of two. One letter would be a drive.
+# A URL; pathlib merges its two slashes. A single letter would be a drive.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
-_OF_STORES = re.compile(r"(AWS|GOOGLE|AZURE)_")
+_STORE_VARIABLE = re.compile(r"(AWS|GOOGLE|AZURE)_")
 _SEGMENT = re.compile(r"[^/?#@\\\x00-\x1f\x7f]+")
 _RETRIES = {
     "max_retries": 6,
@@ -45,11 +45,11 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class ObjectPath(os.PathLike[str]):
-    """A place in an object store: an object, or all objects whose names begin with it; cheap to pickle.
+    """A path in an object store: an object, or the prefix of the objects below it; cheap to pickle.
 
-    Its methods are those of `pathlib.Path`, and raise as they do where nothing is there. StoreError, in one line, where
-    the store does not answer, does not know the bucket or permits no access; credentials, endpoint and region come from
-    the environment, as those of other tools do.
+    Its methods are those of `pathlib.Path`, and raise the same errors if nothing is there. One-line StoreError if the
+    store does not answer, does not know the bucket or denies access. Credentials, endpoint and region come from the
+    environment variables that other tools use, too.
 
     >>> place = ObjectPath("s3://bucket/runs/tree.zarr")
     >>> str(place / "level_1"), place.name, place.with_name("a.zarr").key
@@ -84,38 +84,38 @@ class ObjectPath(os.PathLike[str]):
 
     @property
     def suffix(self) -> str:
-        """Of the name, with its dot."""
+        """Suffix of the name, with its dot."""
         return PurePosixPath(self.key).suffix
 
     @property
     def parent(self) -> ObjectPath:
-        """The place above it; of the bucket itself, the bucket."""
+        """The parent path; a bucket is its own parent."""
         return ObjectPath(self.url.rpartition("/")[0]) if self.key else self
 
     @property
     def parents(self) -> list[ObjectPath]:
-        """The places above it, the nearest first."""
+        """The parent paths, nearest first."""
         return [self.parent, *self.parent.parents] if self.key else []
 
     def __truediv__(self, name: str | os.PathLike[str]) -> ObjectPath:
         return ObjectPath(f"{self.url}/{os.fspath(name)}") if os.fspath(name) else self
 
     def with_name(self, name: str) -> ObjectPath:
-        """The place beside it of another name."""
+        """Return the sibling with another name."""
         return self.parent / name
 
     def absolute(self) -> ObjectPath:
-        """Itself."""
+        """Return itself."""
         return self
 
     def relative_to(self, other: ObjectPath) -> PurePosixPath:
-        """What follows the URL of a place above it."""
+        """Return the part of the path that follows a parent."""
         return PurePosixPath(self.key).relative_to(other.key)
 
-    # -- what is there -------------------------------------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------------------------------
 
     def is_file(self) -> bool:
-        """Whether there is an object of this name."""
+        """Tell whether there is an object of this name."""
         try:
             self.size()
         except FileNotFoundError:
@@ -123,35 +123,35 @@ class ObjectPath(os.PathLike[str]):
         return True
 
     def is_dir(self) -> bool:
-        """Whether there are objects below it."""
+        """Tell whether there are objects below this path."""
         return next(self._below(), None) is not None
 
     def exists(self) -> bool:
-        """Whether there is an object, or any below it."""
+        """Tell whether there is an object here or below."""
         return self.is_dir() or self.is_file()
 
     def is_symlink(self) -> bool:
-        """Never."""
+        """Return False: there are no links."""
         return False
 
     def size(self) -> int:
-        """Bytes of the object."""
+        """Return the size of the object in bytes."""
         import obstore
 
-        with self._answers("reading"):
+        with self._translated_errors("reading"):
             return int(obstore.head(self.client, self.key)["size"])
 
     def iterdir(self) -> Iterator[ObjectPath]:
-        """Yield the objects and common beginnings one part below."""
+        """Yield the objects and common prefixes one level below."""
         import obstore
 
-        with self._answers("listing"):
+        with self._translated_errors("listing"):
             found = obstore.list_with_delimiter(self.client, self.key)
         names = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
         yield from (ObjectPath(f"{self.bucket}/{name}") for name in sorted(names))
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
-        """Yield what matches, part by part."""
+        """Yield the paths that match, level by level."""
         head, _, rest = pattern.partition("/")
         places = [place for place in self.iterdir() if fnmatchcase(place.name, head)]
         if not rest:
@@ -161,28 +161,28 @@ class ObjectPath(os.PathLike[str]):
                 yield from place.glob(rest)
         else:
             wanted = [place / rest for place in places]
-            there = each(ObjectPath.is_file, wanted, self)
-            yield from (place for place, found in zip(wanted, there, strict=True) if found)
+            are_files = each(ObjectPath.is_file, wanted, self)
+            yield from (place for place, is_file in zip(wanted, are_files, strict=True) if is_file)
 
     def rglob(self, pattern: str) -> Iterator[ObjectPath]:
-        """Yield the objects below it, however deep, whose name matches."""
+        """Yield the objects at any depth below whose names match."""
         yield from (place for place in self._below() if fnmatchcase(place.name, pattern))
 
     def _below(self) -> Iterator[ObjectPath]:
         import obstore
 
-        with self._answers("listing"):
+        with self._translated_errors("listing"):
             for page in obstore.list(self.client, self.key or None):
                 yield from (ObjectPath(f"{self.bucket}/{item['path']}") for item in page)
 
-    # -- bytes ---------------------------------------------------------------------------------------------------------
+    # -- reading and writing -------------------------------------------------------------------------------------------
 
     def read_bytes(self) -> bytes:
         """Read the object."""
         return self.read()[0]
 
     def read(self, start: int = 0, n_bytes: int | None = None) -> tuple[bytes, int]:
-        """Read bytes from `start` on, or the last ones where it is negative; also how many the object has."""
+        """Read bytes from `start` on, or the last `-start` ones if it is negative; also return the object's size."""
         import obstore
 
         options: dict[str, Any] = {}
@@ -190,15 +190,15 @@ class ObjectPath(os.PathLike[str]):
             options["range"] = {"suffix": -start}
         elif n_bytes is not None:
             options["range"] = (start, start + n_bytes)
-        with self._answers("reading"):
+        with self._translated_errors("reading"):
             found = obstore.get(self.client, self.key, options=options)  # type: ignore[arg-type]
             return bytes(found.bytes()), int(found.meta["size"])
 
     def read_into(self, buffers: Iterable[np.ndarray]) -> int:
-        """Fill arrays of bytes, one after the other, as far as the object goes; returns how many bytes it has."""
+        """Fill consecutive byte arrays from the object; returns the object's size in bytes."""
         import obstore
 
-        with self._answers("reading"):
+        with self._translated_errors("reading"):
             data = memoryview(obstore.get(self.client, self.key).bytes())
         start = 0
         for buffer in buffers:
@@ -208,61 +208,61 @@ class ObjectPath(os.PathLike[str]):
         return len(data)
 
     def open(self, mode: str = "rb") -> io.BytesIO:
-        """Read the object, as a file."""
+        """Read the object into an in-memory file."""
         assert mode == "rb"
         return io.BytesIO(self.read_bytes())
 
     def write_bytes(self, data: bytes | bytearray | memoryview) -> None:
-        """Write the object, whole."""
+        """Write the object as a whole."""
         self._put(data)
 
     def write_pieces(self, pieces: Iterator[bytes | memoryview]) -> None:
-        """Write an object that is too large to be put together first: a few pieces at a time, whole or not at all."""
+        """Write an object too large for memory, a few pieces at a time; it appears as a whole or not at all."""
         self._put(pieces, use_multipart=True)
 
     def write_if(self, data: bytes, e_tag: str | None = None) -> str:
-        """Write it where there is none, or the one of this tag; FileExistsError where there is another.
+        """Write the object only if there is none, or only over the one with tag `e_tag`; else FileExistsError.
 
-        Returns the tag of what was written.
+        Returns the tag of the new object.
         """
         return str(self._put(data, mode="create" if e_tag is None else {"e_tag": e_tag}, use_multipart=False)["e_tag"])
 
     def upload(self, file: Path) -> None:
-        """Write what a file holds."""
+        """Upload a file."""
         self._put(file)
 
     def _put(self, data: Any, **options: Any) -> Any:
         import obstore
 
-        with self._answers("writing"):
+        with self._translated_errors("writing"):
             return obstore.put(self.client, self.key, data, **options)
 
     def state(self) -> Any:
-        """Its ``last_modified`` by the clock of the store, and its ``e_tag``."""
+        """Return its ``last_modified``, by the store's clock, and its ``e_tag``."""
         import obstore
 
-        with self._answers("reading"):
+        with self._translated_errors("reading"):
             return obstore.head(self.client, self.key)
 
     def copy_to(self, other: ObjectPath) -> None:
-        """Copy the object within its bucket, without reading it."""
+        """Copy the object within its bucket, on the server."""
         import obstore
 
-        with self._answers("copying"):
+        with self._translated_errors("copying"):
             obstore.copy(self.client, self.key, other.key)
 
     def unlink(self, missing_ok: bool = True) -> None:
-        """Remove the object, if it is there."""
+        """Remove the object, if it exists."""
         import obstore
 
-        with self._answers("removing"):
+        with self._translated_errors("removing"):
             obstore.delete(self.client, self.key)
 
     def remove_tree(self, but: str = "") -> None:
-        """Remove all objects below it, but for the one of a name."""
+        """Remove all objects below this path, except the one named `but`."""
         import obstore
 
-        with self._answers("removing"):
+        with self._translated_errors("removing"):
             for page in obstore.list(self.client, self.key):
                 obstore.delete(self.client, [item["path"] for item in page if item["path"] != f"{self.key}/{but}"])
 
@@ -272,37 +272,37 @@ class ObjectPath(os.PathLike[str]):
     def rmdir(self) -> None:
         """Do nothing: there are no folders."""
 
-    # -- the store -----------------------------------------------------------------------------------------------------
+    # -- client --------------------------------------------------------------------------------------------------------
 
     @property
     def client(self) -> Any:
-        """Of its bucket, as obstore has it."""
+        """The obstore client of the bucket."""
         return _open(self.bucket, _environment())
 
     @contextmanager
-    def _answers(self, doing: str) -> Iterator[None]:
-        """Turn what the library raises into what a file system would, or into one line."""
+    def _translated_errors(self, action: str) -> Iterator[None]:
+        """Convert the library's exceptions to those of a file system, or to a one-line StoreError."""
         from obstore import exceptions
 
         try:
             yield
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
-            raise FileExistsError(errno.EEXIST, "it is another by now", self.url) from error
+            raise FileExistsError(errno.EEXIST, "it has changed", self.url) from error
         except (exceptions.BaseError, OSError) as error:
             text = str(error)
             if isinstance(error, exceptions.NotSupportedError) or "501 Not Implemented" in text:
-                raise OSError(errno.ENOTSUP, "the store does not know how", self.url) from error
+                raise OSError(errno.ENOTSUP, "the store does not support it", self.url) from error
             if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text:
                 raise FileNotFoundError(errno.ENOENT, "no such object", self.url) from error
-            raise StoreError(f"{doing} {self.url} failed: {_sentence(error, self.bucket)}") from error
+            raise StoreError(f"{action} {self.url} failed: {_sentence(error, self.bucket)}") from error
 
 
-#: Where files of ours may lie.
+#: A local path or one in an object store.
 Location: TypeAlias = Path | ObjectPath
 
 
 def location(path: str | os.PathLike[str], name: str = "path") -> Location:
-    """Where something lies: a path on this machine, or a place in an object store where it is given by a URL.
+    """Parse a path: a local one, or a place in an object store if it is a URL.
 
     >>> location("file:///data/pool.zarr"), str(location("s3://bucket/pool.zarr/"))
     (PosixPath('/data/pool.zarr'), 's3://bucket/pool.zarr')
@@ -316,7 +316,7 @@ a path
     text = os.fspath(path)
     found = _URL.fullmatch(text)
     if found is None:
-        return Path(path).expanduser() if text.startswith("~/") else Path(path)  # quoted, or behind a "="
+        return Path(path).expanduser() if text.startswith("~/") else Path(path)  # quoted, or after a "="
     scheme, rest = found[1].lower(), found[2].rstrip("/")
     if scheme == "file":
         return Path(f"/{rest}")
@@ -325,13 +325,13 @@ a path
         raise InputError(f"{shown} should begin with s3://, gs://, az:// or file://; or give a path")
     parts = rest.split("/")
     if len(parts) < 2 or any(part in (".", "..") or not _SEGMENT.fullmatch(part) for part in parts):
-        rule = f"should be {scheme}://BUCKET/NAME, of plain parts with a slash between them, without keys or options"
+        rule = f"should be {scheme}://BUCKET/NAME, with plain parts separated by slashes, without keys or options"
         raise InputError(f"{name}={_without_secret(text)!r} {rule}; credentials are taken from the environment")
     return ObjectPath(f"{scheme}://{rest}")
 
 
 def whole_path(place: Location) -> Location:
-    """The absolute path of a place to be written down: without ``..``, as the folder it goes up from may be removed.
+    """Return the absolute path to be stored, without ``..``, as the folder before it may be removed later.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -342,13 +342,13 @@ def whole_path(place: Location) -> Location:
     place = place.absolute()
     if isinstance(place, ObjectPath) or ".." not in place.parts:
         return place
-    # What follows the last of them may be a link, which may be led elsewhere one day.
+    # The parts after the last ``..`` may be links, which may be redirected later.
     last = len(place.parts) - place.parts[::-1].index("..")
     return Path(*place.parts[:last]).resolve().joinpath(*place.parts[last:])
 
 
 def zarr_store(place: Location) -> Any:
-    """What Zarr and xarray take as the store whose root is a place."""
+    """Return the root of a store in the form that Zarr and xarray accept."""
     if not isinstance(place, ObjectPath):
         return str(place)
     from zarr.storage import ObjectStore
@@ -357,9 +357,9 @@ def zarr_store(place: Location) -> Any:
 
 
 def each(function: Callable[[S], T], items: Iterable[S], place: Location, n_bytes: int = 0) -> list[T]:
-    """Apply a function that reads or writes at `place` to items, of `n_bytes` each.
+    """Apply a function that reads or writes at `place` to all items, each of `n_bytes`.
 
-    Where it lies in an object store many are done at once, as many as take `MAX_BYTES`.
+    In an object store, several run concurrently, as many as fit into `MAX_BYTES`.
     """
     todo = list(items)
     at_once = min(MAX_REQUESTS, len(todo), max(1, MAX_BYTES // max(1, n_bytes)))
@@ -374,13 +374,13 @@ def _without_secret(text: str) -> str:
 
 
 def _environment() -> tuple[tuple[str, str], ...]:
-    """The variables of the environment that clients are made by."""
-    return tuple(sorted(item for item in os.environ.items() if _OF_STORES.match(item[0])))
+    """Return the environment variables on which clients depend."""
+    return tuple(sorted(item for item in os.environ.items() if _STORE_VARIABLE.match(item[0])))
 
 
 @lru_cache(maxsize=64)
 def _open(url: str, environment: tuple[tuple[str, str], ...]) -> Any:
-    """The client of a bucket, or of a place in it."""
+    """Return the client of a bucket, or of a path in it."""
     try:
         from obstore.store import from_url
     except ImportError as error:
@@ -395,7 +395,7 @@ def _open(url: str, environment: tuple[tuple[str, str], ...]) -> Any:
         raise InputError(f"{url} cannot be opened: {_first_line(error)}; check the URL and the environment") from error
 
 
-#: Variables of the environment with the credentials of each kind of store.
+#: Environment variables with the credentials of each kind of store.
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -404,7 +404,7 @@ _CREDENTIALS = {
 
 
 def _sentence(error: Exception, bucket: str) -> str:
-    """What is wrong, and the remedy, by an error of the library."""
+    """Describe an error of the library, and its remedy."""
     from obstore import exceptions
 
     text = str(error)
@@ -412,14 +412,14 @@ def _sentence(error: Exception, bucket: str) -> str:
         return f"there is no bucket {bucket}; make it, or check its name, the endpoint and the region"
     if "169.254.169.254" in text or "metadata.google.internal" in text:
         named = _CREDENTIALS[bucket.partition(":")[0]]
-        return f"there are no credentials; set {named}, or what your store asks for"
+        return f"no credentials were found; set {named}, or those that your store needs"
     denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
     if denied or re.search(r"status code: 40[13]", text):
         code = re.search(r"<Code>(\w+)</Code>", text)
         why = f"access denied ({code[1]})" if code else "access denied"
         return f"{why}; check the credentials and what they may do in {bucket}"
     if "error sending request" in text or "timed out" in text or "timeout" in text:
-        return "the store does not answer; check AWS_ENDPOINT_URL and the network, and run the same command again"
+        return "the store does not respond; check AWS_ENDPOINT_URL and the network, and run the same command again"
     return f"{_first_line(error)}; check the store, and run the same command again"
 
 

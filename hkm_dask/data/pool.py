@@ -1,4 +1,4 @@
-"""A pool of embeddings on disk: what is known of it, its rows, their ids and further columns."""
+"""Pools: embeddings on disk with their metadata, ids and further columns."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ class Pool:
     Attributes
     ----------
     path : str
-        Absolute path of its folder, or its URL.
+        Absolute path of the pool's folder, or its URL.
     n_samples, n_features : int
         Shape of the embeddings.
     dtype : np.dtype
         float16 or float32.
     chunk_rows : int
-        Rows in one storage chunk.
+        Rows per storage chunk.
     fingerprint : str
-        Hexadecimal SHA-256 over the shape, the type and the checksums of all chunks.
+        Hexadecimal SHA-256 of the shape, the dtype and the checksums of all chunks.
     max_abs : float
         Largest absolute value of the embeddings.
     mean : np.ndarray of float32, shape (n_features,)
         Mean of the embeddings.
     n_zero_rows : int
-        Rows of nothing but zeros.
+        Number of rows that are all zero.
     sources : tuple of str
-        What it was made from.
+        Sources that the pool was made from.
     has_ids : bool
-        Whether every row has an id besides its number.
+        Whether every row has an id in addition to its number.
     columns : tuple of str
-        What else is known of every row, like ``longitude``; see `column`.
+        Names of further values per row, such as ``longitude``; see `column`.
     history : tuple of (int, str, tuple of str)
-        Of what it was before it grew, the earliest first: samples, fingerprint, and the fingerprints of what joined.
+        Earlier states of a pool that grew, oldest first: samples, fingerprint, and the fingerprints of what was added.
     """
 
     path: str
@@ -67,16 +67,16 @@ class Pool:
     has_ids: bool
     columns: tuple[str, ...]
     history: tuple[tuple[int, str, tuple[str, ...]], ...] = ()
-    #: Of all that lies in it: also ids and columns, which the fingerprint is not of.
+    #: Digest of all metadata, including those of ids and columns, which the fingerprint does not cover.
     _digest: str = field(default="", compare=False)
 
     def n_known_as(self, fingerprint: str) -> int | None:
-        """How many rows it had, the same as now, when it had this fingerprint; None where it never had."""
+        """Return the number of rows when the pool had this fingerprint, all still in it; None if it never had."""
         known = {before: n_samples for n_samples, before, _ in self.history} | {self.fingerprint: self.n_samples}
         return known.get(fingerprint)
 
     def head(self, n_samples: int) -> Pool:
-        """The pool with no more than its first rows, as a tree knows it that was made before it grew."""
+        """Return the pool limited to its first rows, as it is known to a tree made before the pool grew."""
         return replace(self, n_samples=n_samples)
 
     def _summary(self) -> Summary:
@@ -85,26 +85,26 @@ class Pool:
         facts = [
             ("path", self.path),
             ("stored", f"{self.dtype}, {size_text(n_bytes)} in chunks of {self.chunk_rows:,} rows"),
-            ("ids", "yes" if self.has_ids else "no, rows are known by their numbers"),
+            ("ids", "yes" if self.has_ids else "none; rows are identified by their numbers"),
             ("columns", ", ".join(self.columns)),
             ("made from", ", ".join([*self.sources[:3], *["…"] * (len(self.sources) > 3)])),
         ]
         return Summary(title, [(name, value) for name, value in facts if value])
 
     def __repr__(self) -> str:
-        """Lines of text: shape, where it lies, what else is known of its rows."""
+        """Return lines of text: shape, path, and what else is stored."""
         return str(self._summary())
 
     def _repr_html_(self) -> str:
         return self._summary().to_html()
 
     def rows(self) -> ZarrRows:
-        """The embeddings, to be read by blocks."""
+        """Return the embeddings as a table that is read by blocks."""
         rows = ZarrRows(self.path, layout.EMBEDDINGS, fingerprint=self.fingerprint, max_abs=self.max_abs)
         return rows.head(self.n_samples)
 
     def check_unchanged(self) -> None:
-        """Refuse, with a StoreError, to go on where another pool lies at its path by now."""
+        """Raise StoreError if another pool has replaced this one at its path."""
         self._check_is(open_pool(self.path).fingerprint)
 
     def _check_is(self, fingerprint: object) -> None:
@@ -114,13 +114,14 @@ class Pool:
             )
 
     def ids(self, rows: np.ndarray | None = None) -> np.ndarray | None:
-        """Ids (int64 or str) of all rows, or of row numbers in any order; None where the pool has no ids."""
+        """Return ids (int64 or str) of all rows, or of row numbers in any order; None if the pool has no ids."""
         return self._of_rows(self._arrays(layout.IDS)[0], rows) if self.has_ids else None
 
     def column(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """Values (int64, float64, bool or str) of one of the `columns`, for all rows or for row numbers in any order.
+        """Return values (int64, float64, bool or str) of one of the `columns`, for all rows or given row numbers.
 
-        A column with missing values comes as a masked array. InputError where there is no such column.
+        The row numbers may be in any order. A column with missing values is a masked array. InputError if there is no
+        such column.
         """
         if name not in self.columns:
             names = ", ".join(self.columns) or "none"
@@ -128,15 +129,14 @@ class Pool:
         return self._with_mask(name, lambda array: self._of_rows(array, rows))
 
     def column_piece(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Values of a column for the rows `start` to `stop`; see `column`."""
+        """Return values of a column for the rows `start` to `stop`; see `column`."""
         return self._with_mask(name, lambda array: array.read(start, stop))
 
     def to_xarray(self) -> xr.Dataset:
-        """The pool as a lazy `xarray.Dataset` over ``sample`` and ``feature``: ``embeddings``, ``ids`` and the columns.
+        """Return the pool as a lazy `xarray.Dataset` over ``sample`` and ``feature``: embeddings, ids and columns.
 
-        Missing numbers are NaN, which makes whole numbers floats; missing texts and truth values are None. Chunks are
-        checked when they are read: one that is missing, altered, or of a pool that has replaced this one by then is a
-        StoreError.
+        Missing numbers are NaN, which converts integers to floats; missing strings and booleans are None. Chunks are
+        verified when they are read: StoreError if one is missing, altered, or of a pool that has replaced this one.
         """
         import xarray as xr
 
@@ -158,7 +158,7 @@ class Pool:
         return xr.Dataset(variables, attrs={"pool": self.path, "fingerprint": self.fingerprint})
 
     def _with_mask(self, name: str, read: Callable[[StoredArray], np.ndarray]) -> np.ndarray:
-        # That the mask was not lost is what opening the pool has checked: its digest is of all that lies in it.
+        # Opening the pool has verified that the mask was not lost: the digest covers all members of the pool.
         mask = f"{name}{layout.MISSING_SUFFIX}"
         if not (location(self.path) / mask).is_dir():
             return read(*self._arrays(name))
@@ -166,10 +166,10 @@ class Pool:
         return np.ma.MaskedArray(values, missing)
 
     def _arrays(self, *names: str) -> list[StoredArray]:
-        """Arrays of the pool, which fail when it is replaced; StoreError where another pool is there already."""
+        """Open arrays of the pool, which fail if it is replaced; StoreError if another pool is there already."""
         arrays = each(open_array, [location(self.path) / name for name in names], location(self.path))
         attributes = read_attributes(self.path)
-        # Of the same rows under other ids, some would be of the one pool, some of the other.
+        # With the same rows but other ids, results would mix the ids of two pools.
         same = attributes.get(layout.DIGEST, "") == self._digest
         self._check_is(attributes.get("fingerprint") if same else None)
         return arrays
@@ -183,9 +183,9 @@ class Pool:
 
 
 def open_pool(path: str | os.PathLike[str]) -> Pool:
-    """Open a complete pool by its path or URL, as `hkm_dask.ingest` made it; the embeddings stay where they are.
+    """Open a complete pool, made by `hkm_dask.ingest`, by its path or URL; the embeddings are not loaded.
 
-    StoreError where it is missing, no pool, of another version, not complete or damaged.
+    StoreError if it is missing, not a pool, of another version, incomplete or damaged.
 
     >>> open_pool("nowhere.zarr")
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""How rows become a pool: their conversion, what is learned of them, and what is written beside them."""
+"""Writing of pools: conversion and statistics of the rows, ids and columns, and the attributes."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from hkm_dask.data.row_views import unit_rows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 
-#: Ids that come twice and are named.
+#: Number of repeated ids named in a message.
 _NAMED_IDS = 3
 
 
 @dataclass
 class Stats:
-    """What is learned of rows while they are written."""
+    """Statistics of rows, gathered while they are written."""
 
     total: np.ndarray  # float64 (n_features,): sum of the rows
     max_abs: float = 0.0  # largest absolute value
-    n_zero_rows: int = 0  # rows of nothing but zeros
+    n_zero_rows: int = 0  # rows that are all zero
     nonfinite: list[np.ndarray] = field(default_factory=list)  # int64: numbers of the source rows with NaN or Inf
-    n_overflows: int = 0  # finite values that the stored type cannot hold
-    n_overflow_rows: int = 0  # rows they stand in
+    n_overflows: int = 0  # finite values that the stored dtype cannot represent
+    n_overflow_rows: int = 0  # rows with such values
     checksums: list[int] = field(default_factory=list)  # CRC-32C of every chunk
-    rounding: Rounding | None = None  # where they are stored in fewer bits than they came in
+    rounding: Rounding | None = None  # if the stored dtype is narrower than that of the source
 
     def add(self, other: Stats) -> None:
-        """Fold in what was learned of the rows that follow."""
+        """Add the statistics of the rows that follow."""
         with np.errstate(invalid="ignore"):
-            # Inf − Inf, where values overflowed: an error is raised for them in the end.
+            # Inf − Inf, if values overflowed; an error is raised for these at the end.
             self.total += other.total
         self.max_abs = max(self.max_abs, other.max_abs)
         self.n_zero_rows += other.n_zero_rows
@@ -56,16 +56,16 @@ class Stats:
 
 
 def pool_dtype(dtype: Any) -> np.dtype:
-    """The type in which a pool stores embeddings; InputError where it is neither float16 nor float32."""
+    """Return the dtype in which a pool stores embeddings; InputError if it is neither float16 nor float32."""
     with suppress(TypeError):
         stored = np.dtype(dtype)
         if stored in (np.float16, np.float32):
             return stored
-    raise InputError(f"dtype={dtype} should be float16 or float32; leave it out to keep what the sources have")
+    raise InputError(f"dtype={dtype} should be float16 or float32; leave it out to keep that of the sources")
 
 
 def check_space(target: Location, n_bytes: int) -> None:
-    """Refuse, with a StoreError, to begin a pool of `n_bytes` at `target` where its disk has no room for it."""
+    """Refuse, with a StoreError, to start a pool of `n_bytes` at `target` if its disk lacks the space."""
     if isinstance(target, ObjectPath):
         return
     free = shutil.disk_usage(target.parent).free
@@ -77,14 +77,14 @@ def check_space(target: Location, n_bytes: int) -> None:
 
 
 def create_embeddings(group: Location, shape: tuple[int, int], dtype: np.dtype, chunk_rows: int) -> StoredArray:
-    """Make the array of embeddings of a pool, to be written chunk by chunk of `chunk_rows` rows, or of all if fewer."""
+    """Create the embeddings array of a pool, in chunks of `chunk_rows` rows, or of all rows if there are fewer."""
     chunks, dims = (min(chunk_rows, shape[0]), shape[1]), (layout.SAMPLE, layout.FEATURE)
     store.create_array(group, layout.EMBEDDINGS, shape=shape, dtype=dtype, chunks=chunks, dims=dims)
     return open_array(group / layout.EMBEDDINGS)
 
 
 def convert(piece: np.ndarray, dtype: np.dtype, normalize: bool) -> np.ndarray:
-    """Bring rows to what a pool stores; NaN, Inf and overflow pass, to be counted by `measure`.
+    """Convert rows to the form that a pool stores; NaN, Inf and overflows pass, and are counted by `measure`.
 
     >>> convert(np.array([[3.0, 4.0]]), np.dtype("f4"), True)
     array([[0.6, 0.8]], dtype=float32)
@@ -94,7 +94,7 @@ def convert(piece: np.ndarray, dtype: np.dtype, normalize: bool) -> np.ndarray:
 
 
 def measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats:
-    """What a pool keeps of some rows, but for checksums: as they came, as `convert` made them, and their numbers.
+    """Gather the statistics, except checksums, of rows: `piece` as read, `stored` as converted, and their `numbers`.
 
     >>> rows = np.array([[0, 0], [1, -3], [np.nan, 0]], np.float32)
     >>> stats = measure(rows, rows, np.arange(10, 13))
@@ -112,7 +112,7 @@ def measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats
         if not sound.all():
             stats.nonfinite.append(numbers[~sound])
     stats.max_abs = max(-low, high)
-    # A row of zeros begins with one: few others do, so the whole piece need not be searched.
+    # A zero row begins with a zero, which few others do, so only these candidates are searched.
     candidates = np.flatnonzero(wide[:, 0] == 0)
     stats.n_zero_rows = int((~wide[candidates].any(axis=1)).sum())
     return stats
@@ -121,7 +121,7 @@ def measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats
 def write_chunk(
     array: StoredArray, index: int, pieces: Iterable[tuple[np.ndarray, np.ndarray]], normalize: bool
 ) -> Stats:
-    """Write a chunk of the embeddings of a pool; tells what was learned of its rows, which come with their numbers."""
+    """Write one chunk of a pool's embeddings from pairs of rows and row numbers; returns the rows' statistics."""
     stats = Stats(np.zeros(array.spec.shape[1]))
     with array.writer(index) as chunk:
         for piece, numbers in pieces:
@@ -136,21 +136,21 @@ def write_chunk(
 
 
 def check_overflow(stats: Stats, dtype: np.dtype) -> None:
-    """Refuse, with an InputError, rows with finite values that the stored type cannot hold."""
+    """Refuse, with an InputError, rows with finite values that the stored dtype cannot represent."""
     if stats.n_overflows:
         remedy = "store float32" if dtype == np.float16 else "scale the embeddings down"
         raise InputError(
-            f"n_overflows={stats.n_overflows} should be 0: so many values, in {stats.n_overflow_rows} rows, exceed "
+            f"n_overflows={stats.n_overflows} should be 0: that many values, in {stats.n_overflow_rows} rows, exceed "
             f"{float(np.finfo(dtype).max):.6g}, the largest {dtype}; {remedy}"
         )
 
 
 def write_column(group: Location, name: str, pieces: Iterable[np.ndarray], n_samples: int) -> None:
-    """Write one value per row of a pool: the ids, or what else is known of the rows.
+    """Write one value per row of a pool: the ids, or a further column.
 
-    The values come in pieces of int64, float64, bool or objects (str), masked where some may be missing: then a mask is
-    written beside them, ``NAME.missing``, if any is. InputError where they are more or fewer than `n_samples`, or of
-    several kinds.
+    The values come in pieces of int64, float64, bool or objects (str). Masked pieces may have missing values; if any is
+    missing, a mask ``NAME.missing`` is written beside the array. InputError if there are more or fewer values than
+    `n_samples`, or of several kinds.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -184,9 +184,9 @@ def write_column(group: Location, name: str, pieces: Iterable[np.ndarray], n_sam
 
 
 def write_ids(group: Location, pieces: Iterable[np.ndarray], n_samples: int, remedy: str) -> None:
-    """Write the ids of all rows of a pool as `write_column` does; in memory are 8 bytes a row.
+    """Write the ids of all rows of a pool as `write_column` does, using 8 bytes of memory per row.
 
-    InputError, which ends with `remedy`, where an id comes twice: it would stand for two rows.
+    If an id occurs twice, and would thus stand for two rows, InputError with `remedy`.
     """
     keys = np.empty(n_samples, np.int64)
     write_column(group, layout.IDS, with_keys(pieces, keys), n_samples)
@@ -202,7 +202,7 @@ def write_ids(group: Location, pieces: Iterable[np.ndarray], n_samples: int, rem
 def _flush(
     array: Location, start: int, step: int, n_samples: int, waiting: Sequence[np.ndarray]
 ) -> tuple[int, list[np.ndarray]]:
-    """Write the whole chunks among the values that wait; return where the next begins, and the rest."""
+    """Write the whole chunks among the waiting values; return the row of the next chunk and the remaining values."""
     values = np.ma.concatenate(waiting) if np.ma.isMaskedArray(waiting[0]) else np.concatenate(waiting)
     whole = len(values) if start + len(values) == n_samples else len(values) // step * step
     open_array(array).write(start, np.ma.getdata(values)[:whole])
@@ -223,10 +223,10 @@ def finish(
     n_dropped: int = 0,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the mean of a pool and its attributes, and mark it as complete; InputError where values overflowed.
+    """Write the mean and the attributes of a pool, and mark it complete; InputError if values overflowed.
 
-    Its embeddings are written already, and its ids and further columns where it has any. `sources` are what it was made
-    from, `n_dropped` rows of them were left out.
+    The embeddings, ids and further columns are already written. `sources` names what the pool was made from, and
+    `n_dropped` counts the source rows that were left out.
     """
     embeddings = open_array(group / layout.EMBEDDINGS)
     spec = embeddings.spec

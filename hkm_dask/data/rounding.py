@@ -1,4 +1,4 @@
-"""What is lost where rows are stored, or looked at, in fewer bits than they came in: told where it is much."""
+"""Loss of precision if rows are stored or processed in fewer bits than their source has; a warning if it is large."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Rows of a piece that are looked at, and the share of the rows' spread that may be lost before it is told.
+#: Rows of a piece that are compared, and the share of the rows' spread that may be lost without a warning.
 _MOST_ROWS, _MOST_LOST = 256, 0.01
 
 
 @dataclass
 class Rounding:
-    """Some rows beside what rounding left of them: sums of squared distances, from their mean and from each other.
+    """Statistics of rounded rows: sums of squared distances to their mean and between exact and rounded rows.
 
     >>> rows = 1000 + np.array([[0.1], [0.2], [0.3]])
     >>> rounding = Rounding.of(rows[:2], rows[:2].astype(np.float16))
@@ -31,7 +31,7 @@ class Rounding:
 
     @classmethod
     def of(cls, rows: NDArray[Any], rounded: NDArray[Any]) -> Rounding:
-        """Look at a few of the rows; those that are not finite, or are not any more, are told elsewhere."""
+        """Compare a sample of the rows; rows that are not finite, before or after rounding, are reported elsewhere."""
         step = max(1, -(-len(rows) // _MOST_ROWS))
         exact, stored = (values[::step].astype(np.float64) for values in (rows, rounded))
         finite = np.isfinite(stored).all(axis=1)
@@ -40,7 +40,7 @@ class Rounding:
         return cls(len(exact), mean, float(np.square(exact - mean).sum()), float(np.square(exact - stored).sum()))
 
     def add(self, other: Rounding) -> None:
-        """Fold in what is known of other rows."""
+        """Add the statistics of other rows."""
         n = self.n + other.n
         if n:
             off = other.mean - self.mean
@@ -49,7 +49,7 @@ class Rounding:
         self.n, self.lost = n, self.lost + other.lost
 
     def warning(self, dtype: np.dtype) -> str | None:
-        """Say that much is lost; None where it is not."""
+        """Return a warning if the loss is large, else None."""
         if not self.spread:
             return None
         lost, spread = (math.sqrt(total / self.n) for total in (self.lost, self.spread))
@@ -58,12 +58,12 @@ class Rounding:
 
 
 def lost_to_rounding(lost: float, spread: float, dtype: np.dtype, remedy: str) -> str | None:
-    """Say that rounding moves rows by much of what parts them; None where it does not.
+    """Return a warning if rounding moves rows by a large part of their spread, else None.
 
     >>> lost_to_rounding(0.5, 35.0, np.dtype("f4"), "subtract the mean first")
-    'rows are rounded to float32, which moves them by 0.5, where most are 35 from the middle; subtract the mean first'
+    'rounding to float32 moves rows by 0.5, while most rows are 35 from the center; subtract the mean first'
     """
     if not lost > _MOST_LOST * spread:
         return None
-    fact = f"rows are rounded to {dtype}, which moves them by {lost:.3g}, where most are {spread:.3g} from the middle"
+    fact = f"rounding to {dtype} moves rows by {lost:.3g}, while most rows are {spread:.3g} from the center"
     return f"{fact}; {remedy}"

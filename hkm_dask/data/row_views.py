@@ -1,4 +1,4 @@
-"""Rows made of other rows: some of them, or all scaled to unit length."""
+"""Tables derived from other tables: a subset of rows, or rows scaled to unit length."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hkm_dask.data.objects import location
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
 
-#: Numbers that are read at once where some of them are asked for.
+#: Numbers that are read at once when individual ones are requested.
 _NUMBERS_AT_ONCE = 1 << 16
 
 
 class StoredNumbers:
-    """Sorted numbers in an `.npy` file, a path or a URL, of which those that are asked for are read.
+    """Sorted numbers in a `.npy` file, a path or a URL, of which only the requested ones are read.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +37,7 @@ class StoredNumbers:
         return self._size
 
     def __getitem__(self, which: Any) -> Any:
-        """Those of a range, at one place, or at places that rise."""
+        """Return the numbers in a slice, at one position, or at increasing positions."""
         if isinstance(which, slice):
             start, stop, _ = which.indices(self._size)
             return read_npy_rows(self._path, start, max(start, stop))
@@ -50,15 +50,15 @@ class StoredNumbers:
         return out if np.ndim(which) else out[0]
 
     def searchsorted(self, values: Any, side: Literal["left", "right"] = "left") -> Any:
-        """Where values would stand, as an array tells it; all numbers are read for it."""
+        """Return insertion positions, as `numpy.searchsorted` does; reads all numbers."""
         return self[:].searchsorted(values, side=side)
 
 
 class SubsetRows(Rows):
-    """Some rows of another table, numbered from 0.
+    """A subset of the rows of another table, numbered from 0.
 
     Blocks end where storage chunks of the base end, so that one pass over all blocks reads each chunk once. InputError
-    where the row numbers are empty, unsorted, repeated or out of range.
+    if the row numbers are empty, unsorted, repeated or out of range.
 
     >>> from hkm_dask.data.rows import ArrayRows
     >>> rows = SubsetRows(ArrayRows(np.arange(8.0).reshape(4, 2)), np.array([1, 3]))
@@ -76,14 +76,14 @@ class SubsetRows(Rows):
         self.key = ("subset", *base.key, digest)
         self.label = f"{len(index)} rows of {base.label}"
         self.n_rows, self.n_features, self.dtype = len(index), base.n_features, base.dtype
-        #: The table; of a subset of a subset, the one that is no subset.
+        #: The underlying table; of a subset of a subset, the original table.
         self.base: Rows = base.base if isinstance(base, SubsetRows) else base
-        #: An array, or `StoredNumbers`, that travel by a file of their own where there is a path; see `travel_by`.
+        #: Array of row numbers, or `StoredNumbers` in pickled copies if there is an `index_path`; see `travel_by`.
         self.index: Any = base.index[index] if isinstance(base, SubsetRows) else index
         self.index_path: str | None = None
 
     def travel_by(self, path: str) -> None:
-        """Have the row numbers, which are in an ``.npy`` that all workers see, a path or a URL, travel as that."""
+        """Pickle the row numbers as a reference to an ``.npy`` of them, a path or URL that all workers can read."""
         self.index_path = path
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,9 +123,9 @@ class SubsetRows(Rows):
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Scale every row to length 1; the norm in float64, the result in float32, zero rows left at zero.
+    """Scale every row to unit length; norms are float64, results float32, and zero rows stay zero.
 
-    A row's result depends on nothing but the row, so that blocks of any size give the same bits.
+    Each row's result depends on that row only, so blocks of any size give the same bits.
 
     >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
     array([[0.6, 0.8],
@@ -135,7 +135,7 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     step = max(1, layout.MIB // max(1, 8 * rows.shape[1]))
     for start in range(0, len(rows), step):
         wide = rows[start : start + step].astype(np.float64)
-        # A float64 row can be so long or so short that its squares leave the range: bring it near 1 first.
+        # Squares of very large or very small float64 values leave the range: scale such rows to about 1 first.
         largest = np.abs(wide).max(axis=1, keepdims=True)
         extreme = (largest > 1e150) | ((largest < 1e-150) & (largest > 0))
         if extreme.any():
@@ -146,7 +146,7 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 
 
 class UnitRows(Rows):
-    """The rows of another table scaled to length 1, as spherical k-means needs them; see `unit_rows`.
+    """The rows of another table scaled to unit length, for spherical k-means; see `unit_rows`.
 
     >>> from hkm_dask.data.rows import ArrayRows
     >>> UnitRows(ArrayRows(np.array([[0.0, 2.0]]))).read(0, 1)

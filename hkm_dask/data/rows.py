@@ -1,4 +1,4 @@
-"""Where rows come from: one interface over arrays in memory, `.npy` files and Zarr arrays."""
+"""Tables of rows: one interface to arrays in memory, `.npy` files and Zarr arrays."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from hkm_dask.data.npy import read_npy_header
 from hkm_dask.data.objects import Location, location
 from hkm_dask.errors import InputError, StoreError
 
-#: Of rows that were gathered from others: the `Rows.key` of those, and their numbers there (int64).
+#: Origin of rows gathered from another table: the `Rows.key` of that table, and the row numbers in it (int64).
 Origin = tuple[tuple[Hashable, ...], np.ndarray]
 
-#: Files that `hkm ingest` reads, and that no rows are read from by themselves.
+#: Files that only `hkm ingest` can read.
 _FOR_INGEST = (".parquet", ".npz", ".arrow", ".safetensors")
 
 
 class Rows(ABC):
-    """A table of rows that can be read by blocks and gathered; picklable, and cheap to pickle unless in memory."""
+    """A table of rows that can be read by blocks and gathered; cheap to pickle unless it is in memory."""
 
     n_rows: int
     n_features: int
-    dtype: np.dtype  # float16, float32 or float64: the type in which rows are read
-    #: Identifies the content, for caches of processes that outlive a run: by its fingerprint, or else by a name that is
-    #: made when rows are opened, as nothing that is known of a file without one tells that it was not written to since.
+    dtype: np.dtype  # float16, float32 or float64: the dtype in which rows are read
+    #: Identifies the content for caches in processes that outlive a run: by a fingerprint, or else by a random name
+    #: given on opening, as nothing proves that a file without a fingerprint was not modified since.
     key: tuple[Hashable, ...]
-    label: str  # what to call it in messages
-    chunk_rows: int = 1  # rows of a storage chunk, which is read whole; 1 where any rows can be read alone
+    label: str  # name of the table in messages
+    chunk_rows: int = 1  # rows per storage chunk, which is read as a whole; 1 if single rows can be read
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row as it is read."""
+        """Bytes of one row as read."""
         return self.n_features * self.dtype.itemsize
 
     @property
@@ -53,17 +53,17 @@ class Rows(ABC):
         return self.n_rows, self.n_features
 
     def bounds(self, max_bytes: int, min_blocks: int = 1) -> np.ndarray:
-        """Block boundaries at whole storage chunks, of `max_bytes` as they are read; see `layout.block_bounds`."""
+        """Return the bounds of blocks, whole storage chunks, at most `max_bytes` as read; see `layout.block_bounds`."""
         return layout.block_bounds(
             self.n_rows, self.row_bytes, max_bytes=max_bytes, min_blocks=min_blocks, unit_rows=self.chunk_rows
         )
 
     @abstractmethod
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Read consecutive rows: C-contiguous, of `dtype`; InputError where they are not within the table.
+        """Read consecutive rows as a C-contiguous array of `dtype`; InputError if the range exceeds the table.
 
-        The caller may keep them but, for arrays in memory, must not write to them. `out`, of their shape and type, is
-        read into and returned: it saves the page faults of fresh memory in a loop over blocks.
+        The caller may keep the array, but must not modify it if the rows are in memory. If given, `out`, of its shape
+        and dtype, is filled and returned, which saves page faults in loops over blocks.
         """
 
     @abstractmethod
@@ -71,7 +71,7 @@ class Rows(ABC):
         """Gather rows by sorted numbers (int64), reading each storage chunk once; C-contiguous, of `dtype`."""
 
     def _describe(self, shape: tuple[int, ...], dtype: np.dtype, label: str) -> None:
-        """Set what an array says of its rows; InputError where they cannot be read as a table of floats."""
+        """Set the attributes of rows by an array's shape and dtype; InputError if it is not a table of numbers."""
         self.label = label
         self.n_rows, self.n_features = layout.check_shape(shape, label)
         read_as = layout.float_dtype(dtype)
@@ -92,7 +92,7 @@ class Rows(ABC):
 
 
 class ArrayRows(Rows):
-    """Rows of a NumPy array in memory, of floats or of integers, which are read as floats.
+    """Rows of a NumPy array in memory; integers are read as floats.
 
     >>> rows = ArrayRows(np.arange(6).reshape(3, 2))
     >>> rows.read(1, 3)
@@ -102,14 +102,14 @@ class ArrayRows(Rows):
     array([0, 1, 2, 3])
     """
 
-    #: Which rows these were gathered from, with rising numbers, where that is known.
+    #: The table from which these rows were gathered, with increasing row numbers, if known.
     origin: Origin | None = None
 
     def __init__(self, array: np.ndarray, label: str = "array") -> None:
         check_unmasked(array, label)
         self.array = np.asarray(array)
         self._describe(self.array.shape, self.array.dtype, label)
-        # The address of an array is used again after it is gone, a random number is not; it travels with the pickle.
+        # An array's address is reused after it is freed, a random number is not; it is pickled with the rows.
         self.key = ("array", uuid.uuid4().hex)
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -123,7 +123,7 @@ class ArrayRows(Rows):
 
 
 def check_unmasked(array: Any, label: str) -> None:
-    """Refuse a masked array of which values are missing: what lies below the mask is no data.
+    """Refuse a masked array with missing values, as the data under the mask are undefined.
 
     >>> check_unmasked(np.ma.masked_equal([[1, 2], [3, 4]], 2), "X")
     Traceback (most recent call last):
@@ -135,10 +135,10 @@ def check_unmasked(array: Any, label: str) -> None:
 
 
 class NpyRows(Rows):
-    """Rows of a `.npy` file, read by blocks; never mapped, since a mapping counts as resident and dies by SIGBUS.
+    """Rows of a `.npy` file, read by blocks; not memory-mapped, as mappings count as resident memory and end in SIGBUS.
 
-    `offset` and `n_bytes` place an uncompressed member of a `.npz`. InputError as in `npy.read_npy_header`; StoreError
-    where a file that is not `scratch` of our own is replaced or written to before all is read.
+    `offset` and `n_bytes` locate an uncompressed member of a `.npz`. InputError as in `npy.read_npy_header`; StoreError
+    if a file that is not our own `scratch` is replaced or modified before all rows are read.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class NpyRows(Rows):
         self._fortran, self._watched = header.fortran_order, not scratch
 
     def _place(self, shape: tuple[int, ...], stored: np.dtype, offset: int, state: os.stat_result, label: str) -> None:
-        """Set where the rows lie in the file, one after the other, and what tells the file from another."""
+        """Set the location of the C-ordered rows in the file, and the state by which a modified file is recognized."""
         self._describe(shape, stored, label)
         self._stored, self._fortran, self._data = stored, False, offset
         self._state, self._watched = file_state(state), True
@@ -178,7 +178,7 @@ class NpyRows(Rows):
         with Path(self.path).open("rb", buffering=0) as file:
             if self._watched and file_state(os.fstat(file.fileno())) != self._state:
                 raise StoreError(f"{self.label} was replaced or written to meanwhile; run the command again")
-            # Runs of the file: all rows are one, or every column is one of its own.
+            # Contiguous ranges of the file: all rows, or in Fortran order single columns.
             for column, values in enumerate(stored if self._fortran else [stored]):
                 first = column * self.n_rows + start if self._fortran else start * self.n_features
                 n_read = read_into(file.fileno(), [values], self._data + first * self._stored.itemsize)
@@ -191,7 +191,7 @@ class NpyRows(Rows):
         out = np.empty((len(rows), self.n_features), dtype=self.dtype)
         if len(rows) == 0:
             return out
-        # Rows that lie close are read together: a gap of a few pages costs less than another call.
+        # Nearby rows are read together: reading a gap of a few pages costs less than another call.
         gap = max(1, 2**14 // max(1, self._stored.itemsize * self.n_features))
         span = max(1, 2**23 // max(1, self._stored.itemsize * self.n_features))
         breaks = (np.diff(rows) > gap) | (np.diff((rows - rows[0]) // span) > 0)
@@ -203,15 +203,15 @@ class NpyRows(Rows):
 
 
 def file_state(state: os.stat_result) -> tuple[int, int, int]:
-    """What tells a file from another at its path, or from itself after it was written to."""
+    """Return what distinguishes a file from others at its path, and from itself before a modification."""
     return state.st_size, state.st_mtime_ns, state.st_ino
 
 
 class ZarrRows(Rows):
-    """Rows of a Zarr array, at a path or URL or named `name` in the group there; see `chunks.open_array`.
+    """Rows of a Zarr array, at a path or URL, or named `name` in the group there; see `chunks.open_array`.
 
-    Chunks of ours are read directly and checked, others through Zarr. StoreError where the array has not, or no longer,
-    the `fingerprint` that is known of it, or reads values above `max_abs`.
+    Chunks of this package are read directly and verified, others through Zarr. StoreError if the array lacks the
+    expected `fingerprint`, is replaced, or has values above `max_abs`.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class ZarrRows(Rows):
         self.key = ("zarr", self.label, self.array.fingerprint or uuid.uuid4().hex)
 
     def head(self, n_rows: int) -> ZarrRows:
-        """The first rows of them."""
+        """Return a table of the first `n_rows` rows."""
         if n_rows == self.n_rows:
             return self
         rows = copy.copy(self)
@@ -247,14 +247,14 @@ class ZarrRows(Rows):
     def _within_bound(self, rows: np.ndarray) -> np.ndarray:
         if self._max_abs is not None and rows.size:
             largest = max_abs(rows)
-            if not largest <= self._max_abs:  # NaN, too
+            if not largest <= self._max_abs:  # true for NaN, too
                 fact = f"values reach {largest:.6g}, its attributes say max_abs={self._max_abs:.6g}"
                 raise StoreError(f"{self.label}: {fact}; {self.array.remedy()}")
         return rows
 
 
 def max_abs(rows: np.ndarray) -> float:
-    """Largest absolute value of C-contiguous floats, NaN above all: positive ones are in the order of their bits."""
+    """Return the largest absolute value of C-contiguous floats, NaN if any: positive floats sort as their bits do."""
     n_bytes, sign = rows.dtype.itemsize, 1 << (8 * rows.dtype.itemsize - 1)
     largest = int(rows.view(f"i{n_bytes}").max())
     most_negative = int(rows.view(f"u{n_bytes}").max())
@@ -263,7 +263,7 @@ def max_abs(rows: np.ndarray) -> float:
 
 
 class RemoteZarrRows(Rows):
-    """Rows of a Zarr array in memory or in an object store, read through Zarr; picklable where its store is."""
+    """Rows of a Zarr array in memory or in an object store, read through Zarr; picklable if its store is."""
 
     def __init__(self, array: zarr.Array) -> None:
         self.array = array
@@ -283,9 +283,9 @@ class RemoteZarrRows(Rows):
 
 
 def as_rows(x: Any) -> Rows:
-    """Rows of an array, a `zarr.Array`, a pool, or a path to a `.npy` file, a pool or a Zarr array.
+    """Return the rows of an array, a `zarr.Array`, a pool, or a path to a `.npy` file, a pool or a Zarr array.
 
-    Nothing is read yet but headers. InputError where `x` is none of these, StoreError where a pool is not complete.
+    Only headers are read. InputError if `x` is none of these, StoreError if a pool is incomplete.
 
     >>> as_rows(np.zeros((3, 2), dtype=np.float32))
     ArrayRows(array, 3 × 2 float32)

@@ -1,4 +1,4 @@
-"""Stores that survive crashes: the stage commit, resuming, groups and arrays."""
+"""Crash-safe stores: the stage commit, resuming, and the creation of groups and arrays."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 
 PathLike = str | os.PathLike[str]
-#: In an object store, as long as what has it is not complete: tells that it is ours, to be continued or removed.
+#: File in an incomplete store in an object store: the store is ours, and may be continued or removed.
 _BEGUN_FILE = ".unfinished"
-_OF_ROOT = (_BEGUN_FILE, METADATA_FILE)
-#: Names that a file is expected under, and no folder.
-_OF_FILES = (
+_ROOT_FILES = (_BEGUN_FILE, METADATA_FILE)
+#: Suffixes of files, which a folder should not have.
+_FILE_SUFFIXES = (
     ".arrow", ".csv", ".feather", ".html", ".json", ".jsonl", ".npy", ".npz", ".parquet", ".safetensors", ".tsv",
     ".txt", ".yaml", ".yml",
 )  # fmt: skip
 
-#: Files that are waited for together.
+#: Number of files synced concurrently.
 _SYNCS_AT_ONCE = 16
 
 
 def _retired_path(target: Location) -> Location:
-    # Hidden and of our own making: whoever moves a store to NAME.old by hand keeps it.
+    # Hidden and named by us, so that a store which a user moves to NAME.old is kept.
     return target.with_name(f".{target.name}.retired")
 
 
 def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
-    """Refuse, with an InputError, to write where something is or, with `overwrite`, where it is no store of ours.
+    """Refuse, with an InputError, a path that exists or, with `overwrite`, one that is not a store of hkm_dask.
 
-    Where nothing is yet, a name that only a file would have is refused: whoever gives it wants another command.
+    If nothing exists there, a name with the suffix of a file is refused: whoever gives it wants another command.
 
     >>> check_destination("clusters.parquet")
     Traceback (most recent call last):
@@ -68,7 +68,7 @@ def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
     """
     target = location(path).absolute()
     if not (target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target)):
-        if target.suffix.lower() in _OF_FILES:
+        if target.suffix.lower() in _FILE_SUFFIXES:
             name = f"{target.name.removesuffix(target.suffix)}.zarr"
             raise InputError(
                 f"{target} should not end in {target.suffix}, as a Zarr store is a folder; name it {name}, of which "
@@ -80,21 +80,21 @@ def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
     empty = target.is_dir() and not any(target.iterdir())
     begun = isinstance(target, ObjectPath) and (target / _BEGUN_FILE).is_file()
     if not (stored_format(target).startswith("hkm_dask.") or empty or begun) or target.is_symlink():
-        raise InputError(f"{target} should be a store of hkm_dask to be overwritten, it is none; give another path")
+        raise InputError(f"{target} should be a store of hkm_dask to be overwritten, but is not one; give another path")
 
 
 @contextmanager
 def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Iterator[Location]:
-    """Build a store beside its path, and rename it there when the context closes without an error.
+    """Build a store beside its path, and rename it into place when the context ends without an error.
 
     ::
 
         NAME.wip/ ──(chunks, check, fsync, marker: `mark_complete`)──> rename ──> NAME, fsync of the parent folder
 
-    Yields ``NAME.wip``; in an object store, where nothing can be renamed, NAME itself: there the marker alone makes a
-    store of it, and no reader takes it for one before. With `overwrite` a store of ours at `path` is replaced; it stays
-    until the new one is complete. With `keep` what a former run left unfinished is continued, and left there on an
-    error; otherwise it is removed at the beginning and on an error.
+    Yields ``NAME.wip``; in an object store, where nothing can be renamed, NAME itself, which no reader accepts before
+    it is marked complete. With `overwrite`, a store of hkm_dask at `path` is replaced, once the new one is complete.
+    With `keep`, what an earlier run left unfinished is continued, and kept on an error; otherwise it is removed at the
+    beginning and on an error.
     """
     target = location(path).absolute()
     settle(target)
@@ -113,26 +113,26 @@ def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Ite
         elif isinstance(target, ObjectPath):
             (target / _BEGUN_FILE).unlink()
     except BaseException:
-        # What cannot be removed now, the next run removes; the error that led here must not be hidden.
+        # What cannot be removed now is removed by the next run; this must not hide the original error.
         with suppress(StoreError, OSError):
-            if not keep or not (wip / METADATA_FILE).is_file():  # or it was refused before it was begun
+            if not keep or not (wip / METADATA_FILE).is_file():  # or it was rejected before it was begun
                 remove(wip)
         raise
 
 
 def unfinished_path(target: Location) -> Location:
-    """Where the next store of this path is built: beside it, or in its place in an object store that has none there."""
+    """Return where the next store is built: beside its path, or at it in an object store without a complete one."""
     wip = wip_path(target)
     return target if isinstance(target, ObjectPath) and not wip.exists() and not is_complete(target) else wip
 
 
 def is_complete(folder: Location) -> bool:
-    """Whether a group is marked as complete."""
+    """Tell whether a group is marked as complete."""
     return ((read_json(folder / METADATA_FILE) or {}).get("attributes") or {}).get(layout.COMPLETE) is True
 
 
 def _replace(target: Location, wip: Location) -> None:
-    """Put a complete store in the place of another, if there is one."""
+    """Move a complete store to its path, replacing the old one if there is one."""
     if isinstance(target, ObjectPath) and isinstance(wip, ObjectPath):
         return _copy_over(target, wip)
     assert isinstance(target, Path)
@@ -148,16 +148,16 @@ def _replace(target: Location, wip: Location) -> None:
 
 
 def _copy_over(target: ObjectPath, wip: ObjectPath) -> None:
-    """Remove a store and copy another there within the object store, the marker last; `settle` does what is left of it.
+    """Replace a store by a copy of another within an object store, the marker last; `settle` finishes a replacement.
 
-    From the removal of the old marker to the new one nobody can read either; the new one is complete beside it.
+    Between the removal of the old marker and the writing of the new one, only the new store beside it is complete.
     """
     write_file(target / _BEGUN_FILE, b"")
     (target / METADATA_FILE).unlink()
     failpoint("retired")
     target.remove_tree(but=_BEGUN_FILE)
     names = [place.relative_to(wip) for place in wip.rglob("*")]
-    each(lambda name: (wip / name).copy_to(target / name), [n for n in names if str(n) not in _OF_ROOT], target)
+    each(lambda name: (wip / name).copy_to(target / name), [n for n in names if str(n) not in _ROOT_FILES], target)
     (wip / METADATA_FILE).copy_to(target / METADATA_FILE)
     failpoint("renamed")
     (target / _BEGUN_FILE).unlink()
@@ -173,25 +173,25 @@ def resumable(
     work: Location | None = None,
     is_empty: Callable[[Location], bool] | None = None,
 ) -> Iterator[Location | None]:
-    """Build a store under its lock, continuing what an interrupted run left; where it is complete, build nothing.
+    """Build a store under its lock, continuing an interrupted run; build nothing if it is complete.
 
     ::
 
-        restart                    begin again; a complete store stays until the new one is
-        NAME.wip fits              continue it, beside a complete NAME too: it can only be an interrupted restart
+        restart                    begin again; a complete store is kept until the new one is complete
+        NAME.wip fits              continue it, even beside a complete NAME: it must be an interrupted restart
         NAME fits, no such wip     yield None
         neither exists             begin
         NAME.wip `is_empty`        begin again: nothing would be lost
         otherwise                  InputError with the obstacles
 
-    Yields ``NAME.wip``, or NAME in an object store, to be filled and marked as in `staged`; None where the complete
-    store is the one asked for. `obstacles`, given a folder that exists, ``NAME.wip`` or the complete store, says why it
-    is not what is asked for: one line each, none where it is. `work` has the run's checkpoints and scratch files, see
-    `layout.work_path`: it is cleared of what dead runs left at the beginning, of scratch files on an error, and removed
-    in the end.
+    Yields ``NAME.wip``, or NAME in an object store, to be filled and marked as in `staged`; None if the complete store
+    is the requested one. `obstacles` is given an existing folder, ``NAME.wip`` or the complete store, and returns one
+    line for each reason why it is not what is requested. `work` is the folder of the run's checkpoints and scratch
+    files, see `layout.work_path`: leftovers of dead runs are cleared from it at the beginning, scratch files on an
+    error, and it is removed at the end.
 
-    InputError also when a restart would replace what is no store of ours; StoreError when another process is building
-    the store, or the disk is full or fails.
+    InputError also if a restart would replace anything but a store of hkm_dask; StoreError if another process is
+    building the store, or the disk is full or fails.
 
     >>> import tempfile
     >>> def build(path, seed):
@@ -222,9 +222,9 @@ def resumable(
             check_destination(target, overwrite=True)
             remove(wip)
         if wip.exists() and not (wip / METADATA_FILE).exists():
-            remove(wip)  # what it was begun with is lost, so what it holds may be anybody's
+            remove(wip)  # its metadata are lost, so its content cannot be trusted
         if work is not None:
-            # Without an unfinished store, checkpoints belong to a run that died when all was done, or was discarded.
+            # Without an unfinished store, checkpoints belong to a run that died after completion, or was discarded.
             clear = sweep_scratch if wip.exists() else remove
             clear(work)
         problems = obstacles(wip) if wip.exists() else []
@@ -245,17 +245,17 @@ def resumable(
                 yield folder
         except BaseException:
             if work is not None:
-                # The error that led here must not be hidden; the next run sweeps again.
+                # This must not hide the original error; the next run sweeps again.
                 with suppress(StoreError, OSError):
                     sweep_scratch(work)
-                    work.rmdir()  # where it keeps no checkpoint
+                    work.rmdir()  # unless it keeps a checkpoint
             raise
         if work is not None:
             remove(work)
 
 
 def settle(path: PathLike) -> None:
-    """Bring a store, locked by the caller, to rest whose replacement died between its two renames, or after them."""
+    """Finish or undo a replacement that was interrupted between or after its two renames; the caller has the lock."""
     target = location(path).absolute()
     if isinstance(target, ObjectPath):
         wip = wip_path(target)
@@ -266,12 +266,12 @@ def settle(path: PathLike) -> None:
     check_own(retired)
     if isinstance(retired, Path) and retired.exists() and not target.exists():
         careful(lambda: retired.rename(target), f"moving the old {target} back")
-    # Where both are there, the new one is complete.
+    # If both exist, the new store is complete.
     remove(retired)
 
 
 def create_group(path: PathLike, attributes: Mapping[str, Any] | None = None) -> Location:
-    """Make a Zarr group, or set attributes of the one that is there: what JSON can hold, without NaN."""
+    """Create a Zarr group, or update the attributes of an existing one with JSON values (without NaN)."""
     folder = location(path).absolute()
     careful(lambda: folder.mkdir(parents=True, exist_ok=True), f"making {folder}")
     old = (read_json(folder / METADATA_FILE) or {}).get("attributes") or {}
@@ -286,7 +286,7 @@ def _write_group(
     if consolidated is not None:
         metadata["consolidated_metadata"] = _inline(consolidated)
     elif isinstance(folder, ObjectPath):
-        # Nothing can be renamed there, so it has its name already: other readers are to refuse it until it is complete.
+        # Nothing can be renamed there, so the store already has its name; other readers must refuse it until complete.
         metadata["unfinished"] = {"must_understand": True}
     write_file(folder / METADATA_FILE, json.dumps(metadata, indent=2, allow_nan=False).encode())
 
@@ -306,14 +306,14 @@ def create_array(
     compressed: bool = False,
     attributes: Mapping[str, Any] | None = None,
 ) -> zarr.Array:
-    """Make an array whose every chunk is on disk and carries a CRC-32C; one that is there is replaced.
+    """Create an array whose chunks are all written, with a CRC-32C each; an existing one is replaced.
 
-    Chunks of full width (all but the first axis) can be read without Zarr. The group is made where it is missing. The
-    dtype is ``str`` for strings of variable length; these are always compressed by Zstandard, others where they are
-    small and compress well (`compressed`). Gives the array opened so that every chunk is written; its fill value cannot
-    pass for data, see `layout.absent_value`.
+    Chunks of full width (in all axes but the first) can be read without Zarr. The group is created if missing. The
+    dtype ``str`` is for strings of variable length, which are always compressed with Zstandard; other arrays are if
+    `compressed`, for small ones that compress well. Returns the array, configured to write every chunk; its fill value
+    cannot be mistaken for data, see `layout.absent_value`.
 
-    InputError where the name is not of letters, digits, ``_``, ``-`` and ``.``: it could leave the group.
+    InputError if the name has characters other than letters, digits, ``_``, ``-`` and ``.``: it could leave the group.
     """
     if not layout.COLUMN_NAME.fullmatch(name):
         raise InputError(f"name={name!r} should be letters, digits, '_', '-' or '.'; give a plain name")
@@ -322,7 +322,7 @@ def create_array(
         create_group(group)
     text = dtype is str or np.dtype(dtype).kind in "UTO"
     fill = layout.absent_value(np.dtype(object if text else dtype))
-    objects: dict[str, Any] = {}  # of an array in an object store the metadata are made here, and sent at once
+    objects: dict[str, Any] = {}  # for object stores, the metadata are made in memory and sent at once
     made = careful(
         lambda: zarr.create_array(
             MemoryStore(objects) if isinstance(group, ObjectPath) else str(group),
@@ -350,15 +350,15 @@ def create_array(
 
 
 def sweep(path: PathLike) -> None:
-    """Remove what writers that died left in a store: files that end in ``.partial``."""
+    """Remove ``*.partial`` files, which writers that died left in a store."""
     folder = location(path)
-    if isinstance(folder, Path):  # elsewhere there is no part of anything
+    if isinstance(folder, Path):  # object stores have no partial files
         for file in list(folder.rglob(f"*{PARTIAL_SUFFIX}")):
             file.unlink(missing_ok=True)
 
 
 def sweep_scratch(folder: Location) -> None:
-    """Remove scratch files from a folder of checkpoints: ``*.npy``, ``*.partial`` and folders of shared arrays."""
+    """Remove scratch files from a checkpoint folder: ``*.npy``, ``*.partial`` and folders of shared arrays."""
     for path in [*folder.glob("*.npy"), *folder.glob(f"*{PARTIAL_SUFFIX}")]:
         careful(partial(path.unlink, missing_ok=True), f"removing {path}")
     for path in folder.glob("shared-*"):
@@ -368,10 +368,10 @@ def sweep_scratch(folder: Location) -> None:
 def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -> None:
     """Check, sync and mark a group as complete: the commit of a stage.
 
-    Every chunk file below is looked for, everything is synced, and last the group's metadata is replaced in one step by
-    one that holds the attributes, ``complete`` and the consolidated metadata. So the marker that we and plain xarray
-    read is the same, and it is there only when everything else is. Nothing may be writing to the group.
-    StoreError where a chunk is missing or cut.
+    Every chunk file of the group is checked and everything is synced. Finally the group's metadata are replaced
+    atomically by metadata with the attributes, ``complete`` and the consolidated metadata, so that this marker, which
+    plain xarray reads as well, exists only if everything else does. Nothing may be writing to the group meanwhile.
+    StoreError if a chunk is missing or truncated.
     """
     group = location(path).absolute()
     sweep(group)
@@ -380,7 +380,7 @@ def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -
     consolidated = {folder.relative_to(group).as_posix(): metadata for folder, metadata in nodes}  # type: ignore[arg-type]
     failpoint("checked")
     if isinstance(group, Path):
-        with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:  # a disk takes many waits as one
+        with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:  # a disk syncs many files in about the time of one
             for _ in pool.map(sync, (*group.rglob("*"), group)):
                 pass
     failpoint("synced")
@@ -392,10 +392,10 @@ def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -
 
 
 def _seal(folder: Location) -> dict[str, Any]:
-    """Metadata of a node; of an array after it was bound to the chunks it has, or found to have them still."""
+    """Return the metadata of a node, after binding an array to its chunks, or checking that it still has them."""
     metadata = read_json(folder / METADATA_FILE) or {}
     if metadata.get("node_type") != "array":
-        # Zarr keeps one flat list at the root, and marks each group below it as listed.
+        # Zarr keeps one flat list at the root, and marks each group below as consolidated.
         return {**metadata, "consolidated_metadata": _inline({})}
     array = open_array(folder)
     if array.fingerprint or not array.spec.checked:

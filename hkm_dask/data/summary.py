@@ -1,4 +1,4 @@
-"""What a store is, at a glance: aligned lines for a terminal, a small table for a notebook, light or dark."""
+"""Short descriptions of stores: aligned lines for a terminal, a small table for a notebook."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from hkm_dask.errors import printable
 
 _BARS = "▁▂▃▄▅▆▇█"
 _N_BINS = 16
-#: Columns of a terminal that lines are made for.
+#: Terminal width, in columns, that lines are wrapped to.
 _WIDTH = 79
-# No colors but the notebook's own, so that it reads in a light one and in a dark one.
+# Only the notebook's own colors, so that it is legible in light and dark themes.
 _LINE = "1px solid rgba(128,128,128,.35)"
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How numbers from 1 on are spread, in bins of equal ratio; empty where there are none."""
+    """Histogram of positive integers in logarithmic bins; empty if there are none."""
 
     counts: NDArray[np.int64]
 
     @classmethod
     def of(cls, values: NDArray[np.integer]) -> Histogram:
-        """Count values from 1 on.
+        """Count positive values.
 
         >>> print(Histogram.of(np.array([1, 1, 2, 1000])))
         █▅             ▅
@@ -40,12 +40,12 @@ class Histogram:
         return cls(np.histogram(logs, bins=_N_BINS, range=reach)[0])
 
     def __str__(self) -> str:
-        """A character for each bin, as high as its share of the fullest; blank where there is nothing."""
+        """Return one character per bin, with height relative to the fullest bin; blank for empty bins."""
         scale = (len(_BARS) - 1) / max(1, int(self.counts.max(initial=0)))
         return "".join(_BARS[round(count * scale)] if count else " " for count in self.counts.tolist()).rstrip()
 
     def to_html(self) -> str:
-        """A drawing in the color of the text."""
+        """Return an SVG drawing in the text color."""
         top, bars = max(1, int(self.counts.max(initial=0))), []
         for place, count in enumerate(self.counts.tolist()):
             if count:
@@ -60,7 +60,7 @@ Cell = str | Histogram
 
 @dataclass(frozen=True)
 class Summary:
-    """A title, facts in pairs, and a table whose first row has the names of its columns.
+    """A title, name-value pairs, and a table whose first row has the column names.
 
     >>> summary = Summary("Pool of 3 samples", [("ids", "yes")], [["level", "clusters"], ["1", "20"]])
     >>> print(summary)
@@ -78,7 +78,7 @@ class Summary:
     table: Sequence[Sequence[Cell]] = field(default=())
 
     def __str__(self) -> str:
-        """Lines of text."""
+        """Return lines of text."""
         lines = [self.title, *pairs(self.facts)]
         if self.table:
             texts = [[str(cell) for cell in row] for row in self.table]
@@ -89,12 +89,12 @@ class Summary:
         return "\n".join(map(printable, lines))
 
     def _words(self) -> list[int]:
-        """Columns that are not of numbers: they begin alike, as numbers end alike."""
+        """Return the columns that are not numeric; these are left-aligned."""
         columns = zip(*self.table[1:], strict=True)
         return [i for i, cells in enumerate(columns) if not all(str(c)[:1].isdigit() for c in cells if str(c))]
 
     def to_html(self) -> str:
-        """The same for a notebook."""
+        """Return the summary as HTML for a notebook."""
         parts = [f"<div><b>{_escaped(self.title)}</b></div>"]
         if self.facts:
             rows = [f"<tr>{_td(name, 'left', dim=True)}{_td(value, 'left')}</tr>" for name, value in self.facts]
@@ -126,7 +126,7 @@ def _escaped(text: str) -> str:
 
 
 def pairs(rows: Sequence[tuple[str, object]]) -> list[str]:
-    """Lines of names and values.
+    """Format names and values as aligned lines.
 
     >>> pairs([("ids", "yes"), ("samples", 3)])
     ['  ids      yes', '  samples  3']
@@ -136,7 +136,7 @@ def pairs(rows: Sequence[tuple[str, object]]) -> list[str]:
 
 
 def wrapped(head: str, text: str) -> list[str]:
-    """Lines of a text beside a head, as narrow as terminals are where nobody has widened them.
+    """Wrap a text beside a heading, to the default width of terminals.
 
     >>> print(*wrapped("  level 1  ", "labels, distances, members, sizes and inertia agree; " * 2), sep="\\n")
       level 1  labels, distances, members, sizes and inertia agree; labels,
@@ -146,7 +146,7 @@ def wrapped(head: str, text: str) -> list[str]:
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a table whose columns end alike.
+    """Format rows as lines with right-aligned columns.
 
     >>> aligned([["level", "k"], ["1", "2000"]])
     ['  level     k', '      1  2000']
@@ -157,7 +157,7 @@ def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def size_text(n_bytes: float) -> str:
-    """Bytes, as people read them.
+    """Format a number of bytes for people.
 
     >>> size_text(512), size_text(3 << 20)
     ('512 bytes', '3.0 MiB')

@@ -1,4 +1,4 @@
-"""How much a packed chunk of Zarr unpacks to, told before it is unpacked: a few bytes may stand for gigabytes."""
+"""Limits on the unpacked size of compressed Zarr chunks, checked before unpacking: a few bytes may become gigabytes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from hkm_dask.data.objects import Location, ObjectPath
 from hkm_dask.errors import StoreError
 from hkm_dask.untrusted import open_regular
 
-#: A chunk may take so many times the bytes that its shape and type tell, or this many, for filters and text.
-_TIMES, _LEAST = 16, 256 * MIB
-#: What deflate makes of a byte at most.
+#: Size limits of a chunk: a multiple of the bytes implied by its shape and dtype, and a minimum for filters and text.
+_MAX_RATIO, _MIN_LIMIT = 16, 256 * MIB
+#: Largest compression ratio of deflate.
 _DEFLATE_RATIO = 1032
 _HEADER_BYTES = 18
 
 
 def check_chunks(folder: Location, array: zarr.Array, start: int, stop: int) -> None:
-    """Refuse the chunks of rows `start` to `stop` of an array that others made where they unpack to far too much.
+    """Refuse chunks with rows `start` to `stop` of another software's array if their unpacked size is far too large.
 
-    What a header announces is looked at; what has none is unpacked once, without keeping it, if it could be too much.
+    The size is read from the header; chunks without one are unpacked once, without keeping the result, if they could be
+    too large.
     """
     compressors = () if array.shards else array.compressors
     named = [getattr(one, "codec_id", None) or type(one).__name__.removesuffix("Codec") for one in compressors]
@@ -39,7 +40,7 @@ def check_chunks(folder: Location, array: zarr.Array, start: int, stop: int) -> 
     if kind not in (*_ANNOUNCED, *_STREAMS):
         return
     chunks = array.chunks
-    limit = max(_LEAST, _TIMES * math.prod(chunks) * np.dtype(array.dtype).itemsize)
+    limit = max(_MIN_LIMIT, _MAX_RATIO * math.prod(chunks) * np.dtype(array.dtype).itemsize)
     columns = [range(-(-size // chunk)) for size, chunk in zip(array.shape[1:], chunks[1:], strict=True)]
     for place in itertools.product(range(start // chunks[0], -(-stop // chunks[0])), *columns):
         path = folder / array.metadata.encode_chunk_key(place)
@@ -48,7 +49,7 @@ def check_chunks(folder: Location, array: zarr.Array, start: int, stop: int) -> 
 
 
 def _state(path: Location) -> tuple[int, object]:
-    """Size of a file, and what tells it from another."""
+    """Return the size of a file, and its time or tag."""
     if isinstance(path, ObjectPath):
         state = path.state()
         return state["size"], state["e_tag"]
@@ -57,14 +58,14 @@ def _state(path: Location) -> tuple[int, object]:
 
 @lru_cache(maxsize=2**16)
 def _is_too_large(path: Location, kind: str, limit: int, size: int, time: object) -> bool:
-    """Tell whether a file of this size and time unpacks to more than `limit` bytes."""
+    """Tell whether a file, of this size and time, expands to more than `limit` bytes."""
     if kind in ("gzip", "zlib") and size * _DEFLATE_RATIO <= limit:
         return False
     n_bytes = 0
     with path.open() if isinstance(path, ObjectPath) else open_regular(path) as file:
         if kind in _ANNOUNCED:
             return _ANNOUNCED[kind](file.read(_HEADER_BYTES)) > limit
-        with suppress(OSError, EOFError, zlib.error, lzma.LZMAError):  # what is damaged, Zarr refuses
+        with suppress(OSError, EOFError, zlib.error, lzma.LZMAError):  # Zarr will refuse damaged chunks
             for piece in _STREAMS[kind](file):
                 n_bytes += piece
                 if n_bytes > limit:
@@ -89,7 +90,7 @@ def _deflated(file: IO[bytes]) -> Iterator[int]:
 
 
 def _zstd(header: bytes) -> int:
-    """Read what the first frame of RFC 8878 announces; 0 where it announces nothing."""
+    """Read the content size of the first frame (RFC 8878); 0 if it is not given."""
     descriptor = header[4] if len(header) > 4 else 0
     single = descriptor >> 5 & 1
     width = (single, 2, 4, 8)[descriptor >> 6]

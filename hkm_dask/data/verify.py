@@ -1,4 +1,4 @@
-"""Whether a store is sound: what a verification found, its metadata, and what lies beside it."""
+"""Verification of stores: the report, the metadata, and leftover files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hkm_dask.data.summary import wrapped
 from hkm_dask.errors import StoreError, printable
 from hkm_dask.untrusted import read_regular
 
-#: Lines about one kind of problem in one place; the others are counted.
+#: Lines about one kind of problem in one place; further ones are only counted.
 MAX_LINES = 20
 _CONSOLIDATED = "consolidated_metadata"
 _LOCK_BYTES = 1024
@@ -29,14 +29,14 @@ _LOCK_BYTES = 1024
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """One problem of a store.
 
     Attributes
     ----------
     where : str
         The array or group, relative to the store, like ``level_1/labels``; empty for the store itself.
     what : str
-        The fact, with chunk and rows where it has such.
+        The fact, with chunk and rows if applicable.
     remedy : str
         What to do about it.
     """
@@ -48,7 +48,7 @@ class Problem:
 
 @dataclass(repr=False)
 class Verification:
-    """What a verification found.
+    """The result of a verification.
 
     Attributes
     ----------
@@ -56,13 +56,13 @@ class Verification:
         Absolute path.
     kind : {"pool", "tree", "assignment"}
     checks : dict of str to str
-        What was looked at and found right, a line each.
+        What was checked and found correct, one line each.
     problems : list of Problem
-        What is wrong: at most 20 lines of a kind in one place, and how many more.
+        At most 20 of a kind in one place, then the number of further ones.
     notes : list of str
-        What was not looked at, and what lies beside the store or in it and does no harm.
+        What was not checked, and harmless leftovers beside the store or in it.
     seconds : float
-        How long it took.
+        Duration of the verification.
 
     Examples
     --------
@@ -85,26 +85,26 @@ class Verification:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
     @property
     def n_problems(self) -> int:
-        """How many things are wrong, those without a line of their own included."""
+        """Number of problems, including those without a line of their own."""
         return sum(self._counts.values())
 
     def add(self, where: str, kind: str, what: str, *, remedy: str = "") -> None:
-        """Note that something is wrong; beyond `MAX_LINES` of a `kind` in one place it is counted only."""
+        """Add a problem; beyond `MAX_LINES` of a `kind` in one place, only count it."""
         self._counts[where, kind] += 1
         if self._counts[where, kind] <= MAX_LINES:
             self.problems.append(Problem(where, what, remedy or self._remedy()))
 
     def cannot_read(self, what: str, error: StoreError) -> None:
-        """Note that the pool or the tree that this was made from cannot be read."""
+        """Add the problem that the source, a pool or a tree, cannot be read."""
         self.add(what, "damaged", str(error).rpartition("; ")[0], remedy=f"verify the {what} with `hkm verify`")
 
     def close(self, seconds: float) -> None:
-        """End it: say how many problems have no line of their own, and drop what could not be told."""
+        """Finish the report: add the numbers of unlisted problems, and drop checks without a text."""
         for (where, _), count in self._counts.items():
             if count > MAX_LINES:
                 self.problems.append(Problem(where, f"{count - MAX_LINES:,} more like these", self._remedy()))
@@ -112,7 +112,7 @@ class Verification:
         self.seconds = seconds
 
     def facts(self) -> dict[str, Any]:
-        """The same, ready for JSON."""
+        """Return the report in a form ready for JSON."""
         return {
             "store": self.store,
             "kind": self.kind,
@@ -125,7 +125,7 @@ class Verification:
         }
 
     def __str__(self) -> str:
-        """Lines of text: what was found right, or what is wrong and what to do about it; then what there is to note."""
+        """Return lines of text: what is correct, or the problems and their remedies; then the notes."""
         n = self.n_problems
         head = f"{self.store}: a sound {self.kind}"
         if not self.sound:
@@ -136,13 +136,13 @@ class Verification:
         lines = [line for name, text in pairs for line in wrapped(f"  {name:<{width}}  ", text)]
         if self.problems:
             lines += ["", "wrong"] + [f"  {problem.where or 'store'}: {problem.what}" for problem in self.problems]
-            lines += ["", "to mend it"] + [f"  {remedy}" for remedy in dict.fromkeys(p.remedy for p in self.problems)]
+            lines += ["", "to fix it"] + [f"  {remedy}" for remedy in dict.fromkeys(p.remedy for p in self.problems)]
         if self.notes:
             lines += ["", "to note"] + [f"  {note}" for note in self.notes]
         return "\n".join(map(printable, [head, *lines]))
 
     def __repr__(self) -> str:
-        """The same lines, so that a notebook shows them."""
+        """Return the same lines, for display in a notebook."""
         return str(self)
 
     def _remedy(self) -> str:
@@ -153,7 +153,7 @@ class Verification:
 
 
 def check_metadata(root: Location, found: Verification) -> dict[str, StoredArray]:
-    """Compare all metadata with their digests and their copies; return the arrays that are as they were made."""
+    """Compare all metadata with their digests and their consolidated copies; return the arrays that are unaltered."""
     nodes = ["", *_nodes(root)]
     own = dict(zip(nodes, each(lambda name: _metadata(root / name, name, found), nodes, root), strict=True))
     altered = {name for name, metadata in own.items() if metadata is None}
@@ -168,18 +168,18 @@ def check_metadata(root: Location, found: Verification) -> dict[str, StoredArray
         if not group:
             names = dict.fromkeys(sorted({*own, *copies} - {""})) | names
         altered |= {name for name, copy in names.items() if not _agree(name, own.get(name), copy, of, found)}
-    listed_checksums.cache_clear()  # read again, whatever this process has seen of them
+    listed_checksums.cache_clear()  # read again, even if this process has cached them
     arrays = {}
     for name in sorted(set(own) - altered):
         if (own[name] or {}).get("node_type") == "array" and (array := _array(root, name, found)) is not None:
             arrays[name] = array
     if found.sound:
-        found.checks["metadata"] = f"complete, format {layout.FORMAT_VERSION}, {len(arrays)} arrays as they were made"
+        found.checks["metadata"] = f"complete, format {layout.FORMAT_VERSION}, {len(arrays)} arrays unchanged"
     return arrays
 
 
 def _array(root: Location, name: str, found: Verification) -> StoredArray | None:
-    """Open an array; without what binds it to its chunks where that is damaged, and None where all is."""
+    """Open an array; without its fingerprint if its list of checksums is damaged, None if it cannot be opened."""
     try:
         array = open_array(root / name)
     except StoreError as error:
@@ -197,20 +197,20 @@ def _array(root: Location, name: str, found: Verification) -> StoredArray | None
 
 
 def _nodes(root: Location) -> list[str]:
-    """Names of groups and arrays in a store, whose chunk folders are not gone through."""
+    """Return the names of groups and arrays in a store, without walking its chunk folders."""
     files: list[Location] = [file for pattern in ("*", "*/*") for file in root.glob(f"{pattern}/{METADATA_FILE}")]
     return sorted(str(file.parent).removeprefix(f"{root}/") for file in files)
 
 
 def _metadata(folder: Location, name: str, found: Verification) -> dict[str, Any] | None:
-    """The metadata of a group or an array; None where they are damaged, which is told."""
+    """Return the metadata of a group or an array; if damaged, add a problem and return None."""
     try:
         metadata = read_json(folder / METADATA_FILE)
     except StoreError:
         found.add(name, "metadata", f"its {METADATA_FILE} is damaged")
         return None
     copies = (metadata or {}).get(_CONSOLIDATED)
-    # What other readers go by, and no digest is of.
+    # Other readers use these fields, which no digest covers.
     expected = {"kind": "inline", "must_understand": False, "metadata": _copies(metadata or {})}
     if copies is not None and copies != expected:
         found.add(name, "metadata", f"the copies in its {METADATA_FILE} should be inline and need not be understood")
@@ -218,7 +218,7 @@ def _metadata(folder: Location, name: str, found: Verification) -> dict[str, Any
 
 
 def _copies(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Consolidated copies in the metadata of a group, by name; none where they are damaged."""
+    """Return the consolidated copies in a group's metadata, by name; empty if they are damaged."""
     copies: Any = metadata
     for key in (_CONSOLIDATED, "metadata"):
         copies = copies.get(key) if isinstance(copies, Mapping) else None
@@ -226,7 +226,7 @@ def _copies(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _agree(name: str, own: object, copy: object, of: str, found: Verification) -> bool:
-    """Whether the metadata of a group or an array are what the copy says that a group above it has."""
+    """Tell whether the metadata of a group or an array equal their copy in a parent group; add a problem if not."""
     if own is None:
         found.add(name, "metadata", f"its {METADATA_FILE} is missing or damaged, though {of} lists it")
     elif copy is None:
@@ -239,17 +239,17 @@ def _agree(name: str, own: object, copy: object, of: str, found: Verification) -
 
 
 def _plain(metadata: object) -> object:
-    """Metadata without the copies of what lies below, which each group has of its own."""
+    """Return metadata without the consolidated copies, which each group has itself."""
     if not isinstance(metadata, Mapping):
         return metadata
     return {key: value for key, value in metadata.items() if key != _CONSOLIDATED}
 
 
-# -- what lies beside --------------------------------------------------------------------------------------------------
+# -- leftovers ---------------------------------------------------------------------------------------------------------
 
 
 def leftovers(root: Location) -> list[str]:
-    """Say what interrupted runs left beside a store, and in it."""
+    """List what interrupted runs left beside a store, and in it."""
     name = root.name
     beside: dict[str, str] = {
         layout.wip_path(root).name: "an unfinished build of it; the same command continues it, else remove it",
@@ -258,8 +258,8 @@ def leftovers(root: Location) -> list[str]:
         f".{name}.unpacked": "scratch of an ingest; the next one removes it",
     }
     if isinstance(root, ObjectPath):
-        there = each(lambda entry: (root.parent / entry).exists(), beside, root)
-        return [f"{entry} lies beside it: {beside[entry]}" for entry in itertools.compress(beside, there)]
+        exist = each(lambda entry: (root.parent / entry).exists(), beside, root)
+        return [f"{entry} lies beside it: {beside[entry]}" for entry in itertools.compress(beside, exist)]
     folder = root.parent
     notes = [f"{entry} lies beside it: {what}" for entry, what in beside.items() if os.path.lexists(folder / entry)]
     notes += filter(None, [_lock_note(folder / f".{name}.lock")])
@@ -270,7 +270,7 @@ def leftovers(root: Location) -> list[str]:
 
 
 def _lock_note(file: Path) -> str | None:
-    """Say what a lock file tells; a lock ends with the process that held it, whatever the file says."""
+    """Describe a lock file; a lock ends with its process, whatever the file contains."""
     try:
         text = read_regular(file, _LOCK_BYTES).decode(errors="replace").strip()
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""Reading all chunks of a store, several at a time, and telling which are damaged, and which rows break a rule.
+"""Concurrent reading of all chunks of a store, reporting damaged chunks and rows that break a rule.
 
-Chunks are looked at where they are read, so that memory does not grow with the store.
+Chunks are checked where they are read, so memory use does not grow with the store.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from hkm_dask.data.verify import Verification
 from hkm_dask.errors import N_NAMED, StoreError, first_few
 from hkm_dask.events import emit
 
-#: Of less than this, progress is not told.
+#: Progress is not reported for stores smaller than this.
 _TOLD_BYTES = 64 * layout.MIB
 
 
 class ChunkReader:
-    """Reads chunks of arrays, named as in their store, by several threads; notes those missing, cut or altered.
+    """Reader of all chunks of named arrays in several threads; reports chunks missing, truncated or altered.
 
-    `damaged` are the names of arrays with a chunk that could not be read.
+    `damaged` holds the names of arrays with an unreadable chunk.
     """
 
     def __init__(self, arrays: Mapping[str, StoredArray], found: Verification, more_bytes: int = 0) -> None:
@@ -44,10 +44,10 @@ class ChunkReader:
     def fold(
         self, names: Sequence[str], visit: Callable[..., Any] | None = None, *, rows: tuple[int, int] | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """Yield the first row of every chunk of the first array, and what ``visit(row, rows, ...)`` made of it.
+        """Yield the first row of every chunk of the first array, with the result of ``visit(row, rows, ...)``.
 
-        The others are read for the same rows. `visit` runs in a thread, and must not keep what it gets; it is left out
-        where rows of an array cannot be read, and so is its chunk. `rows` asks for the chunks that hold these.
+        The other arrays are read for the same rows. `visit` runs in a thread and must not keep its arguments. A chunk
+        is skipped if its rows in any array are unreadable. `rows` limits the chunks to those with these rows.
         """
         spec = self.arrays[names[0]].spec
         self._read.update(names)
@@ -64,7 +64,7 @@ class ChunkReader:
                 yield start, made
 
     def whole(self, name: str) -> NDArray[Any] | None:
-        """An array, or None where a chunk of it could not be read."""
+        """Read a whole array; None if a chunk of it is unreadable."""
         spec = self.arrays[name].spec
         out = np.empty(spec.shape, spec.dtype)
 
@@ -75,12 +75,12 @@ class ChunkReader:
         return None if name in self.damaged else out
 
     def rest(self) -> None:
-        """Read what was not read yet."""
+        """Read all arrays that were not read yet."""
         for name in sorted(set(self.arrays) - self._read):
             deque(self.fold([name]), maxlen=0)
 
     def summary(self) -> str:
-        """What was read; empty where a part of it could not be."""
+        """Describe what was read; empty if some of it was unreadable."""
         if self.damaged:
             return ""
         n_chunks = sum(array.spec.n_chunks for array in self.arrays.values())
@@ -88,7 +88,7 @@ class ChunkReader:
         return f"{n_chunks:,} of {len(self.arrays)} arrays, {size:,.1f} MiB: all there, every checksum right"
 
     def close(self) -> None:
-        """End the threads."""
+        """Shut down the threads."""
         self._threads.shutdown(cancel_futures=True)
 
     def _tell(self, n_bytes: int) -> None:
@@ -110,7 +110,7 @@ class ChunkReader:
         return errors, None if errors or visit is None else visit(start, *values)
 
     def _rows(self, array: StoredArray, start: int, stop: int, slot: int) -> NDArray[Any]:
-        """Rows of an array, in memory that the thread uses again: fresh memory costs as much as reading."""
+        """Read rows of an array into memory that the thread reuses: allocating it would cost as much as reading."""
         spec = array.spec
         if not spec.plain:
             return array.read(start, stop)
@@ -122,13 +122,13 @@ class ChunkReader:
 
 
 def fact(error: StoreError, array: StoredArray) -> str:
-    """What an error says of an array, without its path in front and the remedy behind."""
+    """Return the message of an error about an array, without path and remedy."""
     text = str(error).removeprefix(f"{array.path}: ").rpartition("; ")[0] or str(error)
     return re.sub(rf"\({re.escape(array.path)}[^,]*, rows ", "(rows ", text)
 
 
 def named_rows(rows: NDArray[Any] | Sequence[int], what: str = "row") -> str:
-    """Name some rows, or the first few of them.
+    """Name rows, only the first few if there are many.
 
     >>> named_rows([3, 4]), named_rows([7], what="cluster"), named_rows(range(9))
     ('rows 3, 4', 'cluster 7', '9 rows, 0, 1, 2, 3, 4, …')
@@ -139,7 +139,7 @@ def named_rows(rows: NDArray[Any] | Sequence[int], what: str = "row") -> str:
 
 
 def broken_rule(array: StoredArray, rule: str, rows: NDArray[Any], what: str = "row") -> str:
-    """Say in which rows of one chunk a rule does not hold."""
+    """Describe in which rows of one chunk a rule is broken."""
     index = int(rows[0]) // array.spec.chunk_rows
     first, stop = array.spec.chunk_range(index)
     return f"chunk {index} (rows {first}:{stop}): {rule}; not so in {named_rows(rows, what)}"

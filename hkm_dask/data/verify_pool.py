@@ -1,4 +1,4 @@
-"""Whether a pool is what it says of itself: its values, their statistics and fingerprint, its ids and columns."""
+"""Verification of a pool: values, statistics, fingerprint, ids and columns."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hkm_dask.data.pool_writer import Stats, measure
 from hkm_dask.data.verify import MAX_LINES, Verification
 from hkm_dask.data.verify_chunks import ChunkReader, broken_rule, named_rows
 
-#: Rows looked at together, in bytes: they stay in the cache.
+#: Bytes of rows processed together, few enough for the cache.
 _PIECE_BYTES = layout.MIB
-#: Ids compared at once.
+#: Number of ids compared at once.
 _IDS_AT_ONCE = 2**26
-_ID_REMEDY = "give every row an id of its own, and make the pool again"
+_ID_REMEDY = "give every row a unique id, and make the pool again"
 
 
 def check_pool(attributes: Mapping[str, Any], reader: ChunkReader, found: Verification) -> None:
-    """Read a whole pool, and compare it with what its attributes say."""
+    """Read a whole pool, and compare it with its attributes."""
     n_samples = _check_embeddings(attributes, reader, found)
     if n_samples is None:
         return
@@ -45,7 +45,7 @@ def check_pool(attributes: Mapping[str, Any], reader: ChunkReader, found: Verifi
 
 
 def _check_embeddings(attributes: Mapping[str, Any], reader: ChunkReader, found: Verification) -> int | None:
-    """Read the embeddings, and compare them with what is said of them; gives the number of rows."""
+    """Read the embeddings, and compare them with the pool's attributes; returns the number of rows."""
     name = layout.EMBEDDINGS
     if name not in reader.arrays:
         found.add(name, "missing", "cannot be read: it is missing, or its metadata are damaged")
@@ -91,7 +91,7 @@ def _compare(attributes: Mapping[str, Any], total: Stats, reader: ChunkReader, f
     if layout.MEAN not in reader.arrays or reader.arrays[layout.MEAN].spec.shape != mean.shape:
         found.add(layout.MEAN, "missing", f"should be there, {spec.shape[1]} numbers, one per feature")
     elif (stored := reader.whole(layout.MEAN)) is not None:
-        # Once rounded to float32; sums of float64 differ by their order.
+        # The stored mean is float32, and float64 sums depend on their order.
         wrong = ~(np.abs(stored - mean) <= 2.0**-23 * np.abs(mean) + 1e-9 * total.max_abs)
         if wrong.any():
             feature = int(wrong.argmax())
@@ -108,7 +108,7 @@ def _compare(attributes: Mapping[str, Any], total: Stats, reader: ChunkReader, f
 
 
 def _check_ids(reader: ChunkReader, found: Verification) -> None:
-    """Make sure that no id comes twice: ids are compared by 64 bits, in as many turns as memory asks for."""
+    """Check that no id occurs twice, by 64-bit keys, in several passes if they are too many for memory."""
     name, n_ids = layout.IDS, reader.arrays[layout.IDS].spec.shape[0]
     n_turns = -(-n_ids // _IDS_AT_ONCE)
     twice = []
@@ -130,7 +130,7 @@ def _check_ids(reader: ChunkReader, found: Verification) -> None:
 
 
 def _tell_repeated(keys: NDArray[np.int64], reader: ChunkReader, found: Verification) -> bool:
-    """Name ids that come more than once, among those with one of these keys, and their rows; tells if there are any."""
+    """Report ids that occur more than once, among those with these keys, and their rows; tells if there are any."""
     rows_of: dict[Any, list[int]] = {}
 
     def candidates(start: int, ids: NDArray[Any]) -> list[tuple[Any, int]]:

@@ -1,1 +1,1 @@
-"""The demonstration: photographs, patches, a pool, a tree and pictures."""
+"""The demo: photographs, their patches, a pool, a tree, and figures."""

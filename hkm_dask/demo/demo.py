@@ -1,4 +1,4 @@
-"""The demo on real data: photographs → patches → pool → tree → subset → pictures."""
+"""The demo on real data: photographs → patches → pool → tree → subset → figures."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from distributed import Client
 
 SEED = 0
-SHEET = 18 * 12  # patches of each draw that are shown
-COLOR_STEP = 32  # gray levels: two patches have the same color when they fall into the same cube of this side
-CREDITS_FILE = "CREDITS.txt"  # in the folder of shards; by it an earlier demo is known again
+SHEET = 18 * 12  # patches of each draw in the contact sheet
+COLOR_STEP = 32  # gray levels: patches whose colors fall into the same cube of this side have the same color
+CREDITS_FILE = "CREDITS.txt"  # in the folder of shards; identifies the output of an earlier demo
 FIGURES = ("overview.png", "draws.png", "cluster_sizes.png", "places.png")
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much a demo takes on: pixels between rows of patches, the tree, and patches to draw."""
+    """Size of a demo: distance of patches in pixels, settings of the tree, and number of patches to draw."""
 
     step: int
     config: Config
@@ -54,26 +54,26 @@ QUICK = Size(
 
 @dataclass(frozen=True)
 class Spread:
-    """How wide some patches spread."""
+    """Diversity of a set of patches."""
 
     plain: float  # share of patches with almost no contrast: sky, still water, blur
-    commonest_color: float  # share of the one color that most of them have
-    largest_cluster: float  # share that lies in the top-level cluster which holds most of the pool
-    n_colors: int  # colors met
-    effective_colors: float  # as many equally common colors would have the same entropy
+    commonest_color: float  # share of patches with the most common color
+    largest_cluster: float  # share of patches in the top-level cluster that is largest in the pool
+    n_colors: int  # number of distinct colors
+    effective_colors: float  # number of equally common colors with the same entropy
 
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """What a demo made; printed, it is a few lines for people."""
+    """Results of a demo; printing it gives a readable summary."""
 
     n_patches: int
     n_features: int
     n_clusters: tuple[int, ...]  # of each level, level 1 first
     n_drawn: int
-    spreads: dict[str, Spread]  # of the pool, and of a random and the curated draw of the same size
+    spreads: dict[str, Spread]  # of the pool, and of a random and a curated draw of the same size
     seconds: dict[str, float]  # of each stage
-    files: tuple[Path, ...]  # that were written
+    files: tuple[Path, ...]  # the files written
 
     def __str__(self) -> str:
         levels = " → ".join(f"{k:,}" for k in self.n_clusters)
@@ -105,14 +105,15 @@ class DemoSummary:
 def run_demo(
     out: str | os.PathLike[str], *, quick: bool = False, client: Client | None = None, memory_limit: int | None = None
 ) -> DemoSummary:
-    """Cut two photographs into patches, cluster these, draw a subset, and picture it beside a random draw.
+    """Cut two photographs into patches, cluster them, draw a subset, and compare it in figures with a random draw.
 
-    The photographs ship inside scikit-learn. Most of their area is pale sky, still water and dark blur, so most patches
-    look alike; the subset should show the rest as well. `quick`, fewer patches and clusters are taken.
+    The photographs ship with scikit-learn. Most of their area is pale sky, still water and dark blur, so that most
+    patches look alike; the subset should show the rest as well. `quick` uses fewer patches and clusters.
 
-    `out` is a new or empty folder, or that of an earlier demo, which is replaced; InputError when it holds something
+    `out` is a new or empty folder, or that of an earlier demo, which is replaced; InputError if it contains anything
     else. It gets ``patches/`` (shards of embeddings, in the clip-retrieval layout), ``pool.zarr``, ``tree.zarr``,
-    ``subset.parquet`` and four ``.png``. Work runs on `client`, else the current client, else threads of this process.
+    ``subset.parquet`` and four ``.png`` files. Work runs on `client`, otherwise on the current client if there is one,
+    otherwise on threads of this process.
     """
     out = Path(out).absolute()
     size = QUICK if quick else FULL
@@ -146,7 +147,7 @@ def run_demo(
 
 
 def measure_spread(patches: Patches, top: NDArray[np.int32], rows: NDArray[np.int64]) -> Spread:
-    """Measure how wide some rows of the pool spread, given the top-level cluster of every patch, shape (n_patches,)."""
+    """Measure the diversity of some rows of the pool; `top` (n_patches,) is the top-level cluster of every patch."""
     _, counts = np.unique(patches.color[rows] // COLOR_STEP, axis=0, return_counts=True)
     share = counts / counts.sum()
     return Spread(
@@ -159,7 +160,7 @@ def measure_spread(patches: Patches, top: NDArray[np.int32], rows: NDArray[np.in
 
 
 def _prepare(out: Path) -> Path:
-    """Make the folder of shards, and remove what an earlier demo left."""
+    """Create the folder of shards, after removing the output of an earlier demo."""
     shards = out / "patches"
     if not (shards / CREDITS_FILE).is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out={out} should be a new or empty folder, or that of an earlier demo; name another")
@@ -169,7 +170,7 @@ def _prepare(out: Path) -> Path:
     for name in ("subset.parquet", *FIGURES):
         (out / name).unlink(missing_ok=True)
     shards.mkdir(parents=True)
-    # Written first, so that a demo that was interrupted is known again, too.
+    # Written first, so that the output of an interrupted demo is recognized too.
     (shards / CREDITS_FILE).write_text(CREDITS, encoding="utf-8")
     return shards
 

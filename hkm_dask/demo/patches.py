@@ -1,4 +1,4 @@
-"""The demo's pool: two photographs cut into overlapping patches, each described by a few numbers."""
+"""The pool of the demo: two photographs cut into overlapping patches, with a descriptor of each."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from hkm_dask.embedding.descriptors import CELLS, describe_cells
 from hkm_dask.events import emit
 
-PATCH = 16  # pixels along a side
-PLAIN = 8.0  # a contrast below this, in gray levels of 255, is sky, still water or blur
-SHARD = 16_384  # patches described and written at once: 25 MB in float64, 6 MB in the shard
+PATCH = 16  # side in pixels
+PLAIN = 8.0  # contrast, in gray levels of 255, below which a patch is sky, still water or blur
+SHARD = 16_384  # patches processed at once: 25 MB in float64, 6 MB in the shard
 CREDITS = """\
 The photographs are distributed with scikit-learn under the license CC BY 2.0 (https://creativecommons.org/licenses/by/2.0/):
   china.jpg   https://www.flickr.com/photos/danielbuechele/6061409035/
@@ -25,20 +25,20 @@ The photographs are distributed with scikit-learn under the license CC BY 2.0 (h
 
 
 def load_photographs() -> dict[str, NDArray[np.uint8]]:
-    """Load the two photographs that ship inside scikit-learn: a pagoda under a pale sky, a dahlia before dark leaves.
+    """Load the two photographs that ship with scikit-learn: a pagoda under a pale sky, a dahlia before dark leaves.
 
     >>> [(name, pixels.shape) for name, pixels in load_photographs().items()]
     [('china.jpg', (427, 640, 3)), ('flower.jpg', (427, 640, 3))]
     """
-    from sklearn.datasets import load_sample_image  # a second of imports that nothing but the demo needs
+    from sklearn.datasets import load_sample_image  # a slow import that only the demo needs
 
     return {name: load_sample_image(name) for name in ("china.jpg", "flower.jpg")}
 
 
 def patch_corners(height: int, width: int, *, step: int) -> NDArray[np.int32]:
-    """Lay patches over a photograph, like the black fields of a chessboard whose fields measure `step` pixels.
+    """Place patches on a photograph, at the black squares of a checkerboard whose squares measure `step` pixels.
 
-    Gives top and left of every patch that fits, shape (n_patches, 2), in reading order.
+    Returns top and left of every patch that fits, shape (n_patches, 2), in reading order.
 
     >>> patch_corners(17, 19, step=1).tolist()
     [[0, 0], [0, 2], [1, 1], [1, 3]]
@@ -49,12 +49,12 @@ def patch_corners(height: int, width: int, *, step: int) -> NDArray[np.int32]:
 
 
 def cell_means(pixels: NDArray[np.uint8], corners: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Average a photograph, shape (height, width, 3), over the cells of the patches whose top and left are `corners`.
+    """Average a photograph, shape (height, width, 3), over the cells of the patches with top and left at `corners`.
 
-    In gray levels, 0 to 255, shape (n_patches, CELLS * CELLS, 3).
+    Returns gray levels, 0 to 255, shape (n_patches, CELLS * CELLS, 3).
     """
     side = PATCH // CELLS
-    # Sums over every square of `side` pixels by two cumulative sums, in integers and so exact.
+    # Sums over all squares of `side` pixels from two cumulative sums, exact because they are integers.
     sums = np.pad(pixels.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0), (0, 0)))
     squares = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
     offsets = np.arange(CELLS) * side
@@ -65,20 +65,20 @@ def cell_means(pixels: NDArray[np.uint8], corners: NDArray[np.int32]) -> NDArray
 
 @dataclass(frozen=True)
 class Patches:
-    """The rows of the demo's pool: patches of photographs, one photograph after the other."""
+    """The rows of the demo's pool: patches of photographs, one photograph after another."""
 
-    photographs: Mapping[str, NDArray[np.uint8]]  # (height, width, 3): what they are cut from, by file name
-    photograph: NDArray[np.int64]  # (n_patches,): number of the photograph each patch lies in
-    corners: NDArray[np.int32]  # (n_patches, 2): top and left of each, in pixels
-    color: NDArray[np.float32]  # (n_patches, 3): mean color of each, in gray levels
-    #: (n_patches,): the root mean square of its deviations from that color, in gray levels.
+    photographs: Mapping[str, NDArray[np.uint8]]  # (height, width, 3), by file name
+    photograph: NDArray[np.int64]  # (n_patches,): number of the photograph of each patch
+    corners: NDArray[np.int32]  # (n_patches, 2): top and left of each patch, in pixels
+    color: NDArray[np.float32]  # (n_patches, 3): mean color of each patch, in gray levels
+    #: (n_patches,): root mean square deviation from that color, in gray levels.
     contrast: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.corners)
 
     def crops(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Cut the patches of some rows out of their photographs, into an array of shape (n, PATCH, PATCH, 3)."""
+        """Cut the patches of some rows out of their photographs; returns an array of shape (n, PATCH, PATCH, 3)."""
         window = np.arange(PATCH)
         crops = np.empty((len(rows), PATCH, PATCH, 3), np.uint8)
         for number, pixels in enumerate(self.photographs.values()):
@@ -89,12 +89,12 @@ class Patches:
 
 
 def cut_patches(photographs: Mapping[str, NDArray[np.uint8]], shards: Path, *, step: int) -> Patches:
-    """Cut photographs into patches and write the embeddings of these as shards, in the layout of clip-retrieval.
+    """Cut photographs into patches and write their embeddings as shards, in the layout of clip-retrieval.
 
     The folder `shards` gets ``img_emb/img_emb_0.npy`` and so on, each float16 of shape (up to SHARD, 192), and
     ``metadata/metadata_0.parquet`` and so on with a column ``id``, like ``china.jpg[16x16+340+120]``: the photograph,
-    and the patch's width, height, left and top in pixels. The patches are in the order of their rows, as dense as
-    `step` says, see `patch_corners`.
+    and the patch's width, height, left and top in pixels. Patches are in the order of their rows, at distances given
+    by `step`; see `patch_corners`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Pictures of a draw from a pool of image patches: contact sheets, cluster sizes, places in the photographs."""
+"""Figures of a draw from a pool of image patches: contact sheets, cluster sizes, positions in the photographs."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.matmul import matmul
 
-DPI = 100  # figures are laid out in pixels, so that patches and photographs keep theirs
-MARGIN, _HEAD = 32, 96  # around a figure, and above what a heading names
+DPI = 100  # figures are laid out in pixels, so that patches and photographs are shown at their resolution
+MARGIN, _HEAD = 32, 96  # around a figure, and for a heading
 INK, QUIET, PAPER = "#1f2328", "#656d76", "#ffffff"
 RANDOM, CURATED = "#3b82c4", "#d9480f"
-DOT = "#ffe14d"  # on darkened photographs
-GROUPS = 40  # points in which a panel of cluster sizes shows a draw
-FLOOR = 0.1  # the least size such a panel shows
+DOT = "#ffe14d"  # contrasts with darkened photographs
+GROUPS = 40  # points that represent a draw in a panel of cluster sizes
+FLOOR = 0.1  # lower limit of the size axis
 LIGHTNESS = np.array([0.299, 0.587, 0.114])  # of red, green and blue, ITU-R BT.601
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of patches, ready to be shown."""
+    """One draw of patches, ready for plotting."""
 
     #: Its name, a line about it, and the color of the title.
     title: str
     caption: str
     color: str
-    sheet: NDArray[np.uint8]  # (n, side, side, 3): the patches of the contact sheet
-    #: (n, 2): for each photograph the centers of the patches drawn from it: left and top, in pixels.
+    sheet: NDArray[np.uint8]  # (n, side, side, 3): patches of the contact sheet
+    #: (n, 2) per photograph: centers of the patches drawn from it, as left and top in pixels.
     places: tuple[NDArray[np.float64], ...]
 
 
 @dataclass(frozen=True)
 class LevelSizes:
-    """How many patches each cluster of one level holds, in the pool and in two draws."""
+    """Number of patches in each cluster of one level, in the pool and in two draws."""
 
-    #: (n_clusters,): patches below each cluster.
+    #: (n_clusters,): patches in each cluster.
     pool: NDArray[np.int64]
     random: NDArray[np.int64]
     curated: NDArray[np.int64]
@@ -52,9 +52,9 @@ class LevelSizes:
 
 
 def arrange(patches: NDArray[np.uint8], *, columns: int) -> NDArray[np.int64]:
-    """Order patches (n, height, width, 3) for a contact sheet: darker columns to the left, colder patches to the top.
+    """Order patches (n, height, width, 3) for a contact sheet: dark columns at the left, cold colors at the top.
 
-    Tells which patch lies where, shape (n // columns, columns); those that do not fill the last row are left out.
+    Returns patch indices by position, shape (n // columns, columns); patches that do not fill a row are left out.
 
     >>> gray = np.array([9, 1, 5, 3], np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     >>> sorted(arrange(gray, columns=2)[:, 0].tolist()), sorted(arrange(gray, columns=2)[:, 1].tolist())
@@ -69,9 +69,9 @@ def arrange(patches: NDArray[np.uint8], *, columns: int) -> NDArray[np.int64]:
 
 
 def contact_sheet(patches: NDArray[np.uint8], *, columns: int, scale: int = 2, gap: int = 2) -> NDArray[np.uint8]:
-    """Lay patches (n, height, width, 3) side by side, in the order of `arrange`.
+    """Arrange patches (n, height, width, 3) in a grid, in the order of `arrange`.
 
-    Each is drawn `scale` times as large, with `gap` white pixels between two.
+    Each is scaled up by `scale`, with `gap` white pixels between patches.
 
     >>> contact_sheet(np.zeros((6, 16, 16, 3), np.uint8), columns=3).shape
     (66, 100, 3)
@@ -86,9 +86,9 @@ def contact_sheet(patches: NDArray[np.uint8], *, columns: int, scale: int = 2, g
 def draw_sheets(
     draws: Sequence[Draw], photographs: Sequence[NDArray[np.uint8]] = (), *, columns: int = 18, scale: int = 2
 ) -> Figure:
-    """Draw the contact sheets of some draws side by side, below each its places in the photographs, if any.
+    """Draw the contact sheets of some draws side by side, with their positions in the photographs, if any, below.
 
-    The photographs are of one size, (height, width, 3); `columns` and `scale` as for `contact_sheet`.
+    The photographs have the same size, (height, width, 3); `columns` and `scale` are as for `contact_sheet`.
     """
     sheets = [contact_sheet(draw.sheet, columns=columns, scale=scale) for draw in draws]
     height, width = sheets[0].shape[:2]
@@ -109,9 +109,9 @@ def draw_sheets(
 
 
 def draw_places(draws: Sequence[Draw], photographs: Sequence[NDArray[np.uint8]]) -> Figure:
-    """Draw where in the photographs the patches of some draws lie: a dot for each, on the darkened photograph.
+    """Draw the positions of the patches of some draws as dots on the darkened photographs.
 
-    A row for each draw; the photographs are of one size, (height, width, 3).
+    Each draw is a row; the photographs have the same size, (height, width, 3).
     """
     height, width = photographs[0].shape[:2]
     row = _HEAD + height
@@ -125,7 +125,7 @@ def draw_places(draws: Sequence[Draw], photographs: Sequence[NDArray[np.uint8]])
 
 
 def draw_sizes(levels: Sequence[LevelSizes]) -> Figure:
-    """Draw how large the clusters of each level (level 1 first) are, and how many patches of each were drawn."""
+    """Draw the cluster sizes of each level (level 1 first), and the number of patches drawn from each cluster."""
     left, top, width, height, gap = 88, 108, 400, 300, 24
     figure = _figure(left + len(levels) * (width + gap) + 8, top + height + 64)
     _text(figure, left, 22, "Cluster sizes at each level", size=17, weight="bold")
@@ -146,7 +146,7 @@ def draw_sizes(levels: Sequence[LevelSizes]) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, pixel for pixel as it was laid out."""
+    """Write a figure as PNG, at the pixel size it was laid out for."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=DPI, facecolor=PAPER)
 
@@ -159,14 +159,14 @@ def _size_panel(axes: Axes, level: LevelSizes) -> None:
     corners = np.stack([left, bottom, left + 1, bottom, left + 1, top, left, top], axis=1).reshape(n_clusters, 4, 2)
     bars = PolyCollection(list(corners), facecolors=level.color[order] / 255, linewidth=0)
     axes.add_collection(bars)
-    axes.stairs(level.pool[order], np.arange(n_clusters + 1) + 0.5, color=INK, linewidth=0.8)  # sky is near white
-    # At most GROUPS points a draw: singly, the draws from 1,500 clusters would be a cloud of ones and twos.
+    axes.stairs(level.pool[order], np.arange(n_clusters + 1) + 0.5, color=INK, linewidth=0.8)  # sky is nearly white
+    # At most GROUPS points per draw: one per cluster would be a cloud of ones and twos for 1,500 clusters.
     groups = np.array_split(np.arange(n_clusters), min(GROUPS, n_clusters))
     middle = [group.mean() + 1 for group in groups]
     for sizes, color in ((level.random, RANDOM), (level.curated, CURATED)):
         mean = [sizes[order[group]].mean() for group in groups]
         line = axes.plot(middle, mean, "o-", color=color, markersize=5, linewidth=1.3, markeredgewidth=0)
-        line[0].set_path_effects([Stroke(linewidth=3, foreground=PAPER), Normal()])  # it crosses bars of its color
+        line[0].set_path_effects([Stroke(linewidth=3, foreground=PAPER), Normal()])  # visible across bars of its color
     axes.set_yscale("log")
     axes.set_xlim(0.5, n_clusters + 0.5)
     axes.set_xlabel("clusters, largest first", color=QUIET)
@@ -182,7 +182,7 @@ def _size_panel(axes: Axes, level: LevelSizes) -> None:
 def _place(
     figure: Figure, photo: NDArray[np.uint8], at: NDArray[np.float64], left: float, top: float, width: float
 ) -> None:
-    """Draw one darkened photograph, `width` pixels wide, with a dot at each place."""
+    """Draw one darkened photograph, `width` pixels wide, with a dot at each position."""
     height = width * photo.shape[0] / photo.shape[1]
     axes = _axes(figure, left, top, width, height)
     gray = matmul(photo, LIGHTNESS)[:, :, None]
@@ -199,12 +199,12 @@ def _heading(figure: Figure, left: float, top: float, draw: Draw) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Make an empty figure, sized in pixels."""
+    """Create an empty figure, sized in pixels."""
     return Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=PAPER)
 
 
 def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Add axes to a figure, placed in pixels from its top left corner."""
+    """Add axes to a figure, positioned in pixels from its top left corner."""
     w, h = figure.get_size_inches() * DPI
     return figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
 
@@ -212,6 +212,6 @@ def _axes(figure: Figure, left: float, top: float, width: float, height: float) 
 def _text(
     figure: Figure, left: float, top: float, text: str, *, size: float, weight: str = "normal", color: str = INK
 ) -> None:
-    """Write into a figure, placed in pixels from its top left corner."""
+    """Add text to a figure, positioned in pixels from its top left corner."""
     w, h = figure.get_size_inches() * DPI
     figure.text(left / w, 1 - top / h, text, fontsize=size, fontweight=weight, color=color, va="top")

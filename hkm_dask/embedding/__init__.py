@@ -1,1 +1,1 @@
-"""Embeddings made from texts, images and rasters, into one pool."""
+"""Embedding of texts, images and rasters into one pool."""

@@ -1,12 +1,12 @@
-"""Descriptors of images that need no weights: `Hog` of edges and colors, `Cells` of colors alone.
+"""Image descriptors that need no model weights: `Hog` of edges and colors, `Cells` of colors only.
 
-`Hog` is for photographs: histograms of oriented gradients (Dalal and Triggs, CVPR 2005) on a grid of 4 × 4 cells beside
-the mean colors of the same cells. Distances between them mean what the eye sees at a glance: layout, texture, color. A
-learned model knows better what is shown.
+`Hog` is for photographs: histograms of oriented gradients (Dalal and Triggs, CVPR 2005) on a grid of 4 × 4 cells, and
+the mean colors of the same cells. Distances reflect what is visible at a glance: layout, texture, color. A learned
+model captures the content better.
 
-`Cells` is for patches in which little is to be seen but color and where it changes, such as those of satellite images:
-the colors of 8 × 8 cells, contrast on a logarithmic scale. Plain ones lie close together, whatever noise is in them;
-where edges run counts less.
+`Cells` is for patches that show little but color and its changes, such as those of satellite images: the colors of
+8 × 8 cells, with contrast on a logarithmic scale. Plain patches are close together regardless of noise, and the
+positions of edges matter less.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from PIL import Image
 from hkm_dask.embedding.embed import Encoder
 from hkm_dask.errors import InputError
 
-HOG_SIDE = 64  # pixels of the square that every image is scaled to
-_HOG_CELL = 16  # pixels along a side of a cell
+HOG_SIDE = 64  # side in pixels of the square that every image is scaled to
+_HOG_CELL = 16  # side of a cell in pixels
 _HOG_CELLS = HOG_SIDE // _HOG_CELL
-_ORIENTATIONS = 9  # of 20° each; edges from dark to light and from light to dark are the same
+_ORIENTATIONS = 9  # bins of 20°; dark-to-light and light-to-dark edges share a bin
 N_GRADIENTS = 4 * _ORIENTATIONS * (_HOG_CELLS - 1) ** 2
 _N_COLORS = 3 * _HOG_CELLS**2
-# On CIFAR-10, 0.2 to 0.3 are best for the class of the nearest neighbors; the gradients of an image have length 1.
+# On CIFAR-10, 0.2 to 0.3 is best for nearest-neighbor classification; the gradients of an image have length 1.
 _COLOR_WEIGHT = 0.25
-# A block this faint counts for 0.7 of a strong one: noise in a clear sky is no texture. Photographs have 0.02 to 0.1.
+# Contrast at which a block's weight is 0.7: noise in a clear sky is not texture. Photographs have 0.02 to 0.1.
 FAINT = 0.02
-_IMAGES_AT_ONCE = 16  # images whose gradients stay in the cache together
-_CLIP = 0.2  # of a normalized block, as Dalal and Triggs have it
+_IMAGES_AT_ONCE = 16  # images whose gradients fit in the cache together
+_CLIP = 0.2  # maximum in a normalized block, as in Dalal and Triggs
 _EPSILON = 1e-5
 _SINES = np.sin(np.pi / _ORIENTATIONS * np.arange(1, _ORIENTATIONS)).astype(np.float32)
 _COSINES = np.cos(np.pi / _ORIENTATIONS * np.arange(1, _ORIENTATIONS)).astype(np.float32)
 
-CELLS = 8  # cells along a side, each the mean color of its pixels
-_NOISE = 2.0  # the contrast, in gray levels, from which on its scale is logarithmic
-_PATTERN_WEIGHT = 1 / 64  # how much a patch's pattern counts beside its mean color
+CELLS = 8  # cells per side, each described by the mean color of its pixels
+_NOISE = 2.0  # contrast, in gray levels, above which its scale is logarithmic
+_PATTERN_WEIGHT = 1 / 64  # weight of a patch's pattern relative to its mean color
 
 
 def _check_image(image: np.ndarray) -> None:
@@ -50,10 +50,10 @@ def _check_image(image: np.ndarray) -> None:
 
 
 class Hog(Encoder):
-    """Images to 372 numbers each: 324 of gradients, 48 of color.
+    """Encoder of images as 372 numbers: 324 of gradients, 48 of color.
 
-    Takes uint8 arrays of shape (height, width, 3) of any size. Work is done image by image in `prepare`, so that all
-    threads share it.
+    Accepts uint8 arrays of shape (height, width, 3) of any size. Images are described one by one in `prepare`, so that
+    all threads share the work.
 
     >>> images = [np.zeros((20, 30, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)]
     >>> Hog()(images).shape
@@ -65,17 +65,17 @@ class Hog(Encoder):
     n_features = N_GRADIENTS + _N_COLORS
 
     def prepare(self, items: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """Describe images, a few at a time; see `describe_edges`."""
+        """Compute the descriptors of images, a few at a time; see `describe_edges`."""
         pieces = (items[start : start + _IMAGES_AT_ONCE] for start in range(0, len(items), _IMAGES_AT_ONCE))
         return [row for piece in pieces for row in describe_edges(np.stack([squeeze(item) for item in piece]))]
 
     def encode(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
-        """Put descriptors together."""
+        """Stack the descriptors."""
         return np.stack(prepared)
 
 
 def squeeze(image: np.ndarray) -> np.ndarray:
-    """Scale an image, uint8 of shape (height, width, 3), to (HOG_SIDE, HOG_SIDE, 3), whatever its proportions.
+    """Resize an image, uint8 of shape (height, width, 3), to (HOG_SIDE, HOG_SIDE, 3), regardless of its aspect ratio.
 
     >>> squeeze(np.full((3, 200, 3), 7, np.uint8)).shape
     (64, 64, 3)
@@ -87,14 +87,14 @@ def squeeze(image: np.ndarray) -> np.ndarray:
 
 
 def describe_edges(images: np.ndarray) -> np.ndarray:
-    """Describe images, uint8 of shape (n, HOG_SIDE, HOG_SIDE, 3), by float32 of shape (n, 372).
+    """Compute descriptors, float32 of shape (n, 372), of images, uint8 of shape (n, HOG_SIDE, HOG_SIDE, 3).
 
-    First the gradients: 3 × 3 blocks of 2 × 2 cells in reading order, in each block its cells in reading order, in each
-    cell the 9 orientations. A block has length n / √(n² + FAINT²) / 3, where n is that of its histograms. Then the
-    4 × 4 cells' mean red, green and blue, from −0.5 to 0.5, times ``_COLOR_WEIGHT``.
+    Gradients come first: 3 × 3 blocks of 2 × 2 cells in reading order, the cells of each block in reading order, and 9
+    orientations per cell. A block has length n / √(n² + FAINT²) / 3, where n is the norm of its histograms. Then come
+    mean red, green and blue of the 4 × 4 cells, from −0.5 to 0.5, times ``_COLOR_WEIGHT``.
 
-    After Dalal and Triggs, "Histograms of Oriented Gradients for Human Detection", CVPR 2005: square root of the
-    intensities, the channel with the largest gradient, L2-Hys; but theirs are all of one length, however faint.
+    After Dalal and Triggs, "Histograms of Oriented Gradients for Human Detection", CVPR 2005: square root of
+    intensities, channel with the largest gradient, L2-Hys. Unlike theirs, faint blocks are shorter.
 
     >>> gray = describe_edges(np.full((1, HOG_SIDE, HOG_SIDE, 3), 255, np.uint8))
     >>> float(gray[0, :N_GRADIENTS].max()), float(gray[0, -1])
@@ -109,7 +109,7 @@ def describe_edges(images: np.ndarray) -> np.ndarray:
 
 
 def _gradients(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Magnitude and orientation, of the channel whose gradient is the largest; each (n, HOG_SIDE, HOG_SIDE)."""
+    """Compute magnitude and orientation of the channel with the largest gradient; each (n, HOG_SIDE, HOG_SIDE)."""
     down, right = np.zeros_like(planes), np.zeros_like(planes)
     np.subtract(planes[:, :, 2:], planes[:, :, :-2], out=down[:, :, 1:-1])
     np.subtract(planes[..., 2:], planes[..., :-2], out=right[..., 1:-1])
@@ -119,7 +119,7 @@ def _gradients(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         stronger = square[channel] > strongest
         strongest = np.where(stronger, square[channel], strongest)
         dy, dx = np.where(stronger, down[channel], dy), np.where(stronger, right[channel], dx)
-    # Half a turn for those that point up: angles from 0° to below 180°.
+    # Rotate gradients that point up by half a turn, for angles in [0°, 180°).
     flip = np.where((dy < 0) | ((dy == 0) & (dx < 0)), np.float32(-1), np.float32(1))
     dy, dx = dy * flip, dx * flip
     orientation = np.zeros(dy.shape, dtype=np.int8)
@@ -130,7 +130,7 @@ def _gradients(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _histograms(magnitude: np.ndarray, orientation: np.ndarray) -> np.ndarray:
-    """Mean magnitude by orientation in every cell: (n, _HOG_CELLS, _HOG_CELLS, _ORIENTATIONS)."""
+    """Compute the mean magnitude per orientation in every cell: (n, _HOG_CELLS, _HOG_CELLS, _ORIENTATIONS)."""
     n = len(magnitude)
     cell = np.arange(HOG_SIDE) // _HOG_CELL
     places = (np.arange(n)[:, None, None] * _HOG_CELLS + cell[:, None]) * _HOG_CELLS + cell
@@ -140,7 +140,7 @@ def _histograms(magnitude: np.ndarray, orientation: np.ndarray) -> np.ndarray:
 
 
 def _blocks(histograms: np.ndarray) -> np.ndarray:
-    """Blocks of 2 × 2 cells, normalized, clipped and normalized again: (n, 3, 3, 36)."""
+    """Concatenate blocks of 2 × 2 cells; normalize, clip and normalize them again: (n, 3, 3, 36)."""
     h = histograms
     blocks = np.concatenate([h[:, :-1, :-1], h[:, :-1, 1:], h[:, 1:, :-1], h[:, 1:, 1:]], axis=3)
     square = (blocks**2).sum(axis=3, keepdims=True)
@@ -153,9 +153,9 @@ def _blocks(histograms: np.ndarray) -> np.ndarray:
 
 
 class Cells(Encoder):
-    """Images to 192 numbers each: still a little picture, whose strong contrasts are tamed.
+    """Encoder of images as 192 numbers: a thumbnail with strong contrasts compressed.
 
-    Takes uint8 arrays of shape (height, width, 3) of any size.
+    Accepts uint8 arrays of shape (height, width, 3) of any size.
 
     >>> Cells()([np.zeros((16, 16, 3), np.uint8), np.full((20, 30, 3), 255, np.uint8)]).mean(axis=1).tolist()
     [0.0, 1.0]
@@ -166,19 +166,19 @@ class Cells(Encoder):
     n_features = 3 * CELLS**2
 
     def prepare(self, items: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """Average over cells, and describe these; see `describe_cells`."""
+        """Average images over their cells and compute the descriptors; see `describe_cells`."""
         embeddings, _, _ = describe_cells(np.stack([average_cells(item) for item in items]))
         return list(embeddings)
 
     def encode(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
-        """Put descriptors together."""
+        """Stack the descriptors."""
         return np.stack(prepared).astype(np.float32)
 
 
 def average_cells(image: np.ndarray) -> NDArray[np.float64]:
     """Average an image, uint8 of shape (height, width, 3), over its cells: float64 of shape (CELLS * CELLS, 3).
 
-    Pixels on a border count in part to both sides.
+    Pixels on a border between cells contribute to both in proportion.
 
     >>> average_cells(np.arange(12, dtype=np.uint8).reshape(1, 12, 1).repeat(3, axis=2))[:3, 0].round(2).tolist()
     [0.33, 1.67, 3.33]
@@ -189,7 +189,7 @@ def average_cells(image: np.ndarray) -> NDArray[np.float64]:
 
 
 def _shares(n: int) -> NDArray[np.float64]:
-    """Tell how much each of `n` pixels counts in each cell: (CELLS, n), rows summing to 1."""
+    """Return the weight of each of `n` pixels in each cell: (CELLS, n), rows sum to 1."""
     edges = np.arange(CELLS + 1) * (n / CELLS)
     pixels = np.arange(n)
     overlap = np.minimum(pixels + 1, edges[1:, None]) - np.maximum(pixels, edges[:-1, None])
@@ -197,13 +197,13 @@ def _shares(n: int) -> NDArray[np.float64]:
 
 
 def describe_cells(cells: NDArray[np.float64]) -> tuple[NDArray[np.float16], NDArray[np.float64], NDArray[np.float64]]:
-    """Describe patches so that distance means what an eye sees: color first, then the pattern on a logarithmic scale.
+    """Compute descriptors whose distances reflect color first, then the pattern on a logarithmic scale.
 
-    Without the logarithm the strongest edges alone would span the space, and foliage and tiles would lie together.
+    Without the logarithm, the strongest edges alone would span the space, and foliage and tiles would be close.
 
-    Takes the cells of each patch, shape (n_patches, CELLS * CELLS, 3), in gray levels. Gives embeddings (n_patches,
-    192), still a little picture: the mean color, 0 to 1, plus the deviations from it, compressed; the mean color
-    (n_patches, 3); and the contrast (n_patches,), the root mean square of the deviations, both in gray levels.
+    Takes the cells of each patch, shape (n_patches, CELLS * CELLS, 3), in gray levels. Returns embeddings (n_patches,
+    192): the mean color, 0 to 1, plus the compressed deviations from it, a thumbnail still; the mean color (n_patches,
+    3); and the contrast (n_patches,), the root mean square of the deviations, both in gray levels.
 
     >>> embeddings, color, contrast = describe_cells(np.full((1, CELLS * CELLS, 3), 255.0))
     >>> embeddings.shape, float(embeddings.max()), color.tolist(), contrast.tolist()

@@ -1,4 +1,4 @@
-"""Texts, images, rasters or anything else through an encoder into a pool: streamed, in batches, resumable."""
+"""Embedding of texts, images, rasters or other items into a pool by an encoder: streamed, in batches, resumable."""
 
 from __future__ import annotations
 
@@ -27,52 +27,52 @@ from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 
 STAGE = "embed"
-PLAN = "embedding"  # the attribute of a pool that says how it was embedded
-# Items that one thread reads before it prepares them: whole photographs take 60 MB each, prepared ones little.
+PLAN = "embedding"  # attribute of a pool that records how it was embedded
+# Items that a thread reads before preparing them: photographs can take 60 MB each, prepared items much less.
 ITEMS_AT_ONCE = 16
 MAX_THREADS = 8
 
 
 class ItemSource(Protocol):
-    """Items to be embedded, of any kind, that can be read in any order; plain attributes will do for the properties."""
+    """Items to be embedded, of any kind, with random access; plain attributes may implement the properties."""
 
     @property
     def name(self) -> str:
-        """What to call it; stands among the pool's ``sources``."""
+        """Name of the source, listed in the pool's ``sources``."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes when an item changes, or what is known of it: a run resumes only on the same fingerprint."""
+        """Identifies the items and their metadata: a run resumes only if it is the same."""
         ...
 
     @property
     def ids(self) -> Pieces | None:
-        """Gives the ids of all items in pieces (arrays of int64 or of str objects), in order.
+        """Function that yields the ids of all items in order, in pieces (arrays of int64 or of str objects).
 
-        `hkm_dask.data.ids.id_pieces` makes it from ids in memory. None where the row number says it all.
+        `hkm_dask.data.ids.id_pieces` makes it from ids in memory. None if row numbers suffice.
         """
         ...
 
     @property
     def columns(self) -> Mapping[str, Pieces]:
-        """What else is known of the items, by name: each like `ids`, of int64, float64 or str objects."""
+        """Metadata of the items by name: functions like `ids`, of int64, float64 or str objects."""
         ...
 
     def __len__(self) -> int:
-        """Tell how many items there are."""
+        """Return the number of items."""
         ...
 
     def read(self, first: int, last: int) -> Sequence[Any]:
-        """Read the items from `first` up to `last`, one per row of the pool; several threads may call it at once."""
+        """Read the items `first` to `last` (exclusive), one per row of the pool; must be thread-safe."""
         ...
 
 
 class Encoder(ABC):
-    """Turns items into embeddings; the same items in the same batch give the same embeddings.
+    """Turns items into embeddings; the same batch of items always gives the same embeddings.
 
-    Its `fingerprint` changes when its embeddings may: a run resumes only on the same one. Its `name` is e.g. the
-    model's folder.
+    The `fingerprint` changes whenever the embeddings may: a run resumes only if it is the same. The `name` is, for
+    example, the model's folder.
     """
 
     name: str
@@ -80,15 +80,15 @@ class Encoder(ABC):
     n_features: int
 
     def prepare(self, items: Sequence[Any]) -> Sequence[Any]:
-        """Do what can be done item by item, such as resizing; several threads may call it at once."""
+        """Preprocess items independently of each other, e.g. resize them; must be thread-safe."""
         return items
 
     @abstractmethod
     def encode(self, prepared: Sequence[Any]) -> np.ndarray:
-        """Embed one batch of prepared items: float32 of shape (n, n_features). One thread calls it."""
+        """Embed one batch of prepared items: float32 of shape (n, n_features). Called by one thread."""
 
     def __call__(self, items: Sequence[Any]) -> np.ndarray:
-        """Embed items: float32 of shape (n, n_features)."""
+        """Embed items as float32 of shape (n, n_features)."""
         return self.encode(self.prepare(items))
 
 
@@ -104,22 +104,22 @@ def embed(
     threads: int | None = None,
     restart: bool = False,
 ) -> Pool:
-    """Embed the items of a source and keep the embeddings in a pool.
+    """Embed the items of a source and store the embeddings in a pool.
 
-    In this process: threads read and prepare items ahead of the encoder. A finished chunk of the pool survives any
-    crash. The same call goes on after it and ends in the same bits, for batches never reach across chunks; it refuses
-    to go on with another source, encoder or setting, and says what differs. On a finished pool it computes nothing.
+    Runs in this process: threads read and prepare items ahead of the encoder. Finished chunks of the pool survive any
+    crash. The same call resumes and gives bitwise the same pool, since batches do not cross chunks; it refuses to
+    resume with another source, encoder or setting, and lists the differences. For a finished pool, it computes nothing.
 
-    `source` is e.g. of `texts.open_texts`, `images.open_images` or `raster_patches.open_windows`, `encoder` of
-    `encoders.text_encoder` or `encoders.image_encoder`; it is given `batch_size` items at once. Rows are stored as
-    `dtype`, float16 or float32, and with `normalize` scaled to length 1; rows of zeros stay zero. A storage chunk has
-    `chunk_mb` MiB, at most 64, by default a 64th of the pool, at least 1: what a crash costs is the one in progress.
-    `threads` read and prepare, by default one per core, at most 8; they do not change the bits. With `restart` it
-    begins again, whatever exists of the pool; a complete one stays until the new one is.
+    `source` is for example from `texts.open_texts`, `images.open_images` or `raster_patches.open_windows`, `encoder`
+    from `encoders.text_encoder` or `encoders.image_encoder`; it gets `batch_size` items at once. Rows are stored as
+    `dtype`, float16 or float32; `normalize` scales them to unit length, except all-zero rows. Storage chunks have
+    `chunk_mb` MiB, at most 64, by default 1/64 of the pool, at least 1: a crash loses only the chunk in progress.
+    `threads`, by default one per core but at most 8, read and prepare items; their number does not affect the result.
+    `restart` discards existing work; a complete pool stays until the new one is complete.
 
-    InputError when the source is empty or an item cannot be read, a setting is out of range, the pool was made
-    otherwise, or the encoder gives NaN, Inf or what overflows `dtype`, naming the item; StoreError when another process
-    is writing the pool, or the disk is full or fails.
+    Raises InputError if the source is empty, an item cannot be read, a setting is out of range, the existing pool was
+    made differently, or the encoder returns NaN, Inf or values that overflow `dtype` (naming the item); StoreError if
+    another process is writing the pool, or the disk is full or fails.
 
     >>> import tempfile
     >>> from hkm_dask.embedding.descriptors import Hog
@@ -161,7 +161,7 @@ def _plan(
     chunk_mb: float | None,
     threads: int,
 ) -> dict[str, Any]:
-    """Check the settings; tell all that the bits of the pool depend on."""
+    """Check the settings; returns everything that determines the bits of the pool."""
     n_items = len(source)
     settings = (
         ("batch_size", batch_size, "leave it out"),
@@ -170,7 +170,7 @@ def _plan(
     )
     problems = [f"{name}={value} should be at least 1; {fix}" for name, value, fix in settings if value < 1]
     problems += [
-        f"column={name} should be a name that no pool or subset uses; call it otherwise"
+        f"column={name} should be a name that no pool or subset uses; rename it"
         for name in source.columns
         if name in layout.OWN_COLUMNS or name.startswith("level_")
     ]
@@ -193,10 +193,10 @@ def _plan(
 
 
 def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
-    """Say why a pool, complete or not, is not the one that is asked for."""
+    """List the reasons why an existing pool, complete or not, is not the requested one."""
     attributes = read_attributes(folder, missing_ok=True)
     if not attributes and folder.suffix == layout.wip_path("").suffix:
-        return []  # a run was stopped before it began
+        return []  # a run that was stopped before it began
     kind = "is another store" if attributes else "is no pool"
     if attributes.get("format") != layout.POOL_FORMAT or PLAN not in attributes:
         return [f"{folder} should be a pool that was embedded, it {kind}; give another path, or use --restart"]
@@ -211,13 +211,13 @@ def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
 
 
 def _is_empty(wip: Location) -> bool:
-    """Whether an unfinished pool, begun by `_begin`, has no embeddings yet: its first items could not be read, say."""
+    """Return whether an unfinished pool made by `_begin` has no embeddings, for example after its first read failed."""
     attributes = read_attributes(wip)
     if attributes.get("format") != layout.POOL_FORMAT or PLAN not in attributes:
         return False
     try:
         array = open_array(wip / layout.EMBEDDINGS)
-    except StoreError:  # not made yet
+    except StoreError:  # not created yet
         return True
     return not any(array.chunk_path(index).exists() for index in range(array.spec.n_chunks))
 
@@ -227,18 +227,18 @@ def _short(value: Any) -> str:
 
 
 def _begin(wip: Location, plan: dict[str, Any], source: ItemSource) -> StoredArray:
-    """Make the unfinished pool, or open it; ids and columns come first, as wrong ones then cost no time."""
+    """Create or open the unfinished pool; ids and columns are written first, so that errors in them show early."""
     shape, dtype = (plan["n_items"], plan["n_features"]), np.dtype(plan["dtype"])
     if not wip.exists():
         pool_writer.check_space(wip, shape[0] * shape[1] * dtype.itemsize)
     store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION, PLAN: plan})
     store.sweep(wip)
     if source.ids is not None:
-        remedy = "give every item an id of its own, or leave the ids out"
+        remedy = "give every item a unique id, or omit the ids"
         pool_writer.write_ids(wip, source.ids(), shape[0], remedy)
     for name, pieces in source.columns.items():
         pool_writer.write_column(wip, name, pieces(), shape[0])
-    with suppress(StoreError):  # not made yet
+    with suppress(StoreError):  # not created yet
         array = open_array(wip / layout.EMBEDDINGS)
         if array.spec.shape == shape and array.spec.plain:
             return array
@@ -250,7 +250,7 @@ def _begin(wip: Location, plan: dict[str, Any], source: ItemSource) -> StoredArr
 
 @dataclass
 class _Job:
-    """One run through a source."""
+    """One pass through a source."""
 
     source: ItemSource
     encoder: Encoder
@@ -262,7 +262,7 @@ class _Job:
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> pool_writer.Stats:
-        """Embed every chunk that is missing; return the statistics of all, in their order."""
+        """Embed all missing chunks; returns the statistics of all chunks, merged in order."""
         spec = self.array.spec
         finished = self._finished()
         self._n_done = sum(stop - start for start, stop in map(spec.chunk_range, finished))
@@ -274,7 +274,7 @@ class _Job:
         return stats
 
     def _finished(self) -> dict[int, pool_writer.Stats]:
-        """Check and measure the chunks that a former run finished."""
+        """Check and measure the chunks finished by an earlier run."""
         spec = self.array.spec
         finished: dict[int, pool_writer.Stats] = {}
         for index in range(spec.n_chunks):
@@ -286,7 +286,7 @@ class _Job:
             except StoreError as error:
                 emit("warning", message=f"{error}; it is embedded again")
                 continue
-            # Of whole chunks as they are stored, so that a sum does not tell whether a run was interrupted.
+            # Measured from whole chunks as stored, so that sums do not depend on whether a run was interrupted.
             finished[index] = pool_writer.measure(rows, rows, np.arange(*spec.chunk_range(index)))
             finished[index].checksums.append(self.array.checksum(index))
         if finished:
@@ -298,7 +298,7 @@ class _Job:
         yield from itertools.pairwise([*range(start, stop, self.batch_size), stop])
 
     def _ahead(self, chunks: Sequence[int]) -> Generator[Sequence[Any], None, None]:
-        """Yield the prepared items of every batch of some chunks, while threads prepare those of the next ones."""
+        """Yield the prepared items of every batch of the given chunks, while threads prepare the next batches."""
         spans = (span for index in chunks for span in self._batches(index))
         executor = ThreadPoolExecutor(self.threads, thread_name_prefix="hkm-embed")
         try:
@@ -316,7 +316,7 @@ class _Job:
             if len(prepared) != stop - start:
                 raise InputError(
                     f"{self.source.name}: n_items={len(prepared)} should be {stop - start} for items {start}:{stop}; "
-                    "mend the source or the encoder"
+                    "fix the source or the encoder"
                 )
             ready.extend(prepared)
         return ready
@@ -331,24 +331,24 @@ class _Job:
         return pool_writer.write_chunk(self.array, index, [(rows, np.arange(start, stop))], normalize=False)
 
     def _embed_batch(self, prepared: Sequence[Any], first: int, last: int) -> np.ndarray:
-        """Embed one batch, and refuse what no pool may hold."""
+        """Embed one batch; raises InputError for embeddings that a pool cannot store."""
         embedded = np.asarray(self.encoder.encode(prepared))
         shape = (last - first, self.encoder.n_features)
         if embedded.shape != shape or embedded.dtype.kind != "f":
             got = f"{embedded.dtype}{embedded.shape}"
-            raise InputError(f"{self.encoder.name}: embeddings={got} should be floats of {shape}; mend the encoder")
+            raise InputError(f"{self.encoder.name}: embeddings={got} should be floats of {shape}; fix the encoder")
         rows = pool_writer.convert(embedded, self.array.spec.dtype, self.normalize)
         stats = pool_writer.measure(embedded, rows, np.arange(first, last))
         if stats.nonfinite:
             raise InputError(
                 f"{self.encoder.name}: embedding={self._name(int(stats.nonfinite[0][0]))} should be finite, it has NaN "
-                "or Inf; look at that item, or take another model"
+                "or Inf; check that item, or use another model"
             )
         pool_writer.check_overflow(stats, rows.dtype)
         return rows
 
     def _name(self, item: int) -> str:
-        """Name an item, by its id where it has one."""
+        """Describe an item for messages, with its id if it has one."""
         name = f"item {item} of {self.source.name}"
         if self.source.ids is None:
             return name

@@ -1,4 +1,4 @@
-"""Which encoder embeds texts or images: a model folder, or the descriptor that needs no weights."""
+"""Choice of the encoder for texts or images: a model folder, or a descriptor that needs no weights."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from hkm_dask.events import emit
 
 __all__ = ["DESCRIPTORS", "Cells", "Hog", "TextEncoder", "image_encoder", "text_encoder"]
 
-#: Encoders of images that need no weights, by what `image_encoder` calls them.
+#: Encoders of images that need no weights, by their names in `image_encoder`.
 DESCRIPTORS: dict[str | os.PathLike[str], type[Encoder]] = {"hog": Hog, "cells": Cells}
 EXTRA = "text"
 TEXT_BATCH = 32
-# Batches of texts that are sorted by length together, so that little is padded.
+# Batches of texts that are sorted by length together, to reduce padding.
 SORTED_BATCHES = 16
 
 
 def image_encoder(model: str | os.PathLike[str], *, device: str | None = None) -> Encoder:
     """Open an encoder of images, uint8 arrays of shape (height, width, 3).
 
-    `model` is "hog" or "cells", a descriptor that needs no weights (of edges and colors, or of colors alone; see
-    `hkm_dask.embedding.descriptors`), or the folder of a model of transformers or timm, which runs on `device`, e.g.
-    ``"cuda:1"``; by default on CUDA where torch sees a GPU, else on the CPU. InputError when there is no such folder,
-    or what runs it is not installed.
+    `model` is "hog" or "cells", a descriptor that needs no weights (edges and colors, or colors only; see
+    `hkm_dask.embedding.descriptors`), or the folder of a transformers or timm model, which runs on `device`, e.g.
+    ``"cuda:1"``, by default on CUDA if torch sees a GPU, otherwise on the CPU. Raises InputError if the folder does not
+    exist or the library it needs is not installed.
 
     >>> image_encoder("hog").n_features, image_encoder("cells").n_features
     (372, 192)
@@ -59,12 +59,12 @@ def text_encoder(
 
 
 class TextEncoder(Encoder):
-    """A sentence-transformers model from its folder, with ``modules.json``.
+    """A sentence-transformers model loaded from its folder, with ``modules.json``.
 
-    A folder of transformers without that gets mean pooling, and a warning. Texts longer than the model's
-    ``max_seq_length`` tokens are cut there by the model, and `batch_size` of them go through it at once. Give `embed`
-    some times as many: they are sorted by length, so that little is padded. It runs on `device` as an `image_encoder`.
-    InputError where the folder is none, or sentence-transformers is missing.
+    For a plain transformers folder it uses mean pooling, with a warning. The model truncates texts longer than its
+    ``max_seq_length`` tokens and processes `batch_size` at once. Give `embed` several times as many: they are sorted
+    by length to reduce padding. `device` is as in `image_encoder`. Raises InputError if the folder is not a model, or
+    sentence-transformers is not installed.
     """
 
     def __init__(

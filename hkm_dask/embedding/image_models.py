@@ -1,4 +1,4 @@
-"""Image models from folders of transformers or timm, each with the preprocessing that its library gives it."""
+"""Image models from transformers or timm folders, each with the preprocessing of its library."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from hkm_dask.errors import InputError
 
 EXTRA = "images"
 PREPROCESSOR = "preprocessor_config.json"
-# Height and width of two gray images of different proportions, which show what size a model sees.
+# Height and width of two gray images of different aspect ratios, which show the input size of a model.
 _PROBES = ((64, 64), (64, 96))
 
 
 class _TorchEncoder(Encoder):
-    """What encoders of images by a torch model have in common; `prepare` makes float32 arrays (3, height, width)."""
+    """Base class of torch image encoders; `prepare` returns float32 arrays (3, height, width)."""
 
-    use: ClassVar[str]  # changes when the embeddings of the same model do
+    use: ClassVar[str]  # changed whenever the same model gives other embeddings
 
     def __init__(self, folder: Path, device: str | None) -> None:
         self.name = str(folder)
@@ -55,34 +55,33 @@ class _TorchEncoder(Encoder):
 
     @abstractmethod
     def _load(self, folder: Path) -> Any:
-        """Open the model of a folder, and what prepares images for it."""
+        """Load the model of a folder and its preprocessing."""
 
     @abstractmethod
     def _embed(self, pixels: Any) -> Any:
-        """One vector for each image of a batch, on the device."""
+        """Return one vector per image of a batch, on the device."""
 
 
 class TransformersEncoder(_TorchEncoder):
-    """An image model of transformers, such as DINOv2, from its folder.
+    """An image model of transformers, such as DINOv2, loaded from its folder.
 
-    The embedding is what the model's family is meant to be compared by: the projected features of a model that has them
-    (CLIP, SigLIP), else the class token after the last layer (ViT, DINOv2), else the model's own pooling (ConvNeXt,
-    Swin).
+    The embedding is the one that the model family is compared by: projected features if there are any (CLIP, SigLIP),
+    otherwise the class token after the last layer (ViT, DINOv2), otherwise the model's own pooling (ConvNeXt, Swin).
 
-    The folder has ``config.json``, weights and ``preprocessor_config.json``. `InputError` where transformers is
-    missing, the folder lacks something, weights are missing that would be random, or its preprocessing does not bring
-    images to one size.
+    The folder has ``config.json``, weights and ``preprocessor_config.json``. Raises InputError if transformers is not
+    installed, the folder is incomplete, weights are missing and would be random, or the preprocessing does not give all
+    images one size.
     """
 
     use = "transformers-2"
 
     def _load(self, folder: Path) -> Any:
         if not (folder / PREPROCESSOR).exists():
-            raise InputError(f"model={folder} has no {PREPROCESSOR}; copy it from where the model is")
+            raise InputError(f"model={folder} has no {PREPROCESSOR}; copy it from the model's source")
         transformers = require("transformers", EXTRA)
         with loading(folder, "transformers"), quiet_transformers():
-            # Pillow's arithmetic, so that the bits do not depend on whether torchvision is installed: `use_fast`
-            # chooses it before transformers 5, `backend` since.
+            # Pillow's arithmetic, so that results do not depend on whether torchvision is installed: `use_fast`
+            # selects it before transformers 5, `backend` since then.
             self._processor = transformers.AutoImageProcessor.from_pretrained(
                 str(folder), local_files_only=True, use_fast=False, backend="pil"
             )
@@ -101,14 +100,14 @@ class TransformersEncoder(_TorchEncoder):
         return loaded
 
     def prepare(self, items: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """Bring images to what the model sees, by the image processor of its folder."""
+        """Preprocess images for the model with the image processor of its folder."""
         pixels = self._processor(images=list(items), input_data_format="channels_last")["pixel_values"]
         return [np.asarray(image, dtype=np.float32) for image in pixels]
 
     def _embed(self, pixels: Any) -> Any:
         if self._projects:
             features = self._model.get_image_features(pixel_values=pixels)
-            # Until transformers 5 a tensor, since then an output that holds it.
+            # A tensor before transformers 5, an output that holds it since then.
             return getattr(features, "pooler_output", features)
         output = self._model(pixel_values=pixels)
         if self._has_token:
@@ -118,10 +117,11 @@ class TransformersEncoder(_TorchEncoder):
 
 
 class TimmEncoder(_TorchEncoder):
-    """An image model of timm from its folder: its features before the classifier.
+    """An image model of timm, loaded from its folder: its features before the classifier.
 
-    The folder is as timm's models lie on the Hugging Face hub: ``config.json`` with ``architecture`` and
-    ``pretrained_cfg``, and weights. `InputError` where timm or torchvision is missing, or the folder lacks something.
+    The folder has the form of timm models on the Hugging Face hub: ``config.json`` with ``architecture`` and
+    ``pretrained_cfg``, and weights. Raises InputError if timm or torchvision is not installed, or the folder is
+    incomplete.
     """
 
     use = "timm-2"
@@ -135,7 +135,7 @@ class TimmEncoder(_TorchEncoder):
         return loaded
 
     def prepare(self, items: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """Bring images to what the model sees, by timm's transform for it."""
+        """Preprocess images with timm's transform for the model."""
         return [self._transform(Image.fromarray(item)).numpy() for item in items]
 
     def _embed(self, pixels: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Images to be embedded: a folder of files, with its subfolders, or a `.zip` of them."""
+"""Images to be embedded: the files in a folder and its subfolders, or in a `.zip`."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from hkm_dask.untrusted import open_regular, read_regular, reading
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 STAGE = "check"
-#: Pixels of an image, told by its header before any is decoded: from here on Pillow warns of an attack.
+#: Most pixels per image, checked in the header before decoding: from here on Pillow warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
-#: Scans of a progressive JPEG of so many pixels; in each all of them may be visited. Most have ten.
+#: Most scans of a progressive JPEG of `MAX_PIXELS`, since each may visit all pixels. Most files have ten.
 MAX_SCANS = 20
 _JPEG_SCAN = b"\xff\xda"
-#: Bytes of images that are read at once; of photographs, a few.
+#: Bytes of decoded images that are read at once; a few photographs.
 READ_BYTES = 256 * MIB
-#: Bytes of an image file, as many as so many pixels take with 6 bytes each.
+#: Most bytes of an image file: `MAX_PIXELS` at 6 bytes each.
 MAX_FILE_BYTES = 512 * MIB
-#: Methods of a .zip that are bounded by the size it tells.
+#: Compression methods of a .zip whose output is bounded by the declared size.
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-#: Thumbnails that are kept, of some 10 kB each.
+#: Cached thumbnails, of about 10 kB each.
 _KEPT_THUMBNAILS = 4096
 
 
 class Files(NamedTuple):
     """Image files of a folder or an archive."""
 
-    states: list[tuple[str, str]]  # path of every file from the root, with slashes, and what shows that it was changed
-    read: Callable[[str], bytes]  # reads the file of a path; several threads may call it at once
+    states: list[tuple[str, str]]  # path of every file from the root, with slashes, and a stamp that reveals changes
+    read: Callable[[str], bytes]  # reads the file with a path; thread-safe
 
 
 def _folder_files(root: Path) -> Files:
-    """Files in a folder and its subfolders; hidden ones do not count, links to folders are not followed."""
+    """List the files in a folder and its subfolders, without hidden ones; links to folders are not followed."""
     states = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -61,7 +61,7 @@ def _folder_files(root: Path) -> Files:
 
 
 def _zip_files(path: Path) -> Files:
-    """Files in a ``.zip``; hidden ones do not count."""
+    """List the files in a ``.zip``, without hidden ones."""
     with reading(f"folder={path} should be a folder or a .zip file, it cannot be read", "copy it again"):
         open_regular(path).close()
         archive = zipfile.ZipFile(path)
@@ -74,7 +74,7 @@ def _zip_files(path: Path) -> Files:
 
 
 def read_zipped(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read a file of an archive; ValueError where it is too large or packed in another way, KeyError if missing."""
+    """Read a file of an archive; ValueError if it is too large or its compression unsupported, KeyError if missing."""
     info = archive.getinfo(name)
     if info.file_size > MAX_FILE_BYTES:
         raise ValueError(f"it has {info.file_size:,} bytes, more than {MAX_FILE_BYTES:,}")
@@ -84,10 +84,10 @@ def read_zipped(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 class Images:
-    """Images of a folder or an archive, in the order of their paths; a source for `hkm_dask.embedding.embed.embed`.
+    """Images of a folder or an archive, sorted by path; a source for `hkm_dask.embedding.embed.embed`.
 
-    Their paths from the root, `names`, are the ids. The fingerprint is of the paths, and of size and time of each file
-    (in an archive: size and checksum).
+    The ids are `names`, their paths from the root. The fingerprint covers the paths and the size and time of each file
+    (in an archive, size and checksum).
     """
 
     columns = NO_COLUMNS
@@ -99,7 +99,7 @@ class Images:
         self.fingerprint = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
     def __len__(self) -> int:
-        """Tell how many images there are."""
+        """Return the number of images."""
         return len(self.names)
 
     def ids(self) -> Iterator[np.ndarray]:
@@ -108,10 +108,10 @@ class Images:
             yield np.array(self.names[start : start + ID_PIECE_ROWS], dtype=object)
 
     def read(self, first: int, last: int) -> Sequence[np.ndarray]:
-        """Read the images from `first` up to `last`, each uint8 of shape (height, width, 3): red, green and blue.
+        """Read the images `first` to `last` (exclusive), each as RGB, uint8 of shape (height, width, 3).
 
-        Upright as the camera noted; the first frame of what moves. An `InputError` names one that cannot be read.
-        Those beyond `READ_BYTES` are read when they are asked for, each time, so that a few are in memory together.
+        Images are rotated according to their EXIF data; of animations, the first frame is read. Raises InputError for
+        an unreadable image. Images beyond `READ_BYTES` are read when accessed, each time, so that few are in memory.
         """
         names, images, n_bytes = self.names[first:last], list[np.ndarray](), 0
         while len(images) < len(names) and n_bytes < READ_BYTES:
@@ -122,16 +122,16 @@ class Images:
 
     def _read(self, name: str) -> np.ndarray:
         problem = f"{self.name}: image={name} should be readable, it is not"
-        with reading(problem, "mend it, or leave all such images out with skip_unreadable (--skip-unreadable)"):
+        with reading(problem, "fix it, or leave out all such images with skip_unreadable (--skip-unreadable)"):
             return decode(self._files.read(name))
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Read images by their row numbers, in any order; see `read`."""
+        """Read images by row number, in any order; see `read`."""
         return [self.read(int(row), int(row) + 1)[0] for row in rows]
 
 
 class _Images(Sequence[np.ndarray]):
-    """Images in memory, and after them some that are read when they are asked for."""
+    """Images in memory, followed by images that are read when accessed."""
 
     def __init__(self, read: Callable[[str], np.ndarray], images: Sequence[np.ndarray], later: Sequence[str]) -> None:
         self._read, self._images, self._later = read, images, later
@@ -156,11 +156,11 @@ class _Images(Sequence[np.ndarray]):
 
 
 def decode(data: bytes, at_least: int | None = None) -> np.ndarray:
-    """Decode an image file into red, green and blue, uint8 of shape (height, width, 3).
+    """Decode an image file as RGB, uint8 of shape (height, width, 3).
 
-    A JPEG that is to be scaled down to `at_least` pixels a side may be decoded to fewer than it has, which is faster.
-    `ValueError` where it is no image, its values have no range that is known, or its header tells of more than
-    `MAX_PIXELS`; where it is cut short, whatever Pillow raises.
+    With `at_least`, a JPEG may be decoded at a lower resolution, at least that many pixels per side, which is faster.
+    Raises ValueError if the data is not an image, its value range is unknown, or its header gives more than
+    `MAX_PIXELS`; for truncated data, whatever Pillow raises.
 
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (4, 3), "red").save(file, "PNG")
@@ -170,7 +170,7 @@ def decode(data: bytes, at_least: int | None = None) -> np.ndarray:
     try:
         opened = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
-        raise ValueError("it is no image of a known kind") from None  # Pillow names the memory it lies in
+        raise ValueError("it is no image of a known kind") from None  # Pillow's message has a memory address
     with opened as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -184,7 +184,7 @@ def decode(data: bytes, at_least: int | None = None) -> np.ndarray:
         if upright.mode in ("I", "F"):
             raise ValueError(f"its mode is {upright.mode}, whose range is not known")
         if upright.mode.startswith("I;16"):
-            # Pillow itself would cut off all that is brighter than 255 of 65535.
+            # Pillow would clip values above 255 of 65535.
             gray = (np.asarray(upright) >> 8).astype(np.uint8)
             return np.repeat(gray[:, :, None], 3, axis=2)
         return np.asarray(upright.convert("RGB"))
@@ -192,7 +192,7 @@ def decode(data: bytes, at_least: int | None = None) -> np.ndarray:
 
 @functools.cache
 def _formats() -> list[str]:
-    """Formats that Pillow decodes itself, whatever a file is called: for EPS it would run Ghostscript."""
+    """List the formats that Pillow decodes itself, independent of file names; for EPS it would run Ghostscript."""
     Image.init()
     return [name for name in Image.OPEN if name != "EPS"]
 
@@ -200,10 +200,10 @@ def _formats() -> list[str]:
 def open_images(path: str | os.PathLike[str], *, skip_unreadable: bool = False, threads: int | None = None) -> Images:
     """Open images to be embedded, sorted by path.
 
-    They lie in a folder or its subfolders, or in a ``.zip``: ``.jpg``, ``.png``, ``.webp``, ``.bmp``, ``.gif``,
-    ``.tif``, ``.ppm``. Other files are left out, and counted in a warning. With `skip_unreadable` images that cannot be
-    read are left out, instead of being refused when they are met: every image is then decoded once beforehand, by one
-    thread per core or `threads`. InputError when there are no images.
+    They are in a folder or its subfolders, or in a ``.zip``: ``.jpg``, ``.png``, ``.webp``, ``.bmp``, ``.gif``,
+    ``.tif``, ``.ppm``. Other files are ignored and counted in a warning. With `skip_unreadable`, unreadable images are
+    left out instead of raising an error later: every image is decoded once in advance, by one thread per core or by
+    `threads`. Raises InputError if there are no images.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -228,18 +228,18 @@ def open_images(path: str | os.PathLike[str], *, skip_unreadable: bool = False, 
     if left_out:
         kinds = first_few([kind for kind, _ in left_out.most_common()])
         emit("warning", message=f"{left_out.total():,} files that are no images by their name ({kinds}) were left out")
-    check_unicode(names, f"folder={root}")  # before they are ids
+    check_unicode(names, f"folder={root}")  # before they become ids
     images = Images(files, sorted(names), str(root))
     return _readable(images, files, threads) if skip_unreadable else images
 
 
 def _readable(images: Images, files: Files, threads: int | None) -> Images:
-    """Decode all images, and keep those for which it works."""
+    """Decode all images and keep those that can be decoded."""
 
     def works(name: str) -> bool:
         try:
             decode(files.read(name))
-        except Exception:  # Pillow does not say what it raises on bytes that nobody wrote
+        except Exception:  # Pillow does not document what it raises for arbitrary bytes
             return False
         return True
 
@@ -260,9 +260,9 @@ def _readable(images: Images, files: Files, threads: int | None) -> Images:
 
 
 class ImageFiles:
-    """Image files by their names, relative to a folder or as they are in a ``.zip``: only those inside, within limits.
+    """Read access to image files by name, in a folder or a ``.zip``: only those inside it, within size limits.
 
-    InputError where `path` is neither.
+    Raises InputError if `path` is neither.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -276,8 +276,8 @@ class ImageFiles:
         self.jpeg = lru_cache(maxsize=_KEPT_THUMBNAILS)(self._jpeg)
 
     def _jpeg(self, name: str, size: int) -> bytes:
-        """Make a JPEG of at most `size` pixels a side; InputError where there is no such image inside."""
-        with reading(f"image={name[:200]!r} should be an image in {self.path}", "mend it, or leave it out"):
+        """Make a JPEG of at most `size` pixels per side; raises InputError if there is no such image inside."""
+        with reading(f"image={name[:200]!r} should be an image in {self.path}", "fix it, or leave it out"):
             pixels = decode(self.read(name), at_least=size)
         image, file = Image.fromarray(pixels), io.BytesIO()
         image.thumbnail((size, size))
@@ -285,7 +285,7 @@ class ImageFiles:
         return file.getvalue()
 
     def read(self, name: str) -> bytes:
-        """Read a file; ValueError or whatever reading raises where there is no such file inside."""
+        """Read a file; raises ValueError, or whatever reading raises, if there is no such file inside."""
         if self._archive is not None:
             return read_zipped(self._archive, name)
         target = (self._root / name).resolve()  # an absolute name replaces the folder

@@ -1,4 +1,4 @@
-"""Model folders: whether what runs them is installed, what identifies them, and where they run."""
+"""Model folders: optional dependencies, fingerprints and devices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hkm_dask.errors import ComputeError, InputError
 
 
 def require(module: str, extra: str) -> Any:
-    """Import an optional package; an `InputError` names the extra of this package to install where that fails.
+    """Import an optional package; if that fails, the InputError names the extra of this package to install.
 
     >>> require("no_such_module", "text")
     Traceback (most recent call last):
@@ -24,7 +24,7 @@ def require(module: str, extra: str) -> Any:
     """
     try:
         return import_module(module)
-    # Some packages fail otherwise on import: torchvision with RuntimeError, where it was built for another torch.
+    # Some packages fail in other ways: torchvision with RuntimeError if it was built for another torch.
     except Exception as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == module
         problem = "is not installed" if missing else f"cannot be imported ({type(error).__name__}: {error})"
@@ -32,7 +32,7 @@ def require(module: str, extra: str) -> Any:
 
 
 def model_folder(model: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
-    """Give the absolute path of a model folder and what its ``config.json`` holds; `InputError` where it has none.
+    """Return the absolute path of a model folder and its ``config.json``; raises InputError if it has none.
 
     >>> model_folder("nowhere")
     Traceback (most recent call last):
@@ -47,9 +47,9 @@ def model_folder(model: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
 
 
 def folder_fingerprint(folder: Path, use: str = "") -> str:
-    """Identify a model by the content of its folder (SHA-256), and by `use`, which changes when its embeddings do.
+    """Identify a model by the content of its folder (SHA-256) and by `use`, which changes when the embeddings do.
 
-    Hidden files, caches of bytecode and texts for people do not count.
+    Hidden files, bytecode caches and Markdown files are ignored.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -72,9 +72,9 @@ def folder_fingerprint(folder: Path, use: str = "") -> str:
 
 
 def pick_device(torch: Any, device: str | None) -> Any:
-    """Choose the `torch.device` of a model: as asked for, else CUDA where torch sees a GPU, else the CPU.
+    """Choose the `torch.device` of a model: the given one, otherwise CUDA if torch sees a GPU, otherwise the CPU.
 
-    `InputError` where torch does not have what is asked for.
+    Raises InputError if torch does not have the given device.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -88,7 +88,7 @@ def pick_device(torch: Any, device: str | None) -> Any:
 
 @contextmanager
 def enough_memory(torch: Any, device: Any) -> Iterator[None]:
-    """Turn what torch raises when a batch does not fit on a device into a `ComputeError` with a remedy."""
+    """Turn torch's error for a batch that does not fit on a device into a ComputeError with a remedy."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -99,7 +99,7 @@ def enough_memory(torch: Any, device: Any) -> Iterator[None]:
 
 @contextmanager
 def loading(folder: Path, library: str) -> Iterator[None]:
-    """Turn what a library raises on a model folder that it cannot open into an `InputError` with its first line."""
+    """Turn a library's error for an invalid model folder into an InputError with the error's first line."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
@@ -109,7 +109,7 @@ def loading(folder: Path, library: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' bars and notes off the console while a model is loaded; what matters is checked by us."""
+    """Silence transformers' progress bars and log messages while a model is loaded; problems are checked separately."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,8 +1,8 @@
-"""Patches of rasters larger than memory, for an encoder of images: read by windows, each with its place.
+"""Patches of rasters larger than memory, as items for an image encoder: read by windows, with their positions.
 
-A patch is known in three ways: by its row in the pool; by its id, like ``scene.tif[256x256+512+1024]`` (width, height,
-left and top in pixels, as ImageMagick writes them); and by its place, the columns ``raster``, ``top``, ``left``,
-``longitude`` and ``latitude``. The pool and every exported subset carry ids and columns.
+A patch is identified by its row in the pool; by its id, like ``scene.tif[256x256+512+1024]`` (width, height, left and
+top in pixels, in ImageMagick's notation); and by its position, the columns ``raster``, ``top``, ``left``, ``longitude``
+and ``latitude``. The pool and every exported subset have ids and columns.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 from hkm_dask.untrusted import reading
 
-# Decoded blocks that GDAL remembers; by itself it takes a twentieth of the machine's memory.
+# GDAL's cache of decoded blocks; its default is a twentieth of the machine's memory.
 CACHE_BYTES = 256 * MIB
-#: Patches in all; ten times as many as the largest pool so far.
+#: Most patches in total; ten times the largest pool so far.
 MAX_PATCHES = 10**10
 _OPEN_RASTERS = 4
-# Patches of one row are read together unless more than so many of their widths lie between two of them.
+# Patches of one row are read in one window unless a gap between two is wider than this many patches.
 _WIDEST_GAP = 4
 
 
 class Windows:
-    """Square patches of rasters in reading order, one raster after the other; made by `open_windows`.
+    """Square patches of rasters in reading order, one raster after another; made by `open_windows`.
 
-    It is a source for `hkm_dask.embedding.embed.embed`. One lock guards the files: GDAL's readers are of one thread
-    each, and read fastest in order. It decodes the blocks of a tiled GeoTIFF on all cores.
+    A source for `hkm_dask.embedding.embed.embed`. A lock guards the files, since GDAL's readers are single-threaded and
+    fastest in sequence. GDAL decodes the blocks of a tiled GeoTIFF on all cores.
 
-    The columns tell where the patches lie: ``raster`` (its number), ``top`` and ``left`` in pixels, int64; and where a
-    raster has coordinates, ``longitude`` and ``latitude`` of the middle in degrees (WGS 84), float64, NaN for those of
-    rasters that do not tell theirs. Where none tells what its coordinates are, they are called ``x`` and ``y``.
+    The columns give the position of each patch: ``raster`` (its number), ``top`` and ``left`` in pixels, int64; and if
+    a raster has coordinates, ``longitude`` and ``latitude`` of the center in degrees (WGS 84), float64, NaN for rasters
+    without a coordinate system. If no raster has a coordinate system, they are named ``x`` and ``y``.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Windows:
     ) -> None:
         self.rasters, self.size, self.step, self.value_range = tuple(rasters), size, step, value_range
         self.name = self.rasters[0].name + (f" and {len(rasters) - 1} more" if len(rasters) > 1 else "")
-        # Patches that fit down and across each raster.
+        # Number of patches down and across each raster.
         self._grids = np.array([((r.height - size) // step + 1, (r.width - size) // step + 1) for r in rasters])
         self._first = np.concatenate([[0], self._grids.prod(axis=1).cumsum()])
         self.ids: Pieces | None = self._ids
@@ -80,7 +80,7 @@ class Windows:
         return int(self._first[-1]) if self._kept is None else len(self._kept)
 
     def positions(self, rows: slice | NDArray[np.integer] | None = None) -> NDArray[np.int64]:
-        """Number of the raster, top and left in pixels, of some rows of the pool or all: int64 of shape (n, 3)."""
+        """Return raster number, top and left in pixels of the given rows of the pool, or of all: int64 (n, 3)."""
         chosen = rows if isinstance(rows, np.ndarray) else np.arange(*(rows or slice(None)).indices(len(self)))
         numbers = chosen if self._kept is None else self._kept[chosen]
         raster = np.searchsorted(self._first, numbers, side="right") - 1
@@ -88,10 +88,10 @@ class Windows:
         return np.stack([raster, down * self.step, across * self.step], axis=1)
 
     def coordinates(self, rows: slice | NDArray[np.integer] | None = None) -> NDArray[np.float64]:
-        """Middles of the patches of some rows of the pool or all: float64 of shape (n, 2).
+        """Return the centers of the patches of the given rows of the pool, or of all: float64 of shape (n, 2).
 
-        Degrees of longitude and latitude (WGS 84), NaN for rasters that do not tell theirs; x and y where none of the
-        rasters says what these are.
+        Longitude and latitude in degrees (WGS 84), NaN for rasters without a coordinate system; x and y if no raster
+        has one.
         """
         positions = self.positions(rows)
         points = np.full((len(positions), 2), np.nan)
@@ -115,10 +115,10 @@ class Windows:
             yield self.positions(rows)[:, number] if number < 3 else self.coordinates(rows)[:, number - 3]
 
     def read(self, first: int, last: int) -> list[NDArray[np.uint8]]:
-        """Read the patches from row `first` of the pool up to `last`; those side by side in one window.
+        """Read the patches `first` to `last` (exclusive) of the pool; adjacent patches are read in one window.
 
-        Each is red, green and blue, uint8 of shape (size, size, 3); missing pixels are black. `StoreError` where a
-        raster cannot be read.
+        Each is RGB, uint8 of shape (size, size, 3); missing pixels are black. Raises StoreError if a raster cannot be
+        read.
         """
         positions = self.positions(slice(first, last))
         apart = (np.diff(positions[:, :2], axis=0) != 0).any(axis=1) | (
@@ -129,18 +129,18 @@ class Windows:
             if len(run):
                 raster, top, left = run[0].tolist()
                 strip = self._read(self.rasters[raster], _window(top, left, self.size, run[-1, 2] + self.size - left))
-                # Copies: a patch that is kept should not keep the whole strip.
+                # Copied, so that keeping a patch does not keep the whole strip in memory.
                 patches += [strip[:, begin : begin + self.size].copy() for begin in (run[:, 2] - left).tolist()]
         return patches
 
     def picture(self, raster: int = 0, *, width: int = 1024) -> NDArray[np.uint8]:
-        """Draw one raster at most `width` pixels wide, averaged: uint8 of shape (height, width, 3)."""
+        """Render one raster, averaged to at most `width` pixels across: uint8 of shape (height, width, 3)."""
         source = self.rasters[raster]
         width = min(width, source.width)
         return self._read(source, shape=(max(1, round(source.height * width / source.width)), width))
 
     def _read(self, raster: Raster, window: Any = None, shape: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-        """Read a window, or all, averaged to a shape where one is given, as red, green and blue."""
+        """Read a window or the whole raster as RGB, averaged to a shape if one is given."""
         from rasterio.enums import Resampling
 
         with self._dataset(raster) as data:
@@ -153,7 +153,7 @@ class Windows:
     def _to_colors(
         self, values: NDArray[Any], missing: NDArray[np.bool_] | None, table: NDArray[np.uint8] | None
     ) -> NDArray[np.uint8]:
-        """Turn what a raster holds, (bands, height, width), into red, green and blue."""
+        """Convert the values of a raster, (bands, height, width), to RGB."""
         if table is not None:
             colors = table[values[0]]
         else:
@@ -168,7 +168,7 @@ class Windows:
         return colors
 
     def _find_kept(self, max_missing: float) -> NDArray[np.int64] | None:
-        """Number the patches that miss few enough pixels; None where that is all of them."""
+        """Return the numbers of the patches with few enough missing pixels; None if that is all of them."""
         if max_missing >= 1 or not any(raster.has_gaps for raster in self.rasters):
             return None
         kept, n_rows, done = [], int(self._grids[:, 0].sum()), 0
@@ -189,7 +189,7 @@ class Windows:
 
     @contextmanager
     def _dataset(self, raster: Raster) -> Iterator[Any]:
-        """An open raster, for one thread at a time; the last few stay open."""
+        """Yield an open raster, for one thread at a time; the last few stay open."""
         import rasterio
 
         damage = reading(f"{raster.path} cannot be read", "copy it again", StoreError)
@@ -211,22 +211,22 @@ def open_windows(
     bounds: tuple[float, float, float, float] | None = None,
     max_missing: float = 1.0,
 ) -> Windows:
-    """Lay patches over rasters: every `step` pixels from the top left corner, as far as whole patches fit.
+    """Divide rasters into patches, every `step` pixels from the top left corner, as far as whole patches fit.
 
-    What lies beyond the last whole patch, at the right and lower margin, is in none. Rasters are read by windows and so
-    may be larger than memory. Tiled GeoTIFF is best: any window costs only the tiles it touches. JPEG and PNG have no
-    windows: GDAL decodes their lines in order, which reading in order needs once, and holds few of them. Only a
-    progressive JPEG must be held whole, as coefficients of 2 bytes a value; a warning then tells how much that is.
+    The margins at the right and bottom that do not fill a patch are left out. Rasters are read by windows and so may be
+    larger than memory. Tiled GeoTIFF is best: a window reads only the tiles it touches. JPEG and PNG have no windows:
+    GDAL decodes their lines in sequence and holds few of them, so that reading patches in order decodes them once. Only
+    a progressive JPEG must be held whole, as coefficients of 2 bytes per value; a warning gives the size.
 
-    Rasters are GeoTIFF, JPEG or PNG (or what else GDAL reads), or folders of these, in natural order. A patch has
-    `size` pixels along a side, and the next one is `step` away along both; by default `size`, so that none overlap.
-    Three `bands` become red, green and blue, or one becomes gray, from 1; by default the first three, or the first.
-    `value_range` are the values that become black and white, what lies beyond them too; needed where a raster is not of
-    8 bits. `bounds` are west, south, east and north, in degrees, of a raster that has no coordinates of its own.
-    `max_missing` is the share of its pixels that a patch may lack (by a nodata value, a mask or an alpha band); by
-    default patches are kept even if nothing is there. Below 1 costs a pass over the masks.
+    Rasters are GeoTIFF, JPEG or PNG (or another format of GDAL), or folders of these, in natural order. Patches have
+    `size` pixels per side and are `step` apart in both directions; by default `size`, so that they do not overlap.
+    Three `bands`, numbered from 1, become red, green and blue, or one becomes gray; by default the first three, or the
+    first. `value_range` gives the values for black and white, and values beyond are clipped; it is required unless
+    rasters have 8 bits. `bounds` are west, south, east and north, in degrees, of a raster without coordinates.
+    `max_missing` is the largest share of missing pixels (by a nodata value, a mask or an alpha band) in a patch; by
+    default even empty patches are kept. Values below 1 cost a pass over the masks.
 
-    InputError with every problem: what cannot be opened, is smaller than a patch, or needs a setting.
+    Raises InputError with all problems: rasters that cannot be opened or are smaller than a patch, missing settings.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -280,7 +280,7 @@ def _wrong_settings(
     if value_range is not None and not value_range[0] < value_range[1]:
         problems.append(f"value_range={value_range} should rise; give the value of black, then that of white")
     if bounds is not None and not (bounds[0] < bounds[2] and bounds[1] < bounds[3]):
-        problems.append(f"bounds={bounds} should be west, south, east, north; bring them into this order")
+        problems.append(f"bounds={bounds} should be west, south, east, north; give them in this order")
     if not 0 <= max_missing <= 1:
         problems.append(f"max_missing={max_missing} should be between 0 and 1; it is a share of a patch")
     return problems

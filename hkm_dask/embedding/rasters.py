@@ -1,4 +1,4 @@
-"""Raster files as far as patches need them: what the header tells, and opening by GDAL through rasterio."""
+"""Raster files: their headers, and opening them with GDAL through rasterio."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from hkm_dask.events import emit
 from hkm_dask.ingestion.folders import natural_key
 from hkm_dask.untrusted import open_regular, reading
 
-SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")  # what is looked for in a folder
-#: Bytes that a raster may have decoded at once, whatever its size.
+SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")  # files used in a folder
+#: Most bytes of a raster that may be decoded at once, regardless of its size.
 MAX_BLOCK_BYTES = 512 * MIB
 _DRIVERS = {
     b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
     b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG",
 }  # fmt: skip
 _WGS84 = "EPSG:4326"
-_SCANS = (0xC2, 0xC6, 0xCA, 0xCE)  # JPEG markers of frames in several scans
+_SCANS = (0xC2, 0xC6, 0xCA, 0xCE)  # JPEG markers of progressive frames
 _FRAMES = (0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF, *_SCANS)
 
 
 @dataclass(frozen=True)
 class Raster:
-    """What the header of a raster tells."""
+    """Header of a raster."""
 
     path: Path
-    name: str  # with the folders in which it differs from the other rasters
+    name: str  # includes the folders that distinguish it from the other rasters
     height: int
     width: int
-    bands: tuple[int, ...]  # from 1: those that become red, green and blue, or the one that becomes gray
+    bands: tuple[int, ...]  # from 1: the three that become red, green and blue, or the one that becomes gray
     dtype: str  # of these bands
     # x = t[0] * column + t[1] * row + t[2] and y = t[3] * column + t[4] * row + t[5]
     transform: tuple[float, ...] | None
-    crs: str | None  # what x and y are
+    crs: str | None  # coordinate reference system of x and y
     has_gaps: bool  # whether pixels may be missing, by a nodata value, a mask or an alpha band
-    stamp: tuple[int, int]  # bytes of the file, and when it was changed, in nanoseconds
+    stamp: tuple[int, int]  # size of the file in bytes, and its modification time in nanoseconds
 
     def coordinates(self, rows: NDArray[np.floating], columns: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Coordinates, float64 of shape (n, 2), of points in pixels; the middle of the first pixel is (0.5, 0.5).
+        """Convert points in pixels to coordinates, float64 (n, 2); the center of the first pixel is (0.5, 0.5).
 
-        Degrees of longitude and latitude (WGS 84); x and y where the raster does not say what these are; NaN where it
-        has none.
+        Longitude and latitude in degrees (WGS 84); x and y if the raster has no coordinate reference system; NaN if it
+        has no coordinates.
         """
         if self.transform is None:
             return np.full((len(rows), 2), np.nan)
@@ -67,9 +67,9 @@ class Raster:
 
 
 def list_rasters(rasters: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Absolute paths of files, and of those of the known `SUFFIXES` in folders, in natural order.
+    """List the absolute paths of files, and of files with the known `SUFFIXES` in folders, in natural order.
 
-    `InputError` with every path that leads nowhere or comes twice.
+    Raises InputError with every path that does not exist or is repeated.
     """
     given = [rasters] if isinstance(rasters, str | os.PathLike) else list(rasters)
     problems = [] if given else ["rasters=[] should name at least one file; give files or folders"]
@@ -98,9 +98,9 @@ def describe_raster(
     bands: Sequence[int] | None = None,
     bounds: tuple[float, float, float, float] | None = None,
 ) -> Raster:
-    """Read the header of a raster; by default its first three bands are taken, or the first.
+    """Read the header of a raster; by default its first three bands are used, or the first.
 
-    `InputError` where it cannot be opened, has no such bands, or has coordinates although `bounds` (west, south, east
+    Raises InputError if it cannot be opened, lacks these bands, or has coordinates although `bounds` (west, south, east
     and north in degrees) are given.
     """
     from rasterio.enums import MaskFlags
@@ -113,7 +113,7 @@ def describe_raster(
             height, width = data.height, data.width
             dtypes, driver = data.dtypes, data.driver
             flags = data.mask_flag_enums
-            # Of all bands, as they lie together in most files.
+            # Over all bands, since most files interleave them.
             block_bytes = sum(
                 math.prod(shape) * np.dtype(kind).itemsize
                 for shape, kind in zip(data.block_shapes, dtypes, strict=True)
@@ -162,25 +162,25 @@ def describe_raster(
 
 
 def open_raster(path: Path) -> Any:
-    """Open a raster: a `rasterio.DatasetReader`, which one thread at a time may use; `OSError` where GDAL cannot."""
+    """Open a raster as a `rasterio.DatasetReader`, for one thread at a time; raises OSError if GDAL cannot."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # photographs have no coordinates, and need none
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # photographs have no coordinates and need none
         suffix = path.suffix.lower()
         with open_regular(path) as file:
             start = file.read(4)
         driver = next((name for magic, name in _DRIVERS.items() if start.startswith(magic)), None)
         if driver is None and suffix in SUFFIXES:
-            # GDAL would go by what is in it, and some formats lead to other files, or to addresses.
+            # GDAL would detect the format from the content, and some formats refer to other files or to URLs.
             raise OSError("its first bytes are of none of these")
         threads = {"num_threads": "all_cpus"} if suffix in (".tif", ".tiff") else {}
         return rasterio.open(path, driver=driver, **threads)
 
 
 def color_table(data: Any, band: int) -> NDArray[np.uint8] | None:
-    """Give the palette of a band (from 1) of an open raster: (256, 3), or None where its values are no indices."""
+    """Return the palette (256, 3) of a band (from 1) of an open raster; None if its values are not indices."""
     from rasterio.enums import ColorInterp
 
     if data.colorinterp[band - 1] != ColorInterp.palette or data.dtypes[band - 1] != "uint8":
@@ -192,7 +192,7 @@ def color_table(data: Any, band: int) -> NDArray[np.uint8] | None:
 
 
 def is_progressive(path: Path) -> bool:
-    """Tell whether a JPEG comes in several scans, so that no line is complete before the file's end.
+    """Return whether a JPEG has several scans, so that no line is complete before the end of the file.
 
     >>> import tempfile
     >>> from PIL import Image

@@ -1,4 +1,4 @@
-"""Files of texts: lines, JSON lines and parquet, indexed by one pass and then read a few texts at a time."""
+"""Files of texts (lines, JSON lines, parquet), indexed in one pass and then read a few texts at a time."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from hkm_dask.data.ids import check_unicode, plain_ids
 from hkm_dask.errors import InputError
 from hkm_dask.untrusted import open_regular, parse_json, reading, reason
 
-COLUMN = "text"  # where the texts are looked for, unless another name is given
-# Lines between two of which the place in the file is kept: 641 million lines cost 160 MB.
+COLUMN = "text"  # default name of the key or column of texts
+# The offset of every STRIDE-th text is kept: 160 MB for 641 million lines.
 STRIDE = 64
-PIECE = 2**14  # ids, or texts that are looked at, at once
-#: Bytes of one line, and of the texts of one row group of parquet, which is read whole.
+PIECE = 2**14  # ids, or texts examined, at once
+#: Most bytes of a line, and of the texts in a parquet row group, which is read whole.
 MAX_LINE_BYTES = 16 * layout.MIB
 MAX_GROUP_BYTES = 2048 * layout.MIB
 _BOM = b"\xef\xbb\xbf"
 
 
 class TextFile(ABC):
-    """One file of texts, indexed by one pass over it."""
+    """One file of texts, indexed in one pass over it."""
 
-    unit: ClassVar[str]  # what `places` counts: lines from 1, or rows from 0
+    unit: ClassVar[str]  # unit of `places`: lines from 1, or rows from 0
     path: Path
-    fingerprint: str  # of its content, and of what is taken from it
-    empty: list[int]  # where its empty texts stand, as `places` counts
-    n_items: int  # texts that are read
+    fingerprint: str  # of its content, and of the settings for reading it
+    empty: list[int]  # positions of empty texts, in the units of `places`
+    n_items: int  # number of texts that are read
 
     def __len__(self) -> int:
-        """Tell how many texts there are."""
+        """Return the number of texts."""
         return self.n_items
 
     @abstractmethod
     def read(self, first: int, last: int) -> list[str]:
-        """Read some texts, by their numbers among those that are kept; several threads may call it at once."""
+        """Read texts by their numbers among the kept ones; thread-safe."""
 
     @abstractmethod
     def places(self) -> Iterator[int]:
-        """Yield where each text stands."""
+        """Yield the position of each text in the file."""
 
     @abstractmethod
     def ids(self, column: str) -> Iterator[np.ndarray]:
@@ -60,7 +60,7 @@ class TextFile(ABC):
 
 
 class LineFile(TextFile):
-    """A file in UTF-8 with a text on each line, or a JSON object that holds it under the key `column`."""
+    """A UTF-8 file with one text per line, or one JSON object per line that has it under the key `column`."""
 
     unit = "line"
 
@@ -78,12 +78,12 @@ class LineFile(TextFile):
                 offsets.append(offset)
                 lines.append(number)
             self.n_items += 1
-        # Of every STRIDE-th text: where its line begins, and which line it is.
+        # For every STRIDE-th text: byte offset and number of its line.
         self._offsets, self._lines = np.array(offsets, dtype=np.int64), np.array(lines, dtype=np.int64)
         self.fingerprint = digest.hexdigest()
 
     def _scan(self, digest: Any) -> Iterator[tuple[int, bytes]]:
-        """Yield every line and where it begins, in one pass that also feeds the digest."""
+        """Yield the offset and content of every line, and update the digest in the same pass."""
         offset, rest = 0, b""
         with open_input(self.path) as file:
             while block := careful(lambda: file.read(4 * layout.MIB), f"reading {self.path}"):
@@ -104,7 +104,7 @@ class LineFile(TextFile):
 
     def _is_empty(self, line: bytes) -> bool:
         if self.column is None:
-            # Most lines begin with a letter; others may be of blanks that only Unicode knows.
+            # Most lines begin with an ASCII letter; others may consist of Unicode whitespace.
             return not (b" " < line[:1] < b"\x7f" or line.decode(errors="replace").strip())
         if not line.strip():
             return True
@@ -112,10 +112,10 @@ class LineFile(TextFile):
             text = parse_json(line)[self.column]
             return text is None or not text.strip()
         except (ValueError, TypeError, KeyError, AttributeError):
-            return False  # said when it is read, with its line
+            return False  # reported when it is read, with its line number
 
     def _lines_from(self, first: int) -> Iterator[tuple[int, bytes]]:
-        """Yield the numbers and the lines of the texts from `first` on."""
+        """Yield the line numbers and lines of the texts from `first` on."""
         anchor = first // STRIDE
         if anchor >= len(self._lines):
             return
@@ -155,7 +155,7 @@ class LineFile(TextFile):
         try:
             parsed = parse_json(line)
         except ValueError as error:
-            raise InputError(f"{place} should be a JSON object ({reason(error)}); mend it") from error
+            raise InputError(f"{place} should be a JSON object ({reason(error)}); fix it") from error
         if not isinstance(parsed, dict) or key not in parsed:
             held = ", ".join(parsed) if isinstance(parsed, dict) else type(parsed).__name__
             raise InputError(f"{place} should have {key!r}, it has {held:.200}; name another with column or ids")
@@ -168,7 +168,7 @@ class LineFile(TextFile):
     def ids(self, column: str) -> Iterator[np.ndarray]:
         """See `TextFile.ids`."""
         lines = self._lines_from(0)
-        # The lines of a piece are never held together: they may be a thousand times as long as their ids.
+        # Lines of a piece are not held together: they may be a thousand times as long as their ids.
         while values := [self._value(f"line {n} of {self.path}", line, column) for n, line in islice(lines, PIECE)]:
             is_int = all(type(value) is int for value in values)
             if not is_int and not all(isinstance(value, str) for value in values):
@@ -182,7 +182,7 @@ class LineFile(TextFile):
 
 
 class ParquetFile(TextFile):
-    """A column of a parquet file; by default ``"text"``, or the only one that has texts."""
+    """A column of a parquet file; by default ``"text"``, or the only column of texts."""
 
     unit = "row"
 
@@ -242,7 +242,7 @@ class ParquetFile(TextFile):
 
     @staticmethod
     def _kept(column: Any) -> np.ndarray:
-        """Tell which rows hold a text, a few of them being Python's at a time."""
+        """Return which rows hold a non-empty text, converting a few at a time to Python objects."""
         kept = np.empty(len(column), dtype=bool)
         for start in range(0, len(column), PIECE):
             texts = column.slice(start, PIECE).to_pylist()
@@ -250,7 +250,7 @@ class ParquetFile(TextFile):
         return kept
 
     def _group(self, group: int, column: str) -> Any:
-        """Read the kept rows of a column of one row group."""
+        """Read a column of one row group, kept rows only."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -267,7 +267,7 @@ class ParquetFile(TextFile):
         for group, start, stop in layout.spans(self._offsets, first, last):
             with self._lock:
                 if group not in self._cached:
-                    # Two, because threads read the end of one group while others begin the next.
+                    # Two groups, since threads read the end of one group while others begin the next.
                     self._cached = dict(list(self._cached.items())[-1:]) | {group: self._group(group, self.column)}
                 column = self._cached[group]
             with self._reading():

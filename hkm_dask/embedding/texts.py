@@ -1,4 +1,4 @@
-"""Texts to be embedded: `.txt` with one on each line, `.jsonl`, parquet, or a folder of these; read piece by piece."""
+"""Texts to be embedded: `.txt` with one text per line, `.jsonl`, parquet, or a folder of these; read in pieces."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ STAGE = "index"
 
 
 class Texts:
-    """Texts of one or several files, one file after the other; a source for `hkm_dask.embedding.embed.embed`.
+    """Texts of one or several files, concatenated; a source for `hkm_dask.embedding.embed.embed`.
 
-    The fingerprint is of the content of all files, of what is taken from them, and of `known_by`, which tells what the
-    ids are taken from.
+    The fingerprint covers the content of all files, the settings for reading them, and `known_by`, which identifies the
+    origin of the ids.
     """
 
     columns = NO_COLUMNS
@@ -38,11 +38,11 @@ class Texts:
         self._offsets = np.cumsum([0, *(len(file) for file in files)], dtype=np.int64)
 
     def __len__(self) -> int:
-        """Tell how many texts there are."""
+        """Return the number of texts."""
         return int(self._offsets[-1])
 
     def read(self, first: int, last: int) -> list[str]:
-        """Read the texts from `first` up to `last`; an `InputError` names the place of one that is none."""
+        """Read the texts `first` to `last` (exclusive); raises InputError with the position of an invalid one."""
         parts = layout.spans(self._offsets, first, last)
         return [text for number, start, stop in parts for text in self.files[number].read(start, stop)]
 
@@ -52,15 +52,15 @@ def open_texts(
 ) -> Texts:
     """Open texts to be embedded.
 
-    One pass over each file finds how many texts it has, where they are and what identifies them; afterwards a few are
-    in memory at a time (of parquet, one row group).
+    One pass over each file counts, locates and fingerprints its texts; afterwards only a few are in memory at a time
+    (for parquet, one row group).
 
-    `path` is a ``.txt`` file with a text on each line, a ``.jsonl`` file with an object on each line, a ``.parquet``
-    file, or a folder of files of one of these kinds, which are read in natural order; UTF-8. `column` is the key or
-    column that has the texts, ``"text"`` by default, and `ids` the one that has the ids: integers or strings. Without
-    it, rows of one file are known by their numbers, or by their lines where some were skipped, and those of a folder by
-    ``"file:line"``. With `skip_empty` empty texts are left out. InputError when there is nothing to read, it cannot be
-    read, or there are empty texts.
+    `path` is a ``.txt`` file with one text per line, a ``.jsonl`` file with one object per line, a ``.parquet`` file,
+    or a folder of files of one of these kinds, read in natural order; UTF-8. `column` is the key or column of the
+    texts, by default ``"text"``, and `ids` that of the ids: integers or strings. Without `ids`, rows of one file are
+    identified by their numbers, or by their line numbers if some were skipped, and rows of a folder by ``"file:line"``.
+    With `skip_empty`, empty texts are left out. Raises InputError if there is nothing to read, a file cannot be read,
+    or there are empty texts.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def open_texts(
     if empty and not skip_empty:
         file, place = empty[0]
         raise InputError(
-            f"n_empty_texts={len(empty)} should be 0, the first is {file.unit} {place} of {file.path}; mend them, or "
+            f"n_empty_texts={len(empty)} should be 0, the first is {file.unit} {place} of {file.path}; fix them, or "
             "leave them out with skip_empty (--skip-empty)"
         )
     if empty:
@@ -100,7 +100,7 @@ def _find(root: Path) -> list[Path]:
     if len(held) != 1:
         kinds = "several kinds: " + ", ".join(held) if held else "none"
         raise InputError(
-            f"input={root} should hold files of one kind ({', '.join(SUFFIXES)}), it holds {kinds}; sort it"
+            f"input={root} should hold files of one kind ({', '.join(SUFFIXES)}), it holds {kinds}; separate them"
         )
     return sorted(paths, key=natural_key)
 

@@ -1,4 +1,4 @@
-"""One pass that gives every row of a level its cluster: to keep, and to resample from."""
+"""Assignment of all rows of a level to clusters in one pass, to store the labels or to pick members to resample."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ Centroids = NDArray[np.float32] | SharedPieces
 
 @dataclass(frozen=True)
 class Assigned(Outcome):
-    """What a pass adds up: rows of each cluster, and members picked to resample.
+    """Totals of a pass: the rows of each cluster, and the members picked for resampling.
 
-    In the end `chosen` are the numbers of those that were chosen of all that were picked.
+    `chosen`, set at the end, holds the row numbers of those chosen among all that were picked.
     """
 
     counts: NDArray[np.int64]
@@ -56,8 +56,8 @@ class Assigned(Outcome):
 class Assign:
     """Task: label the rows of a part; write labels and distances to the group `folder`, or pick members, or both.
 
-    Up to `r` members of each cluster are picked, to be put in `store`: the closest, or by `random_key` any. `hints` are
-    int32: for each label the last pass of this run gave, the centroid to try first.
+    Up to `r` members of each cluster are picked into `store`: the closest, or random ones by `random_key`. `hints` are
+    int32: for each label of the last pass of this run, the centroid to try first.
     """
 
     centroids: SharedArray | SharedPieces
@@ -70,7 +70,7 @@ class Assign:
     store: SharedArrayStore | None = None
 
     def __call__(self, part: Part) -> Assigned:
-        """Fold the part."""
+        """Label one part."""
         engine = worker_engine()
         if isinstance(self.centroids, SharedPieces):
             n_clusters = self.centroids.n_rows
@@ -83,7 +83,7 @@ class Assign:
             self._write(part, engine.host(labels), engine.host(distances))
         picked = None
         if self.r and self.store is not None:
-            if self.random_key is not None:  # in place of the distances, a few at a time
+            if self.random_key is not None:  # in the memory of the distances, a few at a time
                 for low in range(0, len(labels), DRAWN_ROWS):
                     rows = engine.xp.arange(part.start + low, min(part.start + low + DRAWN_ROWS, part.stop))
                     distances[low : low + DRAWN_ROWS] = random_uniform(self.random_key, rows)
@@ -103,7 +103,7 @@ class Assign:
         return assignment
 
     def _write(self, part: Part, labels: NDArray[np.int32], distances: NDArray[np.float64]) -> None:
-        """Write labels and distances chunk by chunk; rows that a subset leaves out get none."""
+        """Write labels and distances chunk by chunk; rows outside the subset get none."""
         of_labels, of_distances = (open_array(location(str(self.folder)) / name) for name in ("labels", "distances"))
         n_total, chunk_rows = of_labels.spec.shape[0], of_labels.spec.chunk_rows
         index = part.rows.index if isinstance(part.rows, SubsetRows) else None
@@ -127,7 +127,7 @@ class Assign:
 
 
 def _choose_few(r: int, most: int, store: SharedArrayStore, total: Assigned) -> Assigned:
-    """Task: choose `r` members of each cluster where all that were picked can be held at once."""
+    """Task: choose `r` members of each cluster, if all that were picked fit in memory together."""
     if total.picked is None or total.picked.n_rows > most:
         return total
     name = f"numbers-{uuid.uuid4().hex}"
@@ -136,7 +136,7 @@ def _choose_few(r: int, most: int, store: SharedArrayStore, total: Assigned) -> 
 
 @dataclass(frozen=True)
 class LevelRows:
-    """The input of a level: the rows to cluster, out of `n_total` that get a label, -1 where they are left out.
+    """The input of a level: the rows to cluster, among `n_total` rows with a label (-1 for those left out).
 
     Labels are stored in chunks of `chunk_rows`.
     """
@@ -147,7 +147,7 @@ class LevelRows:
     chunk_rows: int = 1
 
     def boundaries(self) -> NDArray[np.int64]:
-        """Positions in `rows` where a chunk of the label array begins or ends."""
+        """Positions in `rows` at the boundaries of the label array's chunks."""
         chunks = np.append(np.arange(0, self.n_total, self.chunk_rows), self.n_total)
         if isinstance(self.rows, SubsetRows):
             return np.unique(self.rows.index.searchsorted(chunks))
@@ -157,7 +157,7 @@ class LevelRows:
 def _nearest_centroids(
     points: SharedArray, centroids: SharedArray, geometry: Geometry, places: tuple[int, int]
 ) -> NDArray[np.int32]:
-    """Task: the centroids nearest to some of the points, a range of them; -1 for points of NaN."""
+    """Task: find the centroids nearest to a range of the points; -1 for NaN points."""
     some, table = points.read(*places), centroids.get()
     labels, used = np.full(len(some), -1, np.int32), ~np.isnan(some[:, 0])
     engine = engine_for(2.0 * some.size * len(table))
@@ -172,7 +172,7 @@ def _nearest_centroids(
 def _hints(
     before: SharedArray, n_before: int, centroids: SharedArray, geometry: Geometry, runner: Runner
 ) -> NDArray[np.int32]:
-    """The centroid nearest to each of the `n_before` of the last pass."""
+    """Return the centroid nearest to each of the `n_before` centroids of the last pass."""
     n_ranges = runner.n_parts(2.0 * n_before * centroids.get().size)
     places = itertools.pairwise((n_before * np.arange(n_ranges + 1) // n_ranges).tolist())
     task = partial(_nearest_centroids, before, centroids, geometry)
@@ -181,9 +181,9 @@ def _hints(
 
 @contextmanager
 def shared_centroids(*centroids: Centroids | None, runner: Runner) -> Iterator[list[Any]]:
-    """Centroids where tasks see them, while the context is open: in one array, unless they are in pieces; see `loaded`.
+    """Share centroids with tasks while the context is open, as one array unless they are in pieces; see `loaded`.
 
-    Where there are none, None.
+    None stays None.
     """
     with ExitStack() as stack:
         yield [
@@ -193,12 +193,12 @@ def shared_centroids(*centroids: Centroids | None, runner: Runner) -> Iterator[l
 
 
 def loaded(shared: SharedArray | SharedPieces | None) -> Centroids | None:
-    """Centroids that were shared, if any."""
+    """Return the centroids that were shared, or None."""
     return shared.get() if isinstance(shared, SharedArray) else shared
 
 
 def labels_in_one_task(runner: Runner, shape: tuple[int, int], n_clusters: int, row_bytes: int) -> bool:
-    """Tell whether one task labels rows of a shape: it may know their last labels, from a resampling in one task."""
+    """Tell whether one task labels rows of this shape, maybe with last labels cached by a resampling in one task."""
     n_rows, n_features = shape
     stage = label_stage(n_rows, n_clusters, n_features)
     return runner.fits_one_task(2.0 * n_rows * n_clusters * n_features, n_rows * row_bytes, stage)
@@ -224,10 +224,10 @@ def assign(
     random_key: int | None = None,
     before: Centroids | None = None,
 ) -> Assigned:
-    """Label all rows of a level; write that to the arrays in `folder`, or pick `r` members per cluster, or both.
+    """Label all rows of a level; write labels and distances to `folder`, or pick `r` members per cluster, or both.
 
-    `before` are the centroids of the last pass of this `run`: a row's new centroid is sought near its old one first.
-    Centroids in pieces are searched piece by piece, and nothing is remembered. Few rows are labeled by one task.
+    `before` are the centroids of the last pass of this `run`: a row's search starts near its old centroid. Centroids in
+    pieces are searched piece by piece, and nothing is cached. A few rows are labeled by one task.
     """
     rows = level.rows
     if isinstance(centroids, SharedPieces):
@@ -243,7 +243,7 @@ def assign(
             in_task = partial(_assign_in_task, level, run, str(folder), [shared, last], runner.n_threads_alone)
             alone: Assigned = runner.call(in_task, runner.memory_budget, stage="assign")
             return alone
-        # The same parts in every pass, so that each finds what it remembered in the last one.
+        # The same parts in every pass, so that each finds its cached state.
         shape = (runner.n_own(rows), n_clusters, rows.n_features)
         stage = label_stage(*shape, n_ranges, min(shape[0], n_clusters * r * runner.threads_per_worker) if r else None)
         parts = runner.split(rows, n_clusters, cuts=level.boundaries(), stage=stage)

@@ -1,4 +1,4 @@
-"""New samples on the tree of others: their clusters at every level and their distances, as a store of its own."""
+"""Assignment of new samples to an existing tree: clusters at every level and distances, in a separate store."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from distributed import Client
 
 DISTANCE, ID = "distance", "id"
-#: Floating-point operations of a task, at most: a few seconds, after which nothing is lost any more.
+#: Most floating-point operations of a task: a few seconds, the most that an interruption can lose.
 _TASK_FLOPS = 1e12
-#: Tasks of a thread, at least, so that progress is told; and the operations that are worth one.
+#: Least number of tasks per thread, for progress reports, and the operations that are worth a task.
 _TASKS_PER_THREAD, _LEAST_TASK_FLOPS = 20, 2e10
-#: Rows of a chunk at most, or one of the samples' own: what a reader of a few labels gets whole.
+#: Most rows of a chunk (or one chunk of the samples): reading a few labels reads a whole chunk.
 _MAX_CHUNK_ROWS = 1 << 20
 
 
@@ -53,42 +53,43 @@ def assign(
     memory_limit: int | str | None = None,
     restart: bool = False,
 ) -> xr.Dataset:
-    """Give new samples their clusters at every level of a tree, and store them.
+    """Assign new samples to the clusters of a tree at every level, and store the result.
 
-    Out of core: exactly the nearest centroid of level 1, then the clusters that one lies in.
-    Interrupted, the same call continues; where the same was finished before, it is opened.
+    The search is out of core and exact: the nearest centroid of level 1, then the clusters that contain it. If it is
+    interrupted, the same call resumes it; if it was already finished, the store is opened.
 
     Parameters
     ----------
     tree : DataTree or path
-        As `build_hierarchy` made it.
+        A tree made by `build_hierarchy`.
     pool : path, Pool or array of shape (n_samples, n_features)
-        The new samples: what `ingest` made, or rows in memory, in a ``.npy`` file or in a Zarr array.
+        The new samples: a pool made by `ingest`, or rows in memory, in a ``.npy`` file or in a Zarr array.
     out : path
-        Where to put the store.
+        Path of the new store.
     client : distributed.Client, optional
-        Where to run; by default distributed's current client, else threads of this process.
+        Where to run; by default distributed's current client, otherwise threads of this process.
     memory_limit : int or str, optional
-        Bytes this process may hold, when it runs on threads.
+        Memory in bytes that this process may use when it runs on threads.
     restart : bool
-        Begin again, whatever is there of it.
+        Start over, ignoring existing results.
 
     Returns
     -------
     xarray.Dataset
         ``level_1``, ``level_2`` and so on (sample,), int32; ``distance`` (sample,), float32, Euclidean, to the level-1
-        centroid; ``id`` (sample,) where the pool has ids. Read when asked for.
+        centroid; ``id`` (sample,) if the pool has ids. Values are loaded lazily.
 
     Raises
     ------
     InputError
-        Samples of another width, with NaN or, for cosine, without direction; or another assignment lies at `out`.
+        If samples have another number of features, contain NaN or, for cosine, are all zeros, or if `out` is another
+        assignment.
     StoreError
-        The tree or the pool is damaged, or another process is writing the same store.
+        If the tree or the pool is damaged, or another process is writing the same store.
 
     See Also
     --------
-    hkm_dask.HierarchicalKMeans.predict : For arrays in memory or of Dask.
+    hkm_dask.HierarchicalKMeans.predict : For arrays in memory and Dask arrays.
 
     Examples
     --------
@@ -113,7 +114,7 @@ def store_labels(
     source: ClusterInput, arrays: TreeArrays, target: Location, identity: dict[str, Any], *, client: Client | None,
     memory_limit: int | str | None, restart: bool = False, squared: bool = False,
 ) -> None:  # fmt: skip
-    """Write the store that `assign` opens, or with distances that are `squared`; interrupted, it continues."""
+    """Write the store that `assign` opens, optionally with squared distances; an interrupted run is resumed."""
     work = layout.work_path(target)
     with store.resumable(target, partial(_obstacles, identity=identity), restart=restart, work=work) as folder:
         if folder is not None:
@@ -131,14 +132,14 @@ def store_labels(
 
 
 def open_assignment(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Open what `assign` stored; StoreError where it is missing, not complete, or was altered."""
+    """Open a store written by `assign`; raises StoreError if it is missing, incomplete or altered."""
     folder = location(path).absolute()
     read_complete(folder, layout.ASSIGNMENT_FORMAT)
     return checked_arrays(xr.open_zarr(zarr_store(folder), chunks=None), folder)
 
 
 def new_samples(tree: xr.DataTree, arrays: TreeArrays, pool: Any) -> ClusterInput:
-    """Open samples for a tree that was made of others; InputError where they are of another kind."""
+    """Open samples to be assigned to an existing tree; raises InputError if they do not match it."""
     config = Config.from_json(tree.attrs["config"]).model_copy(update={"subset": None, "fit_sample": None})
     source = open_source(pool, config)
     n_features = tree.children["level_1"].sizes[layout.FEATURE]
@@ -168,12 +169,12 @@ def _identity(tree: xr.DataTree, source: ClusterInput) -> dict[str, Any]:
 
 
 def _obstacles(folder: Location, identity: dict[str, Any]) -> list[str]:
-    """Say why an assignment, finished or not, is not the one that is asked for."""
+    """Describe how an assignment, finished or not, differs from the requested one."""
     stored = read_attributes(folder, missing_ok=True)
     if stored.get("format", layout.ASSIGNMENT_FORMAT) != layout.ASSIGNMENT_FORMAT:
-        return [f"{folder} should be an assignment of hkm_dask, it is something else; give another path"]
+        return [f"{folder} should be an assignment of hkm_dask, but is something else; give another path"]
     lines, facts = [], {"tree_digest": "tree", "pool_fingerprint": "pool", "format_version": "format_version"}
-    if "ids_fingerprint" in stored:  # an earlier version did not write it
+    if "ids_fingerprint" in stored:  # not written by an earlier version
         facts["ids_fingerprint"] = "ids of the pool"
     for name, what in facts.items():
         made, asked = (str(attributes.get(name, ""))[:12] for attributes in (stored, identity))
@@ -185,14 +186,14 @@ def _obstacles(folder: Location, identity: dict[str, Any]) -> list[str]:
 
 
 def _chunk_rows_for(source: ClusterInput, n_tasks: int) -> int:
-    """Rows of a chunk of the labels: few files, as each is waited for, and as many as there are tasks to write them."""
-    n_units = -(-source.n_total // source.chunk_rows)  # a chunk is some of the samples' own
+    """Return the rows of a chunk of labels: few files, as each adds latency, but enough tasks to write them."""
+    n_units = -(-source.n_total // source.chunk_rows)  # chunks consist of whole chunks of the samples
     n_together = min(-(-n_units // n_tasks), max(1, _MAX_CHUNK_ROWS // source.chunk_rows))
     return min(n_together * source.chunk_rows, source.n_total)
 
 
 def _create(folder: Location, source: ClusterInput, n_levels: int, identity: dict[str, Any], chunk_rows: int) -> None:
-    """Make the arrays, then the group that says what they are of: without it all is begun again."""
+    """Create the arrays, then the group with their identity: a store without it is started over."""
     kinds: list[tuple[str, str, dict[str, Any]]] = [(f"level_{t}", "i4", {}) for t in range(1, n_levels + 1)]
     folder.mkdir(parents=True, exist_ok=True)
     for name, dtype, attributes in [*kinds, (DISTANCE, "f4", {"units": "L2"})]:
@@ -207,14 +208,14 @@ def _create(folder: Location, source: ClusterInput, n_levels: int, identity: dic
 
 
 def _write_labels(label: LabelRows, paths: SharedArray, folder: str, squared: bool, part: Part) -> None:
-    """Task: label the rows of a part, which is of whole chunks, and write what `paths` (n_clusters, n_levels) say."""
+    """Task: label the rows of a part, whole chunks, and write their rows of `paths` (n_clusters, n_levels)."""
     assignment, engine = label.fold(part)[0], worker_engine()
     of_rows = paths.get()[engine.host(assignment.labels)]
     columns = {f"level_{t}": np.ascontiguousarray(column) for t, column in enumerate(of_rows.T, 1)}
-    # As a subset has them: the root of what a tree stores.
+    # As in a subset: the square root of what a tree stores.
     distances = engine.host(assignment.distances).astype(np.float32)
     distances = distances if squared else np.sqrt(distances)
-    # Last, as it tells that the others are there.
+    # Written last, as it marks the other columns as complete.
     for name, values in {**columns, DISTANCE: distances}.items():
         array = open_array(location(folder) / name)
         for index in array.spec.chunks(part.start, part.stop):
@@ -223,14 +224,14 @@ def _write_labels(label: LabelRows, paths: SharedArray, folder: str, squared: bo
 
 
 def _n_tasks(source: ClusterInput, arrays: TreeArrays, runner: Runner) -> float:
-    """Tasks that all samples are worth."""
+    """Return the number of tasks for which all samples are enough work."""
     flops = 2.0 * source.n_total * source.rows.n_features * arrays.n_clusters(1)
     least = min(_TASKS_PER_THREAD * runner.n_threads, flops / _LEAST_TASK_FLOPS)
     return max(runner.n_threads, flops / _TASK_FLOPS, least)
 
 
 def _write(folder: Location, source: ClusterInput, arrays: TreeArrays, runner: Runner, squared: bool) -> None:
-    """Label all rows, some tasks at a time; chunks that a former run has written are left alone."""
+    """Label all rows, some tasks at a time, skipping chunks that an earlier run has written."""
     rows, centroids = runner.place(source.rows), np.require(arrays.read(1, "centroids"), np.float32, ["C", "W"])
     spherical = read_attributes(folder)["metric"] == "cosine"
     stage = assign_stage(runner.n_own(rows), *centroids.shape)
@@ -256,12 +257,12 @@ def _write(folder: Location, source: ClusterInput, arrays: TreeArrays, runner: R
 
 
 def _tell(done: int, n_new: int, total: int, n_tasks: int, all_tasks: int) -> None:
-    """Tell that so many of the tasks that label `n_new` rows are done, beside rows that were `done` before."""
+    """Report progress: `done` of the tasks that label `n_new` rows, in addition to rows labeled earlier."""
     emit("progress", stage="assign", done=done + n_new * n_tasks // max(1, all_tasks), total=total)
 
 
 def _is_written(folder: Location, part: Part, n_levels: int) -> bool:
-    """Tell whether all chunks of a part were written before, and can be read."""
+    """Tell whether all chunks of a part were written earlier and are readable."""
     if not open_array(folder / DISTANCE).chunk_path(part.start // _chunk_rows(folder)).is_file():
         return False
     try:

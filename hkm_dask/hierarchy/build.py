@@ -1,7 +1,7 @@
-"""Building a tree: Algorithm 1 of arXiv:2405.15613, level by level, resuming from whatever was finished before.
+"""Building a tree level by level (Algorithm 1 of arXiv:2405.15613), resuming from whatever is already finished.
 
-Level 1 clusters the samples, level t the centroids of level t - 1. Within a level, a first k-means is followed by m
-resampling steps: take the r members closest to each centroid, run k-means on them alone, assign all rows again.
+Level 1 clusters the samples, level t the centroids of level t - 1. Within a level, a k-means over all rows is followed
+by m resampling steps: take the r members closest to each centroid, run k-means on these only, reassign all rows.
 """
 
 from __future__ import annotations
@@ -64,36 +64,37 @@ def build_hierarchy(
 ) -> xr.DataTree:
     """Cluster a pool into a hierarchy and store it.
 
-    An interrupted run continues when it is started again with the same arguments; a finished tree is opened.
+    An interrupted run is resumed by calling it again with the same arguments; a finished tree is opened.
 
     Parameters
     ----------
     pool : path, Pool or array of shape (n_samples, n_features)
-        What `ingest` made, or rows in memory or in a Zarr array.
+        A pool made by `ingest`, or rows in memory or in a Zarr array.
     tree : path
-        Where to put it: a path, or a URL like ``s3://bucket/tree.zarr``.
+        Path or URL of the new tree, such as ``s3://bucket/tree.zarr``.
     config : Config
     client : distributed.Client, optional
-        Where to run; by default distributed's current client, else threads of this process.
+        Where to run; by default distributed's current client, otherwise threads of this process.
     memory_limit : int or str, optional
-        Bytes this process may hold, when it runs on threads.
+        Memory in bytes that this process may use when it runs on threads.
     restart : bool
-        Begin again, whatever exists of the tree. A finished tree stays until the new one is; an interrupted restart
-        continues when it is started again without `restart`.
+        Start over, ignoring existing results. A finished tree stays until the new one replaces it; an interrupted
+        restart is resumed by calling again without `restart`.
 
     Returns
     -------
     xarray.DataTree
-        As `open_hierarchy` gives it.
+        The same as from `open_hierarchy`.
 
     Raises
     ------
     InputError
-        Settings that cannot be met, all at once, before anything is written; or a tree made otherwise lies there.
+        If settings are impossible (all are reported at once, before anything is written), or the path holds a tree with
+        other settings.
     StoreError
-        The pool or the tree is damaged, or another process is building the same tree.
+        If the pool or the tree is damaged, or another process is building the same tree.
     ComputeError
-        Workers fail again and again, or memory does not suffice.
+        If workers fail repeatedly, or memory is insufficient.
 
     References
     ----------
@@ -110,7 +111,7 @@ def build_hierarchy(
     (30, 6)
     """
     path = write_hierarchy(pool, tree, config, client=client, memory_limit=memory_limit, restart=restart)
-    # Importing xarray takes longer than opening, and who only writes a tree need not.
+    # Imported here as it loads xarray, which takes longer than opening a tree, and is not needed to write one.
     from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
     return open_hierarchy(path)
@@ -125,8 +126,8 @@ def write_hierarchy(
     memory_limit: int | str | None = None,
     restart: bool = False,
 ) -> Location:
-    """Do as `build_hierarchy`, and return where the tree lies without opening it."""
-    given: object = config  # whatever its type says
+    """Do what `build_hierarchy` does, but return the tree's location without opening it."""
+    given: object = config  # checked at run time, whatever its annotation says
     if not isinstance(given, Config):
         kind = type(given).__name__
         raise InputError(f"config={kind} should be a Config; make one with Config.from_flags or Config.from_yaml")
@@ -138,7 +139,7 @@ def write_hierarchy(
     with store.resumable(target, obstacles, restart=restart, work=work) as folder:
         if folder is not None:
             with runner_for(client, memory_limit, work_dir=work) as runner:
-                # A subset is known by what it holds, wherever its file lies now.
+                # A subset is identified by its content, not by the location of its file.
                 settings = config.model_copy(update={"subset": None}).to_json()
                 run = hashlib.sha256(f"{settings}{source.fingerprint}{source.subset}".encode()).hexdigest()
                 build = _Build(config, source, folder, runner, Checkpoints(work, run, runner=runner))
@@ -147,7 +148,7 @@ def write_hierarchy(
                     build.check()
                     store.create_group(folder, _identity(config, source))
                     build.run()
-                finally:  # or what a run that fails holds would count against the next one of this process
+                finally:  # otherwise memory held by a failed run would count against the next one in this process
                     host_cache.clear()
                     device_cache.clear()
             levels: list[Location] = list(folder.glob("level_*"))
@@ -157,7 +158,7 @@ def write_hierarchy(
     return target
 
 
-# -- what a tree was made from -----------------------------------------------------------------------------------------
+# -- identity of a tree ------------------------------------------------------------------------------------------------
 
 
 def _identity(config: Config, source: ClusterInput) -> dict[str, Any]:
@@ -175,18 +176,18 @@ def _identity(config: Config, source: ClusterInput) -> dict[str, Any]:
 
 
 def _obstacles(folder: Location, target: Location, config: Config, source: ClusterInput) -> list[str]:
-    """Say why a tree, finished or not, is not the one that is asked for."""
+    """Describe how a tree, finished or not, differs from the requested one."""
     attributes = read_attributes(folder, missing_ok=True)
     finished = folder == target and not (isinstance(folder, ObjectPath) and not attributes.get(layout.COMPLETE))
     if finished:
         read_complete(folder, layout.TREE_FORMAT)
     if attributes and attributes.get("format") != layout.TREE_FORMAT:
-        return [f"{folder} should be a tree of hkm_dask, it is something else; give another path"]
+        return [f"{folder} should be a tree of hkm_dask, but is something else; give another path"]
     made = attributes.get("format_version", layout.FORMAT_VERSION)
     if made != layout.FORMAT_VERSION:
         return [f"{folder}: format_version={made} should be {layout.FORMAT_VERSION} for this hkm_dask; use --restart"]
     lines = config.difference(Config.from_json(attributes["config"])) if "config" in attributes else []
-    # A subset is known by what it holds, wherever its file lies now.
+    # A subset is identified by its content, not by the location of its file.
     lines = [line for line in lines if not line.startswith("subset: ")]
     for name, asked in [("pool", source.fingerprint), ("subset", source.subset)]:
         stored = attributes.get(f"{name}_fingerprint", asked)
@@ -198,7 +199,7 @@ def _obstacles(folder: Location, target: Location, config: Config, source: Clust
     return lines
 
 
-# -- the levels --------------------------------------------------------------------------------------------------------
+# -- levels ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -212,28 +213,28 @@ class _Build:
     checkpoints: Checkpoints
 
     def check(self) -> None:
-        """Refuse levels that no worker has the memory for, and samples no level 1 can be built over."""
+        """Reject levels for which no worker has enough memory, and samples over which level 1 cannot be built."""
         runner, inputs = self.runner, self.runner.input_bytes(self.source.rows)
         n_fit, n_labeled = self.source.rows.n_rows, self.source.labeled.n_rows
         budget = runner.memory_budget - inputs
         stages = level_stages(self._plans, runner, budget, n_labeled=n_labeled)
         if n_fit < n_labeled and 1 not in self._finished:
-            emit("note", message=f"the levels are fit on {n_fit:,} of {n_labeled:,} rows, taken at random")
+            emit("note", message=f"clustering a random sample of {n_fit:,} of {n_labeled:,} rows")
         try:
             check_fits(stages, runner.memory_budget, inputs=inputs)
         except ComputeError as error:
             could = [f"levels.{t}.init={INITS_BY_RANGES[0]}" for t in shareable(self._plans, runner, budget)]
-            more = f", or {' and '.join(could)}, with which no worker holds all clusters" if could else ""
+            more = f", or {' and '.join(could)}, which divides the clusters among files" if could else ""
             raise ComputeError(f"{error}{more}") from None
         if 1 not in self._finished:
-            samples, k = self._samples, self.config.levels[0].n_clusters  # a geometry refuses rows that are too large
+            samples, k = self._samples, self.config.levels[0].n_clusters  # making a geometry rejects too large values
             far = far_rows_warning(samples.rows, samples.geometry, n_clusters=k, runner=self.runner)
             rounded = rounded_rows_warning(samples.rows, samples.geometry)
             for warning in filter(None, (far, rounded, narrow_rows_warning(samples.geometry))):
                 emit("warning", message=warning)
 
     def run(self) -> None:
-        """Build the levels that are not complete yet."""
+        """Build the levels that are not complete."""
         begin = time.perf_counter()
         first, *others = map(dict, self._plans)
         if self.source.labeled is not self.source.rows:
@@ -249,7 +250,7 @@ class _Build:
 
     @cached_property
     def _finished(self) -> set[int]:
-        """Levels that were finished before and are as they were then; one that is not is built again."""
+        """Return the levels finished earlier and still intact; a level that is not is built again."""
         finished = set()
         for t in range(1, len(self.config.levels) + 1):
             folder = self.folder / f"level_{t}"
@@ -300,9 +301,9 @@ class _Build:
         emit("level_finished", level=t, seconds=seconds)
 
     def _label_all(self, centroids: NDArray[np.float32] | SharedPieces, run: str, folder: Location) -> None:
-        """Give all samples a label of level 1, which was fit on some of them."""
+        """Label all samples at level 1, which was fit on some of them."""
         rows = self._level_1_rows(self.source.labeled)
-        emit("note", message=f"all {rows.rows.n_rows:,} rows are given their nearest cluster of level 1")
+        emit("note", message=f"assigning all {rows.rows.n_rows:,} rows to their nearest level-1 cluster")
         for name in ("labels", "distances"):
             remove(folder / name)
         level_arrays.create_row_arrays(folder, 1, rows.n_total, rows.chunk_rows)
@@ -311,7 +312,7 @@ class _Build:
 
     @cached_property
     def _samples(self) -> LevelRows:
-        """What level 1 clusters."""
+        """The input of level 1."""
         return self._level_1_rows(self.source.rows)
 
     def _level_1_rows(self, rows: Rows) -> LevelRows:
@@ -319,7 +320,7 @@ class _Build:
         return self._level_rows(1, rows, source.n_total, source.chunk_rows, mean=source.mean, max_abs=source.max_abs)
 
     def _centroids_below(self, t: int) -> LevelRows:
-        """What a level above clusters: the centroids of the level below that have members."""
+        """Return the input of a higher level: the centroids of the level below that have members."""
         below = self.folder / f"level_{t - 1}"
         centroids: Rows = ZarrRows(below, "centroids")
         n_total, chunk_rows = centroids.n_rows, label_chunk_rows(centroids)
@@ -340,13 +341,13 @@ class _Build:
         return LevelRows(rows, n_total, geometry, chunk_rows)
 
     def _cluster(self, t: int, level: Level, rows: LevelRows, steps: StepHistory, run: str) -> None:
-        """Add to the steps of a level those that are missing: the first k-means and the resamplings."""
+        """Run the missing steps of a level: the first k-means and the resampling steps."""
         if len(steps):
             emit("resumed", what=f"level {t} continues after step {len(steps) - 1} of {level.n_resamples}")
         for number in range(len(steps), level.n_resamples + 1):
             with self.runner.span(f"step {number}"):
                 key = stream_key(self.config.seed, t, number)
-                # What is resampled of all rows tells how many members later ones have; what of members, does not.
+                # Only a step over all rows tells how many members later steps will have; a step over members does not.
                 r = resample_size(level, rows.rows.n_rows) if number == 0 < level.n_resamples else 0
                 step = Step(
                     rows, Settings(level.n_clusters, level.init, level.max_iter, level.tol, key, r),
@@ -360,7 +361,7 @@ class _Build:
     def _resampling(
         self, step: Step, t: int, number: int, level: Level, steps: StepHistory, run: str
     ) -> ResamplingStep:  # fmt: skip
-        """The same k-means, over members of the clusters of the last step."""
+        """Return the same k-means, over members of the clusters of the last step."""
         random = level.resample_strategy == "random"
         return ResamplingStep(
             **vars(step), centroids=steps.centroids, before=steps.previous, passes=run,
@@ -369,11 +370,11 @@ class _Build:
         )  # fmt: skip
 
     def _hooks(self, t: int, number: int, level: Level) -> StepHooks:
-        """Events of a step, and its checkpoints."""
+        """Return the hooks of a step, which emit events and write checkpoints."""
         tell, k, max_iter = partial(emit, level=t, step=number), level.n_clusters, level.max_iter
 
         def iteration(i: int, inertia: float, n_members: int | None) -> None:
-            # A resampling takes more of each cluster where there would not be a member for each, see `enough_members`.
+            # Resampling takes more of each cluster if there would be fewer members than clusters, see `enough_members`.
             members = {} if n_members is None else {"n_members": max(n_members, k)}
             tell("iteration", iteration=i, inertia=inertia, max_iter=max_iter, **members)
 
@@ -386,10 +387,10 @@ class _Build:
         )
 
     def _finish_step(self, t: int, number: int, level: Level, done: Fit | FitByRanges, steps: StepHistory) -> None:
-        """Keep the outcome of a step, and note it."""
+        """Checkpoint the result of a step and record it."""
         centroids = self.checkpoints.finish(t, number, done)
         if isinstance(done.centroids, SharedPieces):
-            done.centroids.delete()  # what is kept of them stays
+            done.centroids.delete()  # the checkpoint has its own copy
         if done.n_unused:
             rows_for = f"{level.n_clusters - done.n_unused} distinct rows for n_clusters={level.n_clusters}"
             emit("warning", message=f"level {t}: only {rows_for}; {done.n_unused} clusters stay unused")
@@ -400,7 +401,7 @@ class _Build:
         steps.add(centroids, done.inertia, done.seconds)
 
     def _split(self, t: int, level: Level, rows: LevelRows, sizes: NDArray[np.int64], folder: Location) -> None:
-        """Split the clusters whose labels were just written, and write those of the parts instead, and centroids."""
+        """Split the clusters whose labels were just written; write centroids, and the labels of the parts instead."""
         key = stream_key(self.config.seed, t, "split")
         split_clusters(
             rows.rows, folder, sizes, Settings(level.n_splits, level.init, level.max_iter, level.tol, key), level=t,

@@ -1,8 +1,9 @@
-"""Members chosen of each cluster, of those that every part of the rows picked, without one place that sees them all.
+"""Members of each cluster, chosen among those picked by every part of the rows, without gathering all in one place.
 
-A task picks among the rows of its part; of what all parts picked, the `r` with the smallest keys of each cluster are
-chosen. A few are looked at together, by the task that adds up a pass. Many are sorted out by clusters, in shares that a
-task holds, which give the first row of each cluster that is too much; then each part leaves out what comes after that.
+A task picks among the rows of its part; of everything picked, the `r` members of each cluster with the smallest keys
+are chosen. If they are few, the task that combines a pass chooses among all of them. If they are many, they are sorted
+by cluster in shares that fit in a task, which give the first excess row of each cluster; each part then drops the rows
+from there on.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from hkm_dask.search.smallest import are_smallest, bounds_of_labels, mark_smalle
 def pick(n_clusters: int, r: int, keys: Any, labels: Any, rows: range, step: int = PICKED_ROWS) -> Iterator[Records]:
     """Pick up to `r` members of each cluster among the rows of a part: the smallest keys, ties to the lowest row.
 
-    Keys are squared distances or random numbers, float64, and labels int32, -1 for rows that are left out; both may be
-    on a device. Only what is picked comes to the host, of `step` rows at a time, so that little of it is held.
+    Keys are squared distances or random numbers, float64, and labels int32, -1 for rows left out; both may be on a
+    device. Only picked rows are copied to the host, those of `step` rows at a time, to limit memory.
 
     >>> (picked,) = pick(2, 1, np.array([3.0, 1.0, 1.0, 5.0]), np.int32([0, 0, 0, 1]), range(10, 14))
     >>> picked.rows.tolist(), picked.labels.tolist()
@@ -57,14 +58,14 @@ def pick(n_clusters: int, r: int, keys: Any, labels: Any, rows: range, step: int
 
 @dataclass(frozen=True)
 class Candidates(Outcome):
-    """What parts of the rows picked: how many of each cluster, and where they lie, part by part."""
+    """Rows picked by parts: the count for each cluster, and the stored records, part by part."""
 
     counts: NDArray[np.int64]
     runs: tuple[ScratchRun, ...]
 
     @classmethod
     def put(cls, picked: Records, n_clusters: int, store: SharedArrayStore, name: str) -> Candidates:
-        """Put what one part picked where all tasks find it."""
+        """Store what one part picked, where all tasks can read it."""
         counts, packed = np.diff(bounds_of_labels(picked.labels, n_clusters)), picked.packed()
         return cls(counts, (ScratchRun(store.put(name, packed), 0, len(packed)),))
 
@@ -73,17 +74,17 @@ class Candidates(Outcome):
 
     @property
     def n_rows(self) -> int:
-        """Candidates of all clusters."""
+        """Number of candidates of all clusters."""
         return sum(run.stop - run.start for run in self.runs)
 
     def delete(self) -> None:
-        """Remove what was put."""
+        """Delete the stored records."""
         for run in self.runs:
             run.records.delete()
 
 
 def choose_together(candidates: Candidates, r: int, store: SharedArrayStore, name: str) -> SharedPieces:
-    """Choose up to `r` candidates of each cluster, all of them held at once; gives their row numbers, rising."""
+    """Choose up to `r` candidates of each cluster, all in memory at once; returns their sorted row numbers."""
     records = Share(0, candidates.n_rows, candidates.runs).read()
     chosen = np.zeros(len(records.rows), np.bool_)
     mark_smallest(records.keys.view(np.float64), records.labels, starts(candidates.counts), r, chosen)
@@ -92,10 +93,10 @@ def choose_together(candidates: Candidates, r: int, store: SharedArrayStore, nam
 
 
 def _find_limits(r: int, share: Share) -> Splitters:
-    """Task: of the clusters of a share that have more than `r` candidates, the first one that is too much."""
+    """Task: find the first excess candidate of each cluster of a share with more than `r` candidates."""
     records = share.read()
     first, last = int(records.labels.min()), int(records.labels.max())
-    order = np.lexsort((records.keys, records.labels))  # stable: rows that are alike stay in order
+    order = np.lexsort((records.keys, records.labels))  # stable: ties stay in row order
     indptr = bounds_of_labels(records.labels - np.int32(first), last - first + 1)
     large = np.flatnonzero(np.diff(indptr) > r)
     beyond = order[indptr[large] + r]
@@ -105,7 +106,7 @@ def _find_limits(r: int, share: Share) -> Splitters:
 def _leave_out(
     shared: Sequence[SharedArray], store: SharedArrayStore, name: str, item: tuple[int, ScratchRun]
 ) -> tuple[SharedArray, int]:
-    """Task: of a run, keep the row numbers of those before the limit of their cluster."""
+    """Task: keep the row numbers of a run that come before the limit of their cluster."""
     number, run = item
     records, limits = run.read(), Splitters(*(values.get() for values in shared))
     chosen = splitters_before(limits, records) == np.searchsorted(limits.clusters, records.labels)
@@ -114,7 +115,7 @@ def _leave_out(
 
 
 def choose(candidates: Candidates, r: int, n_rows: int, runner: Runner) -> SharedPieces:
-    """Choose up to `r` candidates of each cluster, by many tasks; row numbers are below `n_rows`, and rise."""
+    """Choose up to `r` candidates of each cluster, with many tasks; row numbers are below `n_rows` and sorted."""
     name, at_once = f"numbers-{uuid.uuid4().hex}", rows_at_once(runner)
     pieces = [
         ScratchRun(run.records, low, min(low + at_once, run.stop))
@@ -136,10 +137,10 @@ def choose(candidates: Candidates, r: int, n_rows: int, runner: Runner) -> Share
 
 
 def _limits(counts: NDArray[np.int64], runs: Sequence[Run], r: int, n_rows: int, runner: Runner) -> Splitters:
-    """The first candidate that is too much of every cluster with more than `r`; `counts` are those of all clusters."""
+    """Find the first excess candidate of every cluster with more than `r`; `counts` has all clusters."""
     at_once = rows_at_once(runner)
     huge = np.flatnonzero(counts > at_once)
-    # A cluster that no task holds is a share by itself, and its limit is found digit by digit.
+    # A cluster too large for a task is a share by itself, and its limit is found digit by digit.
     places, splitters = whole_clusters(starts(counts), at_once)
     with shares_between(places, splitters, runs, runner=runner, stage="resample") as shares:
         held = [share for share in shares if share.stop - share.start <= at_once]

@@ -1,8 +1,8 @@
-"""What a level that is being built leaves on disk, so that a crash costs an iteration and not a night.
+"""Checkpoints of a level that is being built, so that a crash costs an iteration and not a night.
 
-One file per finished step, one for the iteration in progress, each renamed into place when it is whole. They lie beside
-the tree, in ``TREE.work``, and belong to the run whose settings the unfinished tree carries. Centroids that no worker
-holds lie beside them, in a file with a checksum for each range of clusters: tasks copy and check them.
+There is one file per finished step and one for the iteration in progress, each renamed into place when complete. They
+are beside the tree, in ``TREE.work``, and belong to the run whose settings the unfinished tree records. Centroids that
+no worker can hold are in a separate file with a checksum per range of clusters: tasks copy and check them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from hkm_dask.kmeans.lloyd import LloydStep, Progress
 from hkm_dask.kmeans.ranges import FitByRanges
 
 _DIGEST_BYTES = 32
-#: Folder of centroids in pieces, in that of the checkpoints.
+#: Folder for centroids in pieces, within that of the checkpoints.
 _RANGES = "ranges"
 
 
 class StepHistory:
-    """The steps of a level so far: seconds and the inertia of every iteration of all, the centroids of the last two.
+    """The steps of a level so far: seconds, the inertia of every iteration, and the centroids of the last two steps.
 
     >>> steps = StepHistory()
     >>> for step in range(3):
@@ -54,44 +54,44 @@ class StepHistory:
         return len(self.inertia)
 
     def add(self, centroids: NDArray[np.float32] | SharedPieces, inertia: NDArray[np.float64], seconds: float) -> None:
-        """Note the outcome of a step, and what it took."""
+        """Record the result of a step, and its time."""
         self.inertia.append(inertia)
         self.seconds.append(seconds)
         self._centroids.append(centroids)
 
     @property
     def centroids(self) -> NDArray[np.float32] | SharedPieces:
-        """Of the last step."""
+        """Centroids of the last step."""
         return self._centroids[-1]
 
     @property
     def previous(self) -> NDArray[np.float32] | SharedPieces | None:
-        """Centroids of the step before the last; None where there is none."""
+        """Centroids of the step before the last, or None."""
         return self._centroids[0] if len(self._centroids) == 2 else None
 
 
 class Checkpoints:
-    """Checkpoints of a run, in `folder`; within a k-means one in `every` so many seconds.
+    """Checkpoints of a run in `folder`; within a k-means, at most one every `every` seconds.
 
-    A file begins with a SHA-256 over `run`, which identifies the run, and all that follows. One of another run, or one
-    that was altered, is no checkpoint: its step is done again. So is one that was torn as the machine failed: where
-    they come fast, one in `every` so many seconds is synced to the disk. Centroids in pieces are copied by tasks of the
-    `runner`.
+    A file begins with a SHA-256 of `run`, which identifies the run, and of the rest of the file. A file of another run,
+    or one that was altered, is ignored, and its step is repeated. The same holds for one that a machine failure left
+    incomplete: frequent checkpoints are synced to disk only every `every` seconds. Centroids in pieces are copied by
+    tasks of the `runner`.
     """
 
     def __init__(self, folder: Location, run: str = "", every: float = 20.0, runner: Runner | None = None) -> None:
         self.folder, self.run, self.every, self.runner = folder, run, every, runner
         self._last = self._synced = time.monotonic()
         self._inertia: list[float] = []
-        self._pieces: dict[Location, SharedPieces] = {}  # of the checkpoints whose centroids are in pieces
+        self._pieces: dict[Location, SharedPieces] = {}  # of checkpoints with centroids in pieces
 
     @property
     def run_name(self) -> str:
-        """The run, in the names of arrays that outlive a process: one that outlives the run knows them by these."""
+        """Name of the run, in names of arrays that outlive a process, so that a later process can find them."""
         return hashlib.sha256(self.run.encode()).hexdigest()[:16]
 
     def finished(self, level: int) -> StepHistory:
-        """Steps of a level (from 1) that are done, from step 0 on."""
+        """Return the finished steps of a level (from 1), step 0 first."""
         steps = StepHistory()
         while (kept := self._read_with_centroids(self._step(level, len(steps)))) is not None:
             centroids, others = kept
@@ -99,7 +99,7 @@ class Checkpoints:
         return steps
 
     def interrupted(self, level: int, step: int) -> Progress | None:
-        """Where the k-means of a step had come to, if it was begun."""
+        """Return the state of an interrupted k-means of a step, if it was begun."""
         self._inertia = []
         kept = self._read_with_centroids(self._iteration(level, step))
         if kept is None:
@@ -110,9 +110,9 @@ class Checkpoints:
         return Progress(centroids, tuple(self._inertia), int(others["relocated"]), near)
 
     def iteration(self, level: int, step: int, moved: LloydStep) -> None:
-        """Note an iteration; written to disk now and then.
+        """Record an iteration; written to disk from time to time.
 
-        The last of a k-means is not kept: whoever resumed there would iterate once more.
+        The last one of a k-means is not, as resuming from it would run one iteration too many.
         """
         self._inertia.append(moved.inertia)
         if moved.last or time.monotonic() - self._last < self.every:
@@ -127,7 +127,7 @@ class Checkpoints:
         failpoint("iteration")
 
     def finish(self, level: int, step: int, done: Fit | FitByRanges) -> NDArray[np.float32] | SharedPieces:
-        """Keep the outcome of a step, in place of that of its last iteration; gives the centroids that are kept."""
+        """Store the result of a step, in place of its last iteration; returns the stored centroids."""
         centroids = self._write_with_centroids(
             self._step(level, step), done.centroids, inertia=done.inertia, n_relocated=np.array(done.n_relocated),
             seconds=np.array(done.seconds),
@@ -137,12 +137,12 @@ class Checkpoints:
         return centroids
 
     def split_before(self, level: int) -> tuple[NDArray[np.int64], list[int]] | None:
-        """Where clusters that are split were cut into batches, and the checksums of those that were done."""
+        """Return the boundaries of the batches of clusters to split, and the checksums of finished batches."""
         kept = self._read(self._split(level))
         return None if kept is None else (kept["cuts"], kept["checksums"].tolist())
 
     def split(self, level: int, cuts: NDArray[np.int64], checksums: list[int]) -> None:
-        """Note the batches that are done; written to disk now and then."""
+        """Record the finished batches; written to disk from time to time."""
         if time.monotonic() - self._last < self.every:
             return
         self._write(self._split(level), cuts=cuts, checksums=np.array(checksums, np.int64))
@@ -150,7 +150,7 @@ class Checkpoints:
         failpoint("split")
 
     def finish_split(self, level: int) -> None:
-        """Forget what was noted of it."""
+        """Delete the record of the split."""
         self._split(level).unlink(missing_ok=True)
 
     def _write_with_centroids(
@@ -183,9 +183,9 @@ class Checkpoints:
         return pieces, kept
 
     def _name_of(self, path: Location, kept: Mapping[str, np.ndarray], n_ranges: int) -> str:
-        """What centroids in pieces are called that belong to a checkpoint.
+        """Return the name of the centroids in pieces of a checkpoint.
 
-        Processes that outlive a run know them by it: no iteration, run or cut into ranges shares it with another.
+        Processes that outlive a run cache them by it, so it is unique to the iteration, the run and the ranges.
         """
         return f"{path.name.partition('.')[0]}-{self.run_name}-{len(kept['inertia'])}-{n_ranges}"
 
@@ -234,7 +234,7 @@ class Checkpoints:
             self._synced = now
 
     def _digest(self, file: BinaryIO, path: Location) -> bytes:
-        """Digest the arrays in a checkpoint's file, with the run and the step that they are of."""
+        """Hash the arrays of a checkpoint file together with its run and step."""
         digest = hashlib.sha256(f"{self.run}:{path.name}:".encode())
         file.seek(_DIGEST_BYTES)
         while piece := file.read(layout.MIB):
@@ -246,14 +246,14 @@ class Checkpoints:
 
 
 def _keep_range(centroids: SharedPieces, store: SharedArrayStore, name: str, number: int) -> int:
-    """Task: copy the centroids of a range into a store, and give their checksum."""
+    """Task: copy the centroids of a range into a store, and return their checksum."""
     values = _read_range(centroids, number)
     store.put(f"{name}-{number}", values)
     return _checksum(values)
 
 
 def _check_range(centroids: SharedPieces, number: int) -> int:
-    """Task: give the checksum of the centroids of a range; -1 where they cannot be read."""
+    """Task: return the checksum of the centroids of a range; -1 if they cannot be read."""
     try:
         return _checksum(_read_range(centroids, number))
     except (OSError, ValueError, StoreError):
@@ -276,7 +276,7 @@ def _bytes_of_range(offsets: NDArray[np.int64], n_features: int) -> StageBytes:
 def _keep_ranges(
     centroids: SharedPieces, folder: Location, name: str, runner: Runner
 ) -> tuple[SharedPieces, dict[str, NDArray[np.int64]]]:
-    """Keep centroids under a name; gives them as they are kept, and what `_kept_ranges` knows them by."""
+    """Store centroids under a name; returns the copy, and the arrays from which `_kept_ranges` restores it."""
     make_folder(folder / _RANGES)
     offsets, n_features = np.array(centroids.offsets), centroids.series[0].read(0, 1).shape[1]
     task = partial(_keep_range, centroids, SharedArrayStore(str(folder / _RANGES)), name)
@@ -286,7 +286,7 @@ def _keep_ranges(
 
 
 def _kept_ranges(kept: Mapping[str, np.ndarray], folder: Location, name: str, runner: Runner) -> SharedPieces | None:
-    """Centroids that were kept under a name; None where they are not as they were."""
+    """Return centroids stored under a name; None if they were altered."""
     pieces, takes = _pieces_of(kept, folder, name), _bytes_of_range(kept["offsets"], int(kept["n_features"]))
     found = runner.map(partial(_check_range, pieces), range(len(kept["checksums"])), stage="keep", takes=takes)
     return pieces if found == kept["checksums"].tolist() else None

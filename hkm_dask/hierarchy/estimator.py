@@ -1,4 +1,4 @@
-"""`HierarchicalKMeans`: scikit-learn's conventions over a tree of k-means, and balanced subsets from it."""
+"""`HierarchicalKMeans`: an estimator with scikit-learn's conventions that builds a tree and draws balanced subsets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-#: Parameters that each level has one of.
+#: Parameters that may differ by level.
 _PER_LEVEL = (
     "n_clusters", "n_splits", "n_resamples", "resample_size", "resample_strategy", "init", "max_iter", "tol",
 )  # fmt: skip
@@ -36,47 +36,47 @@ class HierarchicalKMeans(TreePredictor):
     """Hierarchical k-means with resampling, with scikit-learn's conventions.
 
     Level 1 clusters the samples, level t the centroids of level t - 1. Inputs are those of `hkm_dask.KMeans`. For runs
-    of hours take `hkm_dask.build_hierarchy` or give a `path`: both go on where an interrupted run stopped.
+    of hours use `hkm_dask.build_hierarchy` or pass a `path`: both can resume an interrupted run.
 
     Parameters
     ----------
     n_clusters : int or sequence of int, default=(2000, 400, 100)
-        Of every level, level 1 first.
+        Number of clusters of every level, level 1 first.
     n_splits, n_resamples, resample_size, resample_strategy, init, max_iter, tol
-        As in `hkm_dask.Level`: a value for all levels, or a sequence of one per level.
+        See `hkm_dask.Level`; a value for all levels, or a sequence with one value per level.
     metric : {"l2", "cosine"}, default="l2"
     random_state : int, RandomState or None, default=None
-        A number gives the same tree again, and lets an interrupted fit go on.
+        An integer makes the tree reproducible, and an interrupted fit resumable.
     path : path, optional
-        Where to put the tree. It is resumed or opened where the same fit was begun or finished before. Without a path
-        the tree is built in a temporary folder and then held in memory.
+        Path of the tree. If the same fit was begun or finished there before, it is resumed or opened. Without a path,
+        the tree is built in a temporary folder and then loaded into memory.
     restart : bool, default=False
-        Replace whatever tree lies at `path`.
+        Replace any tree at `path`.
     client : distributed.Client, optional
-        Where to run: given, else distributed's current client, else threads of this process. It is not pickled with
-        the estimator.
+        Where to run. By default, distributed's current client if there is one, otherwise threads of this process. The
+        client is not pickled with the estimator.
     memory_limit : int or str, optional
-        What this process may hold when it runs on threads, as in ``"4GiB"``.
+        Memory that this process may use when it runs on threads, for example ``"4GiB"``.
     work_dir : path, optional
-        Folder for intermediate files, seen by all workers; a temporary one on this machine by default.
+        Folder for intermediate files that all workers can access; by default a temporary folder on this machine.
 
     Attributes
     ----------
     tree_ : xarray.DataTree
-        As `hkm_dask.open_hierarchy` gives it, with its ``hkm`` accessor.
+        The same as from `hkm_dask.open_hierarchy`, with the ``hkm`` accessor.
     cluster_centers_ : ndarray of float32, shape (n_clusters[-1], n_features)
-        Of the top level; NaN where there are too few distinct rows.
+        Centroids of the top level; NaN for unused clusters, if there are too few distinct rows.
     labels_ : ndarray of int32, shape (n_samples,)
         Cluster of each sample at the top level.
     n_iter_ : int
-        Lloyd iterations of all steps of all levels.
+        Total number of Lloyd iterations over all steps and levels.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
-        Where `X` had names for its features.
+        Only if `X` has feature names.
 
     See Also
     --------
-    hkm_dask.build_hierarchy : The same as a function, for a pool and a stored tree.
+    hkm_dask.build_hierarchy : The same as a function, from a pool to a stored tree.
 
     References
     ----------
@@ -148,13 +148,13 @@ class HierarchicalKMeans(TreePredictor):
         Raises
         ------
         InputError
-            Parameters or rows should be otherwise, or another tree lies at `path`; a ValueError.
+            If parameters or rows are invalid, or `path` holds a different tree; a subclass of ValueError.
         """
         config = self._config()
         with self._runner() as runner:
             x = self._validated(X, runner.memory_budget, reset=True)
             with rows_of(x, runner) as rows:
-                # What lies on disk keeps its name in the tree, and its fingerprint.
+                # Pass stored data by path, so that the tree records its name and fingerprint.
                 source = x if isinstance(x, str | os.PathLike | Pool) else rows
                 self.tree_ = self._build(source, config, runner.work_dir if self.path is None else None)
         self._adopt(self.tree_)
@@ -164,7 +164,7 @@ class HierarchicalKMeans(TreePredictor):
         return super()._repr_html_inner() + self._tree_html()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
-        """What a notebook shows: scikit-learn's picture and, after a fit, the tree."""
+        """Return scikit-learn's diagram for notebooks, followed by the tree if there is one."""
         shown: dict[str, str] = super()._repr_mimebundle_(**kwargs)
         if "text/html" in shown:
             shown["text/html"] += self._tree_html()
@@ -174,7 +174,7 @@ class HierarchicalKMeans(TreePredictor):
         return self.tree_.hkm._repr_html_() if "tree_" in vars(self) else ""
 
     def _adopt(self, tree: xr.DataTree) -> None:
-        """Take what the tree of a fit knows; labels wait until they are asked for."""
+        """Set the fitted attributes from a tree; labels are read on first access."""
         arrays = TreeArrays(tree)
         self.tree_ = tree
         self.cluster_centers_ = arrays.read(arrays.n_levels, "centroids")
@@ -191,20 +191,20 @@ class HierarchicalKMeans(TreePredictor):
         client: Client | None = None,
         memory_limit: int | str | None = None,
     ) -> Self:
-        """The estimator whose fit a tree is, without fitting again.
+        """Make a fitted estimator from an existing tree.
 
         Parameters
         ----------
         tree : DataTree or path
-            As `hkm_dask.build_hierarchy` or ``hkm cluster`` made it. It is read when it is asked for.
+            A tree made by `hkm_dask.build_hierarchy` or ``hkm cluster``; it is read lazily.
         client : distributed.Client, optional
         memory_limit : int or str, optional
-            As for the estimator.
+            See `HierarchicalKMeans`.
 
         Returns
         -------
         HierarchicalKMeans
-            With the parameters of the tree, but for its `path`: fitting again leaves the tree alone.
+            With the parameters of the tree, except `path`: fitting again leaves the tree unchanged.
 
         Examples
         --------
@@ -227,7 +227,7 @@ class HierarchicalKMeans(TreePredictor):
 
     @property
     def labels_(self) -> NDArray[np.int32]:
-        """Cluster of each sample of the fit at the top level, int32 (n_samples,); -1 for those left out."""
+        """Cluster of each sample at the top level, int32 (n_samples,); -1 for samples left out of the fit."""
         if "tree_" not in vars(self):
             raise AttributeError(f"{type(self).__name__} has no labels_ before it is fitted; call fit")
         if self._labels_read is None:
@@ -250,7 +250,7 @@ class HierarchicalKMeans(TreePredictor):
         return Config.from_flags(of_levels, seed=self._seed(), metric=self.metric, **others)
 
     def predict(self, X: Any) -> Any:
-        """Cluster of every row at the top level, as `labels_` has them of the fit.
+        """Return the cluster of every row at the top level, as `labels_` does for the fitted samples.
 
         Parameters
         ----------
@@ -260,17 +260,17 @@ class HierarchicalKMeans(TreePredictor):
         Returns
         -------
         array of int32, shape (n_samples,)
-            A Dask array or a DataArray for one of these, else NumPy's: the last column of `predict_path`.
+            The last column of `predict_path`. A Dask array or a DataArray if `X` is one, otherwise a NumPy array.
 
         Raises
         ------
         InputError
-            Rows of another width, with NaN or with values too large for float32 squares.
+            If rows have another number of features, contain NaN, or have values too large to be squared in float32.
         """
         return self.predict_path(X)[:, -1]
 
     def predict_path(self, X: Any) -> Any:
-        """Clusters of every row at every level.
+        """Return the clusters of every row at every level.
 
         Parameters
         ----------
@@ -280,14 +280,14 @@ class HierarchicalKMeans(TreePredictor):
         Returns
         -------
         array of int32, shape (n_samples, n_levels)
-            Level 1 first: the nearest of all its centroids, then the clusters that one lies in. A Dask array or a
-            DataArray for one of these, else NumPy's. With `n_splits` a sample of the fit may have been given a centroid
-            that is nearest only within its part of the level.
+            Level 1 first: the nearest of all its centroids, then the clusters that contain it. A Dask array or a
+            DataArray if `X` is one, otherwise a NumPy array. With `n_splits`, the label of a fitted sample may differ,
+            as its centroid is the nearest only within its part of the level.
 
         Raises
         ------
         InputError
-            Rows of another width, with NaN or with values too large for float32 squares.
+            If rows have another number of features, contain NaN, or have values too large to be squared in float32.
         """
         check_is_fitted(self)
         return self._paths(X)
@@ -295,13 +295,13 @@ class HierarchicalKMeans(TreePredictor):
     def sample(
         self, size: int, *, strategy: str = "hierarchical", within: str = "random", multiplier: int = 1, seed: int = 0
     ) -> NDArray[np.int64]:
-        """Draw a balanced subset of the rows of the fit.
+        """Draw a balanced subset of the fitted rows.
 
         Parameters
         ----------
         size : int
         strategy, within, multiplier, seed
-            As in `hkm_dask.sample`.
+            See `hkm_dask.sample`.
 
         Returns
         -------
@@ -311,7 +311,7 @@ class HierarchicalKMeans(TreePredictor):
         Raises
         ------
         InputError
-            There are not so many rows, or a choice is unknown.
+            If `size` exceeds the available rows, or an option is unknown.
         """
         check_is_fitted(self)
         return sample(self.tree_, size, strategy=strategy, within=within, multiplier=multiplier, seed=seed)

@@ -1,4 +1,4 @@
-"""The arrays of one level of a tree: made, filled and put in the order of their clusters."""
+"""The arrays of one level of a tree: creating and filling them, and sorting rows by cluster."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from hkm_dask.hierarchy.sorting.external_sort import Run, grouped, stored_runs
 from hkm_dask.hierarchy.sorting.members import starts, write_members
 from hkm_dask.search.smallest import count_labels
 
-#: Bytes of centroids that one task copies, at most, unless a chunk has more.
+#: Most bytes of centroids copied by one task, unless a single chunk has more.
 _COPIED_BYTES = 16 << 20
-#: Type and attributes of what an assignment writes of every row; -1 and NaN for those left out.
+#: Dtype and attributes of the per-row arrays; -1 and NaN stand for rows left out.
 _OF_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "labels": ("i4", {"missing": -1}),
     "distances": ("f4", {"units": "squared L2"}),
@@ -31,9 +31,9 @@ _OF_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def create_row_arrays(folder: Location, level: int, n_rows: int, chunk_rows: int) -> None:
-    """Make the arrays ``labels`` and ``distances`` of a level (from 1), to be written in whole chunks.
+    """Create the arrays ``labels`` and ``distances`` of a level (from 1), to be written in whole chunks.
 
-    Their `n_rows` include those left out.
+    `n_rows` includes rows left out.
     """
     below = layout.SAMPLE if level == 1 else f"cluster_{level - 1}"
     for name, (dtype, attributes) in _OF_ROWS.items():
@@ -50,7 +50,7 @@ def write_row_arrays(folder: Location, labels: NDArray[np.int32], distances: NDA
 
 @dataclass(frozen=True)
 class _Sizes(Outcome):
-    """Members of each cluster, and leaves below them; int64, shape (n_clusters,)."""
+    """Members of each cluster, and samples below them; int64 (n_clusters,)."""
 
     members: NDArray[np.int64]
     leaves: NDArray[np.int64]
@@ -60,7 +60,7 @@ class _Sizes(Outcome):
 
 
 def _count_members(n_clusters: int, below: str | None, runs: Sequence[Run]) -> _Sizes:
-    """Task: count the members of each of so many clusters in some runs; leaves are those of the level `below`."""
+    """Task: count the members of each cluster in some runs; samples are counted by the level `below`."""
     members = np.zeros(n_clusters, np.int64)
     leaves = members if below is None else members.copy()
     for run in runs:
@@ -74,7 +74,7 @@ def _count_members(n_clusters: int, below: str | None, runs: Sequence[Run]) -> _
 
 
 def _write_sizes(folder: str, level: int, sizes: _Sizes) -> NDArray[np.int64]:
-    """Task: write what was counted; gives where the members of each cluster begin and end."""
+    """Task: write the counts; returns the offsets of the clusters' members."""
     cluster, indptr = f"cluster_{level}", starts(sizes.members)
     for name, values, dim in (
         ("sizes", sizes.members, cluster),
@@ -86,7 +86,7 @@ def _write_sizes(folder: str, level: int, sizes: _Sizes) -> NDArray[np.int64]:
 
 
 def create_centroids(folder: Location, level: int, shape: tuple[int, int]) -> Location:
-    """Make the array ``centroids`` of a level (from 1), to be written in whole chunks."""
+    """Create the array ``centroids`` of a level (from 1), to be written in whole chunks."""
     return _create(folder, "centroids", shape, np.dtype(np.float32), (f"cluster_{level}", layout.FEATURE))
 
 
@@ -94,16 +94,16 @@ class Readable(Protocol):
     """Rows in files."""
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Read the rows `start` up to `stop`."""
+        """Read rows ``start:stop``."""
 
 
 def _copy_centroids(path: str, centroids: Readable, clusters: tuple[int, int]) -> None:
-    """Task: write centroids of some clusters, whole chunks of them, to the array at `path`."""
+    """Task: write a range of centroids, whole chunks, to the array at `path`."""
     open_array(location(path)).write(clusters[0], centroids.read(*clusters))
 
 
 def copy_centroids(folder: Location, level: int, centroids: Readable, shape: tuple[int, int], runner: Runner) -> None:
-    """Make the array ``centroids`` of a level (from 1) out of files, by tasks of which each holds few."""
+    """Create the array ``centroids`` of a level (from 1) from files, with tasks that each hold a few."""
     path = create_centroids(folder, level, shape)
     chunk = open_array(path).spec.chunk_rows
     step = chunk * max(1, _COPIED_BYTES // (4 * shape[1] * chunk))
@@ -118,10 +118,10 @@ def write_cluster_arrays(
     inertia: Sequence[NDArray[np.float64]],
     runner: Runner,
 ) -> None:
-    """Write what a level (from 1) knows of its clusters, from the labels and distances that are there.
+    """Write the per-cluster arrays of a level (from 1), given its labels and distances on disk.
 
-    `folder` is beside that of the level below; `centroids` are None where they are there, too; `inertia` is that of
-    every iteration of each step. Tasks read and write what belongs to rows.
+    `folder` is beside that of the level below; `centroids` is None if they are on disk as well; `inertia` has the
+    values of every iteration for each step. Per-row data is read and written by tasks.
     """
     history = np.full((len(inertia), max(map(len, inertia))), np.nan)
     for step, values in enumerate(inertia):
@@ -155,6 +155,6 @@ def _write(folder: Location, name: str, values: NDArray[Any], dims: tuple[str, .
 
 
 def read_whole(path: Location) -> NDArray[Any]:
-    """Read an array, every chunk of it checked."""
+    """Read an array, checking every chunk."""
     array = open_array(path)
     return array.read(0, array.spec.shape[0])

@@ -1,4 +1,4 @@
-"""What the levels of a run are, and the memory each of their stages takes: known before anything is read or written."""
+"""Shapes of the levels of a run, and the memory that each stage takes, known before anything is read or written."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from hkm_dask.kmeans.seeding.random_rows import INITS_BY_RANGES
 
 
 def resample_size(level: Level, n_rows: int) -> int:
-    """Members to take per cluster (arXiv:2405.15613 §3.3): a number, or for "auto" half the mean size, at least 2.
+    """Return the members to take per cluster (arXiv:2405.15613 §3.3); "auto" is half the mean size, at least 2.
 
     >>> resample_size(Level(n_clusters=100), 5000), resample_size(Level(n_clusters=100, resample_size=7), 5000)
     (25, 7)
     """
     if level.resample_size == "auto":
-        # Resampling comes before clusters are split: those of the k-means count, not their parts.
+        # Clusters are split after resampling, so the clusters of the k-means count, not their parts.
         return max(2, n_rows // (2 * level.n_clusters))
     return int(level.resample_size)
 
 
 def level_plans(config: Config, n_rows: int, n_features: int) -> list[dict[str, Any]]:
-    """Shapes and settings of every level over so many rows, as the event ``run_started`` has them; see `with_ranges`.
+    """Return shapes and settings of every level, as in the event ``run_started``; see `with_ranges`.
 
     >>> config = Config.from_flags((200, 10), n_resamples=1)
     >>> [(plan["n"], plan["k"], plan["r"]) for plan in level_plans(config, 5000, 8)]
@@ -43,11 +43,11 @@ def level_plans(config: Config, n_rows: int, n_features: int) -> list[dict[str, 
 
 
 def level_stages(plans: list[dict[str, Any]], runner: Runner, budget: int, *, n_labeled: int) -> dict[str, StageBytes]:
-    """Bytes a worker needs for each stage of every level, above its idle size and its inputs; see `project_level`.
+    """Return the bytes that a worker needs for each stage of every level, above its idle size and its inputs.
 
-    `plans` are from `level_plans`, and `n_labeled` the rows that get a label of level 1: more than it is fit on with a
-    `fit_sample`. The `budget` of a worker of the `runner`, for a stage, decides whether one process holds the centroids
-    that an upper level clusters.
+    `plans` are from `level_plans`; `n_labeled` is the number of rows labeled at level 1, which exceeds the rows of the
+    fit if there is a `fit_sample`. The `budget` for a stage of a worker of the `runner` decides whether one process
+    holds the centroids that a higher level clusters. See `project_level`.
 
     >>> from hkm_dask.compute.planned_runner import PlannedRunner
     >>> plans = level_plans(Config.from_flags((200, 10), n_resamples=0), 5000, 8)
@@ -66,7 +66,7 @@ def level_stages(plans: list[dict[str, Any]], runner: Runner, budget: int, *, n_
 
 
 def _stages_of(t: int, plan: dict[str, Any], runner: Runner, budget: int) -> dict[str, StageBytes]:
-    """Bytes of each stage of one level, by name."""
+    """Return the bytes of each stage of one level, by name."""
     shape = plan["n"], plan["k"], plan["d"]
     members: dict[str, int] = {
         "n_resamples": plan["m"], "r": plan["r"], "n_workers": runner.n_workers, "n_threads": runner.threads_per_worker
@@ -84,10 +84,10 @@ def _stages_of(t: int, plan: dict[str, Any], runner: Runner, budget: int) -> dic
 
 
 def with_ranges(plans: list[dict[str, Any]], runner: Runner, budget: int) -> list[dict[str, Any]]:
-    """The same plans, with the clusters of a level shared out in ranges where not all fit in a worker's `budget`.
+    """Return the plans, with the clusters of a level split into ranges if they exceed a worker's `budget`.
 
-    The budget is what a stage may take of it; see `range_memory.n_ranges_for` and, for devices, `Runner.least_ranges`.
-    Only some seedings go by ranges.
+    The budget is the part of it that a stage may use; see `range_memory.n_ranges_for` and, for devices,
+    `Runner.least_ranges`. Only some seeding methods support ranges.
 
     >>> from hkm_dask.compute.planned_runner import PlannedRunner
     >>> plans = level_plans(Config.from_flags((100_000, 10), init="random"), 10**6, 256)
@@ -110,7 +110,7 @@ def with_ranges(plans: list[dict[str, Any]], runner: Runner, budget: int) -> lis
 
 
 def shareable(plans: list[dict[str, Any]], runner: Runner, budget: int) -> list[int]:
-    """Levels that do not fit, and would if their seeding let clusters be shared out; see `with_ranges`.
+    """Return the levels that do not fit in memory, but would with a seeding method that supports ranges.
 
     >>> from hkm_dask.compute.planned_runner import PlannedRunner
     >>> plans = level_plans(Config.from_flags((100_000, 10)), 10**6, 256)
@@ -128,9 +128,9 @@ def shareable(plans: list[dict[str, Any]], runner: Runner, budget: int) -> list[
 
 
 def _bytes_of_centroids_below(n_rows: int, n_features: int, in_memory: bool) -> int:
-    """Bytes held of the rows of an upper level, which are centroids: all `in_memory`, or only some chunks.
+    """Return the bytes of the rows of a higher level, which are centroids: all `in_memory`, or only some chunks.
 
-    In the latter case there are the numbers of those with members besides.
+    In the latter case, the numbers of the clusters with members are held as well.
     """
     if in_memory:
         return 4 * n_rows * n_features

@@ -1,8 +1,9 @@
-"""Rows put next to each other, cluster by cluster, in a file; and what is found out there put back in their own order.
+"""Regrouping of rows, cluster by cluster, in a file, and returning results to the original order of the rows.
 
-A task holds numbers, labels and distances of a run of rows, or of a share of the clusters, and leaves them in files for
-other tasks. The driver knows how many rows of each run are in each share. Where workers share no folder, many cannot
-write one file: runs and shares are so small that a task holds their rows, too, and go from one to the other as objects.
+A task holds the numbers, labels and distances of a run of rows, or of a share of the clusters, and passes them to other
+tasks through files. The driver holds only how many rows of each run are in each share. If workers share no folder, they
+cannot write one file together: runs and shares are then small enough for a task to hold their rows too, which are
+passed on as objects.
 """
 
 from __future__ import annotations
@@ -41,24 +42,24 @@ from hkm_dask.hierarchy.sorting.external_sort import (
 )
 from hkm_dask.hierarchy.sorting.members import chunk_cuts, order_of
 
-#: Fewer rows are regrouped by one task.
+#: With fewer rows than this, one task regroups all.
 _LEAST_RUN = 1 << 14
-#: Bytes of rows of a block that are put in order together, to be written.
+#: Bytes of a block's rows that are reordered at once before they are written.
 _COPIED_BYTES = 4 << 20
 
-#: A part of whole runs, the number of the first, and the positions at which they begin and end.
+#: A part of whole runs, the number of its first run, and the boundaries of its runs as positions.
 _RunsOfPart = tuple[Part, int, tuple[int, ...]]
 
 
 def _find_places(store: SharedArrayStore, name: str, share: Share) -> SharedArray:
-    """Task: the place of each row of a share among the rows of all clusters."""
+    """Task: find the position of each row of a share among the rows of all clusters."""
     places = np.empty(share.stop - share.start, np.int64)
     places[order_of(share.read())] = np.arange(share.start, share.stop)
     return store.put(f"{name}-{share.number}", places)
 
 
 def _regroup(path: str, offset: int, runs: PartitionedRuns, places: SharedSeries, item: _RunsOfPart) -> None:
-    """Task: write the rows of a part, of which runs begin and end at the positions given, to their places in a file."""
+    """Task: write the rows of a part, made up of runs with these boundaries, to their positions in a file."""
     part, first, positions = item
 
     def write() -> None:
@@ -88,7 +89,7 @@ def _write_block(fd: int, offset: int, block: NDArray[np.floating], places: NDAr
 
 
 def _sort_runs(runs: PartitionedRuns, store: SharedArrayStore, name: str, item: _RunsOfPart) -> list[SharedArray]:
-    """Task: write the rows of runs, which begin and end at the positions given, share by share, an array a run."""
+    """Task: write the rows of runs with these boundaries share by share, as one array per run."""
     part, first, positions = item
     return [
         store.put(f"{name}-{number}", part.rows.read(low, high)[runs.order_of(number)])
@@ -97,7 +98,7 @@ def _sort_runs(runs: PartitionedRuns, store: SharedArrayStore, name: str, item: 
 
 
 def _merge_share(of_runs: SharedSeries, places: SharedSeries, store: SharedArrayStore, name: str, share: Share) -> None:
-    """Task: write the rows of a share, which all runs have some of, to an array, at their places."""
+    """Task: write the rows of a share, gathered from all runs, to an array in the order of their positions."""
     own_places = places[share.number].read(0, share.stop - share.start)
     merged, low = None, 0
     for number, start, stop in share.spans():
@@ -111,16 +112,16 @@ def _merge_share(of_runs: SharedSeries, places: SharedSeries, store: SharedArray
 
 
 def _put_back(found: Readable, places: SharedSeries, store: SharedArrayStore, name: str, share: Share) -> SharedArray:
-    """Task: what a file has of the rows of a share, put in the order in which the share is read."""
+    """Task: reorder the file's results for the rows of a share into the order in which the share is read."""
     own_places = places[share.number].read(0, share.stop - share.start)
     values = found.read(share.start, share.stop)[own_places - share.start]
     return store.put(f"{name}-{share.number}", values)
 
 
 def _write_back(folder: str, runs: PartitionedRuns, found: SharedSeries, item: tuple[int, tuple[int, ...]]) -> None:
-    """Task: write labels and distances of runs, which make up whole chunks; rows without a cluster have none.
+    """Task: write labels and distances of runs made up of whole chunks; rows without a cluster get none.
 
-    The runs are those from a number on, and begin and end at the rows given.
+    `item` holds the number of the first run, and the boundaries of the runs as row numbers.
     """
     first, bounds = item
     arrays = [open_array(location(folder) / name) for name in ("labels", "distances")]
@@ -144,9 +145,9 @@ def _write_back(folder: str, runs: PartitionedRuns, found: SharedSeries, item: t
 
 @dataclass(frozen=True)
 class Regrouped:
-    """Rows next to each other, cluster by cluster, those of each in order of distance, then of row.
+    """Rows regrouped by cluster, those of each cluster in order of distance, then of row.
 
-    `tasks` have the rows between which the runs of each lie, whole chunks of the labels in `folder`.
+    `tasks` holds the row boundaries of the runs of each task, whole chunks of the labels in `folder`.
     """
 
     rows: Rows
@@ -159,7 +160,7 @@ class Regrouped:
     takes: StageBytes
 
     def write_back(self, found: Readable, runner: Runner) -> None:
-        """Write the labels and distances of all rows: `found`, int32 (n_rows, 2), has those and their bits by place."""
+        """Write labels and distances of all rows; `found`, int32 (n_rows, 2), has labels and distance bits in order."""
         takes, name = self.takes, f"found-{uuid.uuid4().hex}"
         task = partial(_put_back, found, self.places, self.store, name)
         of_shares = self.store.series(name, runner.map(task, self.shares, stage="regroup", takes=takes))
@@ -174,13 +175,13 @@ class Regrouped:
 
 @contextmanager
 def regrouped(rows: Rows, folder: Location, indptr: NDArray[np.int64], runner: Runner) -> Iterator[Regrouped]:
-    """Regroup rows by the labels and distances in `folder`; `indptr` says where each cluster begins and ends.
+    """Regroup rows by the labels and distances in `folder`; `indptr` holds the offsets of the clusters.
 
-    Those with a label there are `rows`, in their order. What is put in files is removed in the end.
+    `rows` are those with a label, in order. Temporary files are deleted at the end.
     """
     store, name = runner.scratch_store(REGROUPED_ROW_BYTES * rows.n_rows), f"places-{uuid.uuid4().hex}"
     spec, at_once = open_array(folder / "labels").spec, rows_at_once(runner)
-    if store.is_remote:  # a task holds their rows, too
+    if store.is_remote:  # a task holds the rows as well
         at_once = min(at_once, max(1, runner.memory_budget // (8 * runner.threads_per_worker * rows.row_bytes)))
     size = min(at_once, max(_LEAST_RUN, -(-spec.shape[0] // runner.n_threads)))
     tasks = chunk_cuts(spec.shape[0], spec.chunk_rows, size)
@@ -193,7 +194,7 @@ def regrouped(rows: Rows, folder: Location, indptr: NDArray[np.int64], runner: R
         try:
             items = _parts_of_runs(rows, of_runs.begins.get().sum(axis=1), takes, runner)
             if store.is_remote:
-                # Their rows twice, of a run or of a share, which has a large cluster whole.
+                # Rows are held twice, those of a run or of a share; the latter contains a large cluster as a whole.
                 n_held = max(size, int(np.diff(ends).max()))
                 takes = replace(takes, task=sort_stage(n_held).task + 2 * n_held * rows.row_bytes)
                 together = _in_pieces(rows, items, shares, of_runs, places, store, runner, takes)
@@ -209,7 +210,7 @@ def regrouped(rows: Rows, folder: Location, indptr: NDArray[np.int64], runner: R
 def _in_file(
     rows: Rows, items: list[_RunsOfPart], runs: PartitionedRuns, places: SharedSeries, runner: Runner, takes: StageBytes
 ) -> Iterator[Rows]:
-    """Regroup them in one file, to which all tasks write."""
+    """Regroup rows into one file, written by all tasks."""
     path = Path(runner.work_dir) / f"regrouped-{uuid.uuid4().hex}.npy"
     try:
         offset = create_npy(path, rows.shape, rows.dtype)
@@ -224,7 +225,7 @@ def _in_pieces(
     rows: Rows, items: list[_RunsOfPart], shares: list[Share], runs: PartitionedRuns, places: SharedSeries,
     store: SharedArrayStore, runner: Runner, takes: StageBytes,
 ) -> Iterator[Rows]:  # fmt: skip
-    """Regroup them in arrays, one for each share."""
+    """Regroup rows into one array per share."""
     name, of_run = (f"{kind}-{uuid.uuid4().hex}" for kind in ("regrouped", "run"))
     starts = np.array([share.start for share in shares])
     regrouped_rows = PieceRows(store, name, starts, rows.shape, rows.dtype)
@@ -241,7 +242,7 @@ def _in_pieces(
 
 
 def _parts_of_runs(rows: Rows, positions: NDArray[np.int64], stage: StageBytes, runner: Runner) -> list[_RunsOfPart]:
-    """Parts of whole runs, which begin and end at these positions: with the number of the first run, and its own."""
+    """Return parts of whole runs with boundaries at these positions: the part, its first run, its boundaries."""
     items = []
     for part in runner.split(rows, 1, cuts=np.unique(positions), stage=stage):
         first = int(np.searchsorted(positions, part.start, side="right")) - 1

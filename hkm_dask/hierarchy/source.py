@@ -1,4 +1,4 @@
-"""What a hierarchy is built over: rows of a pool or an array, all or a subset, and the fingerprint of their content."""
+"""The input of a hierarchy: rows of a pool or an array, all or a subset, and the fingerprint of their content."""
 
 from __future__ import annotations
 
@@ -27,43 +27,43 @@ from hkm_dask.data.rows import Rows, as_rows, max_abs
 from hkm_dask.errors import InputError, first_few
 from hkm_dask.hierarchy.sampling.subset_files import read_rows
 
-#: Rows of labels in one file, at most.
+#: Most rows of labels in one file.
 _LABEL_CHUNK_ROWS = 1 << 20
-#: Bytes of rows looked at together, and those that have a checksum.
+#: Bytes of rows checked for non-finite values at once, and bytes per checksum.
 _BLOCK_BYTES, _CHECKED_BYTES = 16 << 20, 4 << 20
-#: Row numbers that are read, or given random numbers, together; and bits by which those numbers are counted.
+#: Row numbers processed at once, and leading bits by which their random numbers are first counted.
 _SAMPLED_ROWS, _FIRST_BITS = 1 << 18, 16
 
 
 @dataclass(frozen=True)
 class ClusterInput:
-    """The samples: where they are, which of them, and how they are told from others."""
+    """The samples of a hierarchy: their location, selection and identity."""
 
-    #: What level 1 clusters: of unit length for cosine, without what a subset or a sample to fit on leaves out.
+    #: Input of level 1: unit length for cosine, restricted to the subset and to the sample used for fitting.
     rows: Rows
-    labeled: Rows  # what gets a label of level 1: the same, but with what a sample to fit on leaves out
-    n_total: int  # rows before the subset: level 1 has so many labels
-    chunk_rows: int  # rows that share a chunk of the labels
-    #: Of the content of all rows, and of the numbers of the subset; empty without one.
+    labeled: Rows  # rows labeled at level 1: the same, but not restricted to the sample used for fitting
+    n_total: int  # rows before taking the subset, which is the number of labels at level 1
+    chunk_rows: int  # rows per chunk of the labels
+    #: Hash of the content of all rows, and of the row numbers of the subset (empty without one).
     fingerprint: str
     path: str  # of the pool; empty for an array
     subset: str
-    #: (n_features,): mean and largest absolute value; None where they are not known without a pass.
+    #: (n_features,): mean and largest absolute value; None if they are not known without a pass.
     mean: NDArray[np.float32] | None
     max_abs: float | None
     pool: Pool | None = None
 
     def check_unchanged(self) -> None:
-        """Refuse, with a StoreError, to go on where the pool was replaced by another meanwhile."""
+        """Raise StoreError if the pool was replaced since it was opened."""
         if self.pool is not None:
             self.pool.check_unchanged()
 
 
 def open_source(pool: Any, config: Config) -> ClusterInput:
-    """Find out what is to be clustered: a pool, or whatever `as_rows` takes, which is read once for its fingerprint.
+    """Open the rows to be clustered: a pool, or anything `as_rows` accepts, which is read once for its fingerprint.
 
-    InputError for rows with NaN or Inf, rows of zeros for cosine, or a subset that is none; StoreError where the pool
-    is missing or damaged.
+    Raises InputError for rows with NaN or Inf, all-zero rows for cosine, or an invalid subset, and StoreError if the
+    pool is missing or damaged.
 
     >>> source = open_source(np.float32([[0, 1], [2, 3]]), Config(levels=[{"n_clusters": 1}]))
     >>> source.n_total, source.path, source.fingerprint[:8]
@@ -77,7 +77,7 @@ def open_source(pool: Any, config: Config) -> ClusterInput:
     if config.metric == "cosine":
         _refuse_zero_rows(rows, opened)
         rows = UnitRows(base) if index is None else SubsetRows(UnitRows(base), index)
-    # What a pool knows of all its rows as they are serves a subset of them, but not rows of another length.
+    # Statistics of the whole pool are valid for a subset, but not for rows scaled to unit length.
     known = opened if config.metric == "l2" else None
     sample = rows
     if config.fit_sample is not None:
@@ -98,7 +98,7 @@ def open_source(pool: Any, config: Config) -> ClusterInput:
 
 
 def n_clustered(pool: str | os.PathLike[str], subset: str | None = None, fit_sample: int | None = None) -> int:
-    """Count the rows of a pool, of a subset or of a sample to fit on, without a look at them."""
+    """Return the number of rows of a pool, a subset or a sample for fitting, without reading the rows."""
     opened = _opened_pool(pool)
     n_rows = opened.n_samples if opened is not None else as_rows(pool).n_rows
     n_rows = n_rows if subset is None else len(read_rows(subset, n_rows, repeats=False, pool=opened))
@@ -106,7 +106,7 @@ def n_clustered(pool: str | os.PathLike[str], subset: str | None = None, fit_sam
 
 
 def label_chunk_rows(base: Rows) -> int:
-    """Rows of labels in one file: whole chunks of the embeddings, few files, yet work for every core.
+    """Return the rows of labels per file: whole chunks of the embeddings, few files, but work for every core.
 
     >>> from hkm_dask.data.rows import ArrayRows
     >>> label_chunk_rows(ArrayRows(np.zeros((10**6, 1), np.float16)))
@@ -118,9 +118,9 @@ def label_chunk_rows(base: Rows) -> int:
 
 
 def _fit_sample(index: NDArray[np.int64] | None, n_rows: int, config: Config) -> NDArray[np.int64]:
-    """Draw the rows to fit on, uniformly: those with the smallest of one random number a row; sorted.
+    """Draw the rows for fitting uniformly, those with the smallest random numbers; returns them sorted.
 
-    A first look counts numbers by their first bits, a second one takes those below the bits that the last one has.
+    A first pass counts the random numbers by their leading bits; a second collects those up to the last needed.
     """
     n, wanted = n_rows if index is None else len(index), config.fit_sample or 0
     if wanted >= n:
@@ -157,12 +157,12 @@ def _opened_pool(pool: Any) -> Pool | None:
         return None
     path = location(pool, "pool")
     root = read_attributes(path, missing_ok=True)
-    # What is missing is missed as a pool: that is what people make.
+    # A missing path is reported as a missing pool, the most likely intention.
     return open_pool(path) if not path.exists() or root.get("format") == layout.POOL_FORMAT else None
 
 
 def _fingerprint(rows: Rows) -> str:
-    """SHA-256 over the shape, the type and the CRC-32C of every 4 MiB of rows, however they are stored."""
+    """Return the SHA-256 of the shape, the dtype and the CRC-32C of every 4 MiB of rows, however they are stored."""
     at_once = max(1, _CHECKED_BYTES // rows.row_bytes)
     step = at_once * -(-rows.chunk_rows // at_once)
     firsts = range(0, rows.n_rows, step)
@@ -171,7 +171,7 @@ def _fingerprint(rows: Rows) -> str:
 
     def look(_: int) -> None:
         buffer = np.empty((min(step, rows.n_rows), rows.n_features), rows.dtype)
-        for low in starts:  # each thread the next
+        for low in starts:  # threads share the iterator
             block = rows.read(low, min(low + step, rows.n_rows), buffer[: rows.n_rows - low])
             parts = (block[first : first + at_once] for first in range(0, len(block), at_once))
             is_sound = math.isfinite(max_abs(block))

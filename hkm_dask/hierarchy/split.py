@@ -1,9 +1,9 @@
-"""The two-step level: every cluster of a k-means is split by a small k-means of its own (arXiv:2405.15613 §4.2.1).
+"""Two-step levels: every cluster of a k-means is split by a small k-means of its own (arXiv:2405.15613 §4.2.1).
 
-Ten million clusters in one k-means would measure every row against every centroid; a hundred thousand clusters split
-into a hundred each measure it against a hundred thousand and a hundred. Rows are first regrouped by cluster, in one
-pass over the pool, so that each small k-means reads one run of a file. What it finds goes to files as well, and from
-there to the level: the driver has where each cluster begins, and nothing of a row or of a centroid.
+A k-means with ten million clusters would compare every row with every centroid; a hundred thousand clusters split into
+a hundred each compare it with a hundred thousand and a hundred. Rows are first regrouped by cluster, in one pass over
+the pool, so that each small k-means reads a contiguous run of a file. Results go through files to the level as well:
+the driver holds only the offsets of the clusters, no rows or centroids.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ from hkm_dask.kmeans.fit import Settings
 from hkm_dask.kmeans.fit_groups import fit_groups
 from hkm_dask.search.geometry import Geometry
 
-#: Batches of a thread after which progress is told.
+#: Batches per thread between progress reports.
 _BATCHES_PER_ROUND = 4
 
-#: The number of the first cluster, where the rows of each begin and end, and the checksum if they were split before.
+#: Number of the first cluster, row offsets of the clusters, and the checksum if they were split earlier.
 Batch = tuple[int, NDArray[np.int64], int | None]
 
 
 class _Table(Readable, Protocol):
-    """A table of which tasks write rows, and read them."""
+    """A table whose rows are read and written by tasks."""
 
     def write(self, start: int, rows: NDArray[np.generic]) -> None:
-        """Write rows from number `start` on."""
+        """Write rows from row number `start` on."""
 
     def delete(self) -> None:
-        """Remove it."""
+        """Delete the table."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """An `.npy` file that many write; see `_Table`."""
+    """A `.npy` file with concurrent writers; see `_Table`."""
 
     path: Path
     offset: int
 
     @classmethod
     def make(cls, path: Path, shape: tuple[int, int], dtype: type, *, kept: bool) -> _File:
-        """Make one; where it was `kept`, it is taken up, if it has the same size."""
+        """Create the file; if `kept`, an existing file of the same size is reused."""
         other = path.with_name(f"{path.name}.npy")
         offset = create_npy(other, shape, np.dtype(dtype))
         if kept and path.exists() and path.stat().st_size == other.stat().st_size:
@@ -84,7 +84,7 @@ class _File:
 
 @contextmanager
 def _lent(table: _Table, *, kept: bool) -> Iterator[_Table]:
-    """A table that is removed in the end; one that is `kept` stays after a failure, and is taken up by the next run."""
+    """Yield a table that is deleted at the end; if `kept`, it survives a failure, and the next run reuses it."""
     try:
         yield table
     except BaseException:
@@ -96,10 +96,10 @@ def _lent(table: _Table, *, kept: bool) -> Iterator[_Table]:
 
 @dataclass(frozen=True)
 class _SplitClusters:
-    """Task: split some clusters, whose rows stand together in a file; gives the checksum of what it wrote.
+    """Task: split some clusters, whose rows are contiguous in a file; returns the checksum of the results.
 
-    Centroids go to one table, the new label of each row and the bits of its distance to the other one. What is there
-    already, by its checksum, stays.
+    Centroids are written to one table, the new label and the distance bits of each row to another. Results that are
+    already there, by their checksum, stay.
     """
 
     rows: Rows
@@ -164,13 +164,13 @@ def split_clusters(
 ) -> None:
     """Split every cluster of a level by a k-means over its members, into as many parts as `settings` has clusters.
 
-    `rows` are those that have a label, in order, `sizes` int64 (n_clusters,). The ``labels`` and ``distances`` in
-    `folder` tell the cluster of each row, and then its part; ``centroids`` is made: those of cluster c are rows ``c *
-    n_splits`` and following, NaN where it has fewer distinct rows.
+    `rows` are those with a label, in order; `sizes` is int64 (n_clusters,). ``labels`` and ``distances`` in `folder`
+    first hold the cluster of each row, and at the end its part; ``centroids`` is created: those of cluster c are rows
+    ``c * n_splits`` and following, NaN if it has fewer distinct rows.
 
-    `report` gets the number of clusters split so far, and of all. What is done is noted in `checkpoints`: after a
-    failure those clusters are not split again. `batched`, a device makes the passes of many k-means at once; else one
-    after the other, to the same bits.
+    `report` gets the number of clusters split so far, and the total. Finished clusters are recorded in `checkpoints`,
+    and not split again after a failure. With `batched`, a device makes the passes of many k-means at once, otherwise
+    one after another, with bitwise the same result.
     """
     indptr, n_parts = np.append(0, np.cumsum(sizes)), len(sizes) * settings.n_clusters
     report = report or (lambda done, total: None)
@@ -212,7 +212,7 @@ def _tables(
     name: str, cuts: NDArray[np.int64], indptr: NDArray[np.int64], settings: Settings, n_features: int, runner: Runner,
     checkpoints: Checkpoints | None,
 ) -> Iterator[tuple[_Table, _Table]]:  # fmt: skip
-    """Tables for centroids and for what is found of each row; they stay after a failure where there are checkpoints."""
+    """Yield the tables for centroids and for per-row results; with checkpoints, they survive a failure."""
     k, kept = settings.n_clusters, checkpoints is not None
     shapes: dict[str, tuple[tuple[int, int], type, NDArray[np.int64]]] = {
         "centroids": ((k * (len(indptr) - 1), n_features), np.float32, k * cuts[:-1]),
@@ -236,14 +236,14 @@ def _tables(
 def _bytes_taken(
     rows: Rows, bounds: NDArray[np.int64], n_clusters: int, settings: Settings, runner: Runner
 ) -> StageBytes:
-    """What splitting takes: scratch where it is in this process, and of the largest batch in every task."""
+    """Return the memory of splitting: scratch if it is in this process, and the largest batch in every task."""
     largest = int(np.diff(bounds).max())
     stage = split_stage(rows.n_rows, n_clusters, rows.n_features, settings.n_clusters, largest * 4 * rows.n_features)
     return stage if runner.in_process else StageBytes(0, stage.task)
 
 
 def _cuts_of_batches(indptr: NDArray[np.int64], rows: Rows, runner: Runner) -> NDArray[np.int64]:
-    """The first cluster of each batch, of about equal numbers of rows, and the number of all clusters."""
+    """Return the first cluster of each batch of about equal numbers of rows, and the number of clusters."""
     n_batches = runner.n_batches(rows.n_rows * rows.row_bytes)
     targets = rows.n_rows * np.arange(n_batches + 1) // n_batches
     cuts = np.unique(np.searchsorted(indptr, targets))

@@ -1,4 +1,4 @@
-"""One k-means of a level: over all its rows, or over members of the clusters of the last (arXiv:2405.15613 §3.3)."""
+"""One k-means of a level: over all its rows, or over members of the last step's clusters (arXiv:2405.15613 §3.3)."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from hkm_dask.kmeans.ranges import FitByRanges, fit_by_ranges
 
 @dataclass(frozen=True)
 class StepHooks(Hooks):
-    """What a step tells while it runs, besides what its k-means does."""
+    """Callbacks of a step, in addition to those of its k-means."""
 
-    assigned: Callable[[], None] | None = None  # called when all rows have a cluster of the step before
-    started: Callable[[int], None] | None = None  # gets the number of rows of the k-means that begins
+    assigned: Callable[[], None] | None = None  # called when all rows are assigned to the clusters of the last step
+    started: Callable[[int], None] | None = None  # gets the number of rows when the k-means begins
 
 
 @dataclass(frozen=True)
 class Step:
-    """A k-means of a level: its settings, into how many ranges its clusters are shared out, and where it had come to.
+    """A k-means of a level: its settings, the number of ranges of clusters, and the progress of an interrupted run.
 
-    This one is over all rows of the level.
+    This class clusters all rows of the level.
     """
 
     level: LevelRows
@@ -45,7 +45,7 @@ class Step:
     progress: Progress | None = None
 
     def run(self, runner: Runner, hooks: StepHooks) -> Fit | FitByRanges:
-        """Do it."""
+        """Run the step."""
         return self._cluster(self.level.rows, runner, hooks)
 
     def _cluster(self, rows: Rows, runner: Runner, hooks: StepHooks) -> Fit | FitByRanges:
@@ -59,17 +59,18 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class ResamplingStep(Step):
-    """A k-means over members of the clusters of the last step."""
+    """A k-means over members of the last step's clusters."""
 
-    #: float32 (n_clusters, n_features), or in pieces: of the last step, and of the one before it, if there was one.
+    #: float32 (n_clusters, n_features), or in pieces: those of the last step, and `previous` of the step before, if
+    #: any.
     centroids: Centroids
     before: Centroids | None
-    r: int  # members of each cluster, at most
-    random_key: int | None  # of the random numbers they are chosen by; without it they are the closest
-    passes: str  # name under which parts of the rows remember their labels from step to step
+    r: int  # most members per cluster
+    random_key: int | None  # key of the random numbers by which members are chosen; None for the closest members
+    passes: str  # name under which parts of the rows cache their labels from step to step
 
     def run(self, runner: Runner, hooks: StepHooks) -> Fit | FitByRanges:
-        """Give all rows a cluster of the last step, choose members of each, and cluster those."""
+        """Assign all rows to the clusters of the last step, choose members of each, and cluster those."""
         rows, k, init = self.level.rows, self.settings.n_clusters, self.settings.init
         if self.n_ranges == 1 and resamples_in_one_task(runner, rows.shape, k, self.r, init, rows.row_bytes):
             return self._run_alone(runner, hooks)
@@ -85,7 +86,7 @@ class ResamplingStep(Step):
             discard(members)
 
     def _choose(self, runner: Runner, hooks: StepHooks) -> SharedPieces:
-        """Row numbers of up to r members of each cluster, or more where so few would not make all clusters."""
+        """Return row numbers of up to r members of each cluster, or more if there would be fewer than clusters."""
         pick = partial(assign, self.level, self.centroids, run=self.passes, runner=runner, random_key=self.random_key)
         assigned = pick(r=self.r, before=self.before)
         hooks.hear("assigned")
@@ -98,7 +99,7 @@ class ResamplingStep(Step):
         return assigned.chosen
 
     def _run_alone(self, runner: Runner, hooks: StepHooks) -> Fit:
-        """Do it in one task, where passes over the rows are too little for a round of tasks each."""
+        """Run the step as one task, if passes over the rows are too small for a round of tasks each."""
         with shared_centroids(self.centroids, self.before, runner=runner) as (centroids, before):
             step = replace(self, centroids=centroids, before=before)
             task = partial(_run_in_task, step, runner.n_threads_alone)
@@ -109,7 +110,7 @@ class ResamplingStep(Step):
 def resamples_in_one_task(
     runner: Runner, shape: tuple[int, int], n_clusters: int, r: int, init: str, row_bytes: int
 ) -> bool:  # fmt: skip
-    """Tell whether one task makes a resampling step over rows of a shape: whether all its passes are little."""
+    """Tell whether a resampling step over rows of this shape is one task, as all its passes are small."""
     n_rows, n_features = shape
     n_members = min(n_rows, n_clusters * r)
     stages = (
@@ -126,9 +127,9 @@ def _run_in_task(step: Any, n_threads: int, memory_budget: int, tell: Callable[.
 
 
 def enough_members(sizes: NDArray[np.int64], r: int, n_clusters: int) -> int:
-    """Raise r, where clusters are so unequal that fewer than `n_clusters` members would come together.
+    """Raise r if clusters are so unequal that there would be fewer than `n_clusters` members.
 
-    Gives the smallest number >= r with ``sum(min(r, sizes)) >= n_clusters``, or the largest cluster's size.
+    Returns the smallest number >= r with ``sum(min(r, sizes)) >= n_clusters``, or the size of the largest cluster.
 
     >>> enough_members(np.array([5, 0, 0]), 1, 3)
     3

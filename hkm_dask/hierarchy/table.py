@@ -1,4 +1,4 @@
-"""All that is known of every row of a pool, a tree or an assignment, as one parquet file."""
+"""Export of everything known about the rows of a pool, a tree or an assignment, as one parquet file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
 STAGE = "export"
-# Bytes of embeddings that are read at once, for a projection or as a column.
+# Bytes of embeddings read at once, for a projection or a column.
 _BLOCK_BYTES = 64 * layout.MIB
 _OWN = ("x", "y", "vector")
 
@@ -41,22 +41,24 @@ def export(
     embeddings: bool = False,
     xy: bool = False,
 ) -> Location:
-    """Write what is known of every row to a parquet file, for tools that read tables.
+    """Write everything known about each row to a parquet file, for tools that read tables.
 
-    The columns are those of a subset, see `write_subset`: ``row``, ``id``, the pool's columns, and of a tree or an
-    assignment ``level_1``, ``level_2``, ... and ``distance``. It is written block by block, whole or not at all.
+    The columns are those of a subset, see `write_subset`: ``row``, ``id``, the pool's columns, and for a tree or an
+    assignment ``level_1``, ``level_2``, ... and ``distance``. The file is written block by block, and appears only when
+    it is complete.
 
     Parameters
     ----------
     store : path or xarray.DataTree
-        A pool, or a tree that lies on disk, or an assignment.
+        A pool, a tree on disk, or an assignment.
     out : path
-        The file to write, ``.parquet``; must not be there yet.
+        The ``.parquet`` file to write; it must not exist.
     embeddings : bool, default False
-        A column ``vector`` of float32, shape (n_features,).
+        Include a column ``vector`` of float32, shape (n_features,).
     xy : bool, default False
-        Columns ``x`` and ``y`` (float32): the first two principal components of all rows, for a scatter plot. Takes a
-        pass over the embeddings more, with n_features² multiplications per row, and n_features² float64 of memory.
+        Include columns ``x`` and ``y`` (float32): the first two principal components of all rows, for a scatter plot.
+        Requires one more pass over the embeddings, with n_features² multiplications per row, and n_features² float64
+        values of memory.
 
     Returns
     -------
@@ -66,9 +68,9 @@ def export(
     Raises
     ------
     InputError
-        Where the file, the store or a column's name should be otherwise; all of that before any work is done.
+        If the file, the store or the name of a column is invalid; all problems are reported before any work is done.
     StoreError
-        Where the store, or the pool of it, cannot be read, or the disk is full.
+        If the store or its pool cannot be read, or the disk is full.
 
     Examples
     --------
@@ -93,7 +95,7 @@ def export(
 
 @dataclass(frozen=True)
 class _Table:
-    """What the columns come from."""
+    """The sources of the columns."""
 
     n_rows: int
     pool: Pool | None
@@ -120,13 +122,13 @@ class _Table:
         return cls(stored_array(tree, "labels").spec.shape[0], pool_of_tree(store.attrs), tree, embeddings)
 
     def vectors(self) -> Pool:
-        """The pool, to read embeddings from."""
+        """The pool from which embeddings are read."""
         if self.pool is None:
             raise InputError("the store is of an array, whose rows it does not have; make a pool of that first")
         return self.pool
 
     def blocks(self) -> Iterator[Columns]:
-        """The columns of all rows, block by block."""
+        """Yield the columns of all rows, block by block."""
         step, with_vectors = BLOCK_ROWS, self.embeddings or self.projection is not None
         if with_vectors:
             step = max(1, min(step, _BLOCK_BYTES // (4 * self.vectors().n_features)))
@@ -146,9 +148,9 @@ class _Table:
 
 
 def principal_axes(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-    """The mean (n_features,) of the rows of a pool and their first two principal axes (n_features, 2), in one pass.
+    """Compute the mean (n_features,) of a pool's rows and their first two principal axes (n_features, 2), in one pass.
 
-    Both are float32. Axes have length 1, the largest coordinate of each is positive; the second is zeros where there is
+    Both are float32. Axes have length 1, and their largest coordinate is positive; the second is zero if there is only
     one feature.
     """
     rows, n_features = pool.rows(), pool.n_features

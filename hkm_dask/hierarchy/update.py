@@ -1,4 +1,4 @@
-"""A tree follows its pool that has grown: the new rows join the clusters that are there."""
+"""Update of a tree after its pool has grown: new rows join existing clusters."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NUMBER_BYTES = 8
 
 
 def check_memory(tree: xr.DataTree, pool: Pool, n_added: int, runner: Runner) -> None:
-    """Refuse, with a ComputeError, samples that are more than a worker has the memory to join."""
+    """Raise ComputeError if a worker has too little memory to add the new samples."""
     arrays, base = TreeArrays(tree), pool.rows()
     rows: Rows = UnitRows(base) if tree.attrs["metric"] == "cosine" else base
     k, d = arrays.n_clusters(1), pool.n_features
@@ -40,7 +40,7 @@ def check_memory(tree: xr.DataTree, pool: Pool, n_added: int, runner: Runner) ->
     stages |= {f"writing level {t}": write_stage(arrays.n_clusters(t), d) for t in range(1, arrays.n_levels + 1)}
     if pool.has_ids:
         stages["comparing ids"] = StageBytes(2 * _NUMBER_BYTES * n_added)
-    # One block more than of rows as they are, and the numbers of those that are new.
+    # One more block of unconverted rows, and the numbers of the new rows.
     inputs = runner.input_bytes(rows) + max(base.chunk_rows * base.row_bytes, LEAST_BLOCK) + _NUMBER_BYTES * n_added
     check_fits(stages, runner.memory_budget, inputs=inputs)
 
@@ -49,10 +49,11 @@ def write_updated(
     tree: xr.DataTree, pool: Pool, n_before: int, folder: Location, work: Location, *, pool_path: str,
     client: Client | None, memory_limit: int | str | None,
 ) -> float:  # fmt: skip
-    """Write to `folder` the tree with the rows of `pool` from `n_before` on, and mark it as complete.
+    """Write to `folder` the tree with the rows of `pool` from `n_before` on added, and mark it as complete.
 
-    Centroids stay. Labels of the new rows are kept in `work` until then: an interrupted run need not find them again.
-    Gives how many times as far as the others the new rows lie from their level-1 centroids, by root mean squares.
+    Centroids do not change. Labels of the new rows are kept in `work` meanwhile, so that an interrupted run can reuse
+    them. Returns the root mean square distance of the new rows to their level-1 centroids, relative to that of the
+    others.
     """
     arrays, attributes = TreeArrays(tree), _own(tree.attrs)
     assigned = _assign(tree, arrays, pool, n_before, work, client=client, memory_limit=memory_limit)
@@ -75,7 +76,7 @@ def write_updated(
 
 
 def _own(attributes: Mapping[Any, Any]) -> dict[str, Any]:
-    """Attributes of a group but for those that mark it as complete."""
+    """Return the attributes of a group except those that mark it as complete."""
     return {str(name): value for name, value in attributes.items() if name not in (layout.COMPLETE, layout.DIGEST)}
 
 
@@ -83,7 +84,7 @@ def _assign(
     tree: xr.DataTree, arrays: TreeArrays, pool: Pool, n_before: int, work: Location, *, client: Client | None,
     memory_limit: int | str | None,
 ) -> Location:  # fmt: skip
-    """Store the labels and squared distances of the new rows, by the nearest centroids of level 1."""
+    """Store the labels and squared distances of the new rows, for the nearest centroids of level 1."""
     base: Rows = pool.rows()
     index = np.arange(n_before, pool.n_samples)
     rows = SubsetRows(UnitRows(base) if tree.attrs["metric"] == "cosine" else base, index)
@@ -106,7 +107,7 @@ def _assign(
 
 
 def _join_rows(arrays: TreeArrays, assigned: Location, level: Location, n_before: int) -> tuple[float, str]:
-    """Write the labels and distances of level 1, chunk by chunk; gives also the fingerprint of the labeled rows."""
+    """Write labels and distances of level 1, chunk by chunk; also returns the fingerprint of the labeled rows."""
     old = [_stored(arrays, 1, name) for name in ("labels", "distances")]
     new = [open_array(assigned / name) for name in ("level_1", DISTANCE)]
     digest, sums, counts = hashlib.sha256(), [0.0, 0.0], [0, 0]
@@ -128,12 +129,12 @@ def _join_rows(arrays: TreeArrays, assigned: Location, level: Location, n_before
 
 def _stored(arrays: TreeArrays, t: int, name: str) -> StoredArray:
     stored = arrays.stored(t, name)
-    assert stored is not None  # the tree lies on a disk
+    assert stored is not None  # the tree is on disk
     return stored
 
 
 def _rows_of(old: StoredArray, new: StoredArray, n_before: int, low: int, high: int) -> NDArray[Any]:
-    """Values of the rows `low` to `high`, of which the first `n_before` are the old ones."""
+    """Return values of the rows ``low:high``, of which the first `n_before` are old."""
     if high <= n_before:
         return old.read(low, high)
     added = new.read(max(low, n_before) - n_before, high - n_before)
@@ -141,7 +142,7 @@ def _rows_of(old: StoredArray, new: StoredArray, n_before: int, low: int, high: 
 
 
 def _write_level(tree: xr.DataTree, arrays: TreeArrays, t: int, base: Location, runner: Runner) -> None:
-    """Write what a level knows of its clusters: all that is not the centroids and their history is made anew."""
+    """Write the per-cluster arrays of a level; all but centroids and their history are recomputed."""
     folder = base / f"level_{t}"
     if t > 1:
         labels, distances = arrays.read(t, "labels").copy(), arrays.read(t, "distances").copy()
@@ -156,7 +157,7 @@ def _write_level(tree: xr.DataTree, arrays: TreeArrays, t: int, base: Location, 
 def _place_used(
     arrays: TreeArrays, t: int, sizes: NDArray[np.int64], labels: NDArray[np.int32], distances: NDArray[np.float32]
 ) -> None:
-    """Give a cluster of level t - 1 that had no members, and has some now, its own cluster: of the nearest centroid."""
+    """Label a cluster of level t - 1 that had no members and now has some, with the nearest centroid of level t."""
     found = np.flatnonzero((sizes > 0) & (labels < 0))
     if len(found):
         clusters, squared = nearest_clusters(arrays, t, np.ascontiguousarray(arrays.take(t - 1, "centroids", found)), 1)

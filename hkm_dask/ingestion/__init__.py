@@ -1,1 +1,1 @@
-"""Embeddings that exist already, in many formats, into one pool."""
+"""Ingestion of existing embeddings, in many formats, into one pool."""

@@ -1,4 +1,4 @@
-"""Folders of shards: plain ones, those of clip-retrieval, and those that `save_to_disk` of Hugging Face writes."""
+"""Folders of shards: plain ones, clip-retrieval's, and those written by `save_to_disk` of Hugging Face's datasets."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from hkm_dask.ingestion.formats import EmbeddingTable, Wanted, choose_table, is_
 from hkm_dask.ingestion.table_files import ParquetTable, open_table_file
 from hkm_dask.ingestion.tables import list_columns
 
-# Subfolders of the clip-retrieval layout: shards of two kinds, and what is known of each row.
+# Subfolders of the clip-retrieval layout: two kinds of shards, and metadata of each row.
 CLIP_FOLDERS = ("img_emb", "text_emb")
 CLIP_METADATA = "metadata"
-#: Files of a folder that are tables of embeddings, first those that are taken where there are several kinds.
+#: Suffixes of files that may hold embeddings, in order of preference where a folder has several kinds.
 _SHARD_SUFFIXES = (".npy", ".parquet", ".arrow", ".safetensors", ".npz")
-#: Files that are left out of which the headers are looked at, at most.
+#: Most left-out files whose headers are checked.
 _MOST_PROBED = 1000
 
 
 def natural_key(path: Path) -> list[tuple[bool, int, str]]:
-    """Sort key under which ``emb_2`` comes before ``emb_10``.
+    """Make a sort key that puts ``emb_2`` before ``emb_10``.
 
     >>> [path.name for path in sorted(map(Path, ["e_10.npy", "e_2.npy"]), key=natural_key)]
     ['e_2.npy', 'e_10.npy']
@@ -38,7 +38,7 @@ def natural_key(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def _shards(folder: Path, suffix: str, below: str = "") -> list[Path]:
-    """Files of a folder, and `below` it, in natural order; not the hidden ones, nor what writers put beside them."""
+    """List the files of a folder, and `below` it, in natural order, without hidden files and writers' side files."""
     found = (
         path
         for path in folder.glob(f"{below}*{suffix}")
@@ -52,18 +52,18 @@ def _shards(folder: Path, suffix: str, below: str = "") -> list[Path]:
 
 
 def open_folder(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
-    """Open a folder of shards; InputError where it holds none, or where they do not go together.
+    """Open a folder of shards; raises InputError if it has none, or if they do not belong together.
 
-    A warning tells of files in it, or below it, that may hold embeddings as well and are left out.
+    Warns of files in the folder or below it that may also hold embeddings but are left out.
     """
     known = set[Path]()
     tables = _open_shards(path, wanted, known)
-    _tell_left_out(path, known)
+    _warn_left_out(path, known)
     return tables
 
 
 def _open_shards(path: Path, wanted: Wanted, known: set[Path]) -> list[EmbeddingTable]:
-    """Open the shards of a folder; to `known` is added what is read, or stands beside it for a reason."""
+    """Open the shards of a folder; adds to `known` the files that are read, or left out for a known reason."""
     for name, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
         if (path / name).is_file() and key in (state := read_json(path / name) or {}):
             known.update(_candidates(path))
@@ -90,7 +90,7 @@ def _open_shards(path: Path, wanted: Wanted, known: set[Path]) -> list[Embedding
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """Files in a folder and below it that may hold embeddings, by their names in any case; not the hidden ones."""
+    """List the files in a folder and below whose suffix, in any case, suggests embeddings; hidden ones are skipped."""
     return [
         path
         for path in sorted(folder.rglob("*"))
@@ -100,8 +100,8 @@ def _candidates(folder: Path) -> list[Path]:
     ]
 
 
-def _tell_left_out(folder: Path, known: set[Path]) -> None:
-    """Warn of what nobody asked to leave out, as ``.parquet`` beside ``.npy``, or shards below others."""
+def _warn_left_out(folder: Path, known: set[Path]) -> None:
+    """Warn of files left out without being asked to, such as ``.parquet`` beside ``.npy``, or nested shards."""
     left = (path for path in _candidates(folder) if path not in known)
     found = [path.relative_to(folder) for path in islice(filter(_may_hold, islice(left, _MOST_PROBED)), N_NAMED + 1)]
     if found:
@@ -110,7 +110,7 @@ def _tell_left_out(folder: Path, known: set[Path]) -> None:
 
 
 def _may_hold(path: Path) -> bool:
-    """Tell by its header whether a file may be embeddings, and not ids or what else is known of rows."""
+    """Return whether a file may hold embeddings, judging by its header, rather than ids or other metadata."""
     try:
         if path.suffix.lower() == ".npy":
             return NpyRows(path).n_rows > 0
@@ -122,7 +122,7 @@ def _may_hold(path: Path) -> bool:
 
 
 def _folders_below(path: Path) -> list[Path]:
-    """Folders that have shards in .npy, or what clip-retrieval makes of such, in natural order."""
+    """List the folders of ``.npy`` shards, or of clip-retrieval output, below a folder, in natural order."""
     shards = _shards(path, ".npy", "**/")
     return list(dict.fromkeys(shard.parents[shard.parent.name in CLIP_FOLDERS] for shard in shards))
 
@@ -131,12 +131,12 @@ def _folders_below(path: Path) -> list[Path]:
 
 
 def _clip_kind(shard: Path) -> str:
-    """What the embeddings of a shard are of, by its name; empty where it is not named so."""
+    """Return the kind of embeddings that the name of a shard indicates; empty if none."""
     return next((kind for kind in CLIP_FOLDERS if shard.name.startswith(kind)), "")
 
 
 def _open_clip(path: Path, wanted: Wanted, known: set[Path]) -> list[EmbeddingTable]:
-    """Open a folder as clip-retrieval makes it: ``img_emb_0.npy``, ``metadata_0.parquet``, also in subfolders."""
+    """Open a folder in the clip-retrieval layout: ``img_emb_0.npy``, ``metadata_0.parquet``, possibly in subfolders."""
     flat, names = _shards(path, ".npy"), (*CLIP_FOLDERS, CLIP_METADATA)
     known.update(flat, (file for file in _shards(path, ".parquet") if file.name.startswith(names)))
     known.update(file for name in names for suffix in (".npy", ".parquet") for file in _shards(path / name, suffix))
@@ -178,7 +178,7 @@ def _number(path: Path) -> int:
 
 
 def _open_saved(path: Path, wanted: Wanted, state: Mapping[str, Any]) -> list[EmbeddingTable]:
-    """Open what Hugging Face's `datasets` saved: one data set, or the only one of a dictionary of them."""
+    """Open a data set saved by Hugging Face's `datasets`, or a dictionary that contains a single one."""
     if "splits" in state:
         names = state["splits"] if isinstance(state["splits"], list) else []
         splits = [name for name in names if isinstance(name, str)]

@@ -1,4 +1,4 @@
-"""Files and Zarr stores that hold embeddings, each opened as one table, as far as its headers."""
+"""Files and Zarr stores of embeddings; opening one reads its headers only and gives a table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """One table of embeddings to ingest, and what else is known of its rows: ids, and columns to be kept."""
+    """One table of embeddings to ingest, with the ids and the kept columns of its rows."""
 
     rows: Rows
     name: str
@@ -42,7 +42,7 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What shall be taken from a source: the names of its ids, its embeddings, and its columns to be kept.
+    """The parts requested of a source: the names of its ids, its embeddings, and the columns to keep.
 
     Compressed members of `.npz` files are unpacked into the folder `scratch`.
     """
@@ -53,7 +53,7 @@ class Wanted:
     scratch: Path | None = None
 
     def refuse(self, name: str, *options: str) -> None:
-        """Refuse options that name nothing in a source of this kind."""
+        """Raise InputError for options that do not apply to a source of this kind."""
         for option in options:
             if value := getattr(self, option):
                 text = repr(value if isinstance(value, str) else ",".join(value))
@@ -61,7 +61,7 @@ class Wanted:
                 raise InputError(f"{option}={text} names nothing in {name}, which has no columns; {remedy}")
 
     def check_names(self, names: Collection[str], path: Path, kind: str) -> None:
-        """Refuse ids and columns to be kept that are none of the arrays of a file, all at once."""
+        """Raise InputError for all names of ids and kept columns that are not arrays of a file."""
         wanted = [*([] if self.ids is None else [("ids", self.ids)]), *(("keep", name) for name in self.keep)]
         rule = f"one of the {kind} of {path} ({', '.join(names)}); choose one of them"
         if problems := [f"{option}={name!r} should be {rule}" for option, name in wanted if name not in names]:
@@ -69,7 +69,7 @@ class Wanted:
 
 
 def open_file(path: Path, wanted: Wanted) -> EmbeddingTable:
-    """Open a file of any format, known by its first bytes."""
+    """Open a file of any supported format, recognized by its first bytes."""
     with open_input(path) as file:
         magic = file.read(len(NPY_MAGIC))
     if magic.startswith(_ZIP_MAGIC):
@@ -88,7 +88,7 @@ def open_file(path: Path, wanted: Wanted) -> EmbeddingTable:
 
 
 def open_each(open_one: Callable[[T], list[EmbeddingTable]], sources: Iterable[T]) -> list[EmbeddingTable]:
-    """Open sources one after the other; those without rows, as Spark writes, are left out, unless all are."""
+    """Open sources in order; those without rows, as Spark writes, are skipped, unless all are empty."""
     tables, empty = list[EmbeddingTable](), None
     for source in sources:
         try:
@@ -101,7 +101,7 @@ def open_each(open_one: Callable[[T], list[EmbeddingTable]], sources: Iterable[T
 
 
 def choose_table(names: Sequence[str], column: str | None, path: Location, kind: str) -> str:
-    """Choose which of several tables is meant; the only one needs no name."""
+    """Choose one of several tables; a single table need not be named."""
     if column is None and len(names) == 1:
         return names[0]
     if not names:
@@ -116,12 +116,12 @@ def choose_table(names: Sequence[str], column: str | None, path: Location, kind:
 
 
 def is_zarr(path: Location) -> bool:
-    """Whether a folder is an array or a group of Zarr."""
+    """Return whether a folder is a Zarr array or group."""
     return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
 def open_zarr(path: Location, wanted: Wanted) -> EmbeddingTable:
-    """Open an array, a group or a pool of ours, whose ids and columns come along."""
+    """Open a Zarr array, a group, or a pool; the ids and columns of a pool are included."""
     ids, column = wanted.ids, wanted.column
     with reading(f"source={path} should be Zarr, it cannot be opened", "copy it again"):
         check_metadata(path)
@@ -158,7 +158,7 @@ def _zarr_ids(path: Location, name: str) -> Pieces:
 
 
 def _pool_column(pool: Pool, name: str) -> Column:
-    """A column that a pool has, to be carried along."""
+    """Return a column of a pool, to be copied to the new one."""
     if name not in pool.columns:
         names = ", ".join(pool.columns) or "none"
         raise InputError(f"keep={name!r} should be a column of {pool.path} ({names}); choose one")
@@ -171,7 +171,7 @@ def _pool_column(pool: Pool, name: str) -> Column:
 
 
 def is_inside(path: Location, root: Location) -> bool:
-    """Whether a path leads into a folder, links followed."""
+    """Return whether a path, with links resolved, is inside a folder."""
     if isinstance(path, ObjectPath) or isinstance(root, ObjectPath):
         return not isinstance(root, Path) and root in location(str(path)).parents
     return path.resolve().is_relative_to(root.resolve())
@@ -184,7 +184,7 @@ def _open_npz(path: Path, wanted: Wanted) -> EmbeddingTable:
     ids, members = wanted.ids, read_members(path)
     wanted.check_names(members, path, "arrays")
     tables = [name for name, member in members.items() if len(member.header.shape) == 2 and name != ids]
-    # A lone array of another shape gets the error about its shape, not one about names.
+    # A single array of another shape raises the error about its shape, not one about names.
     chosen = choose_table(tables or list(members), wanted.column, path, "arrays")
     pieces = None if ids is None else member_ids(members[ids])
     columns = {name: member_column(members[name]) for name in wanted.keep}
@@ -198,17 +198,17 @@ def _open_npz(path: Path, wanted: Wanted) -> EmbeddingTable:
 
 
 def _open_table(table: TableFile, wanted: Wanted) -> EmbeddingTable:
-    layout.check_shape((table.n_rows, 1), str(table.path))  # before its columns, which have no types then
+    layout.check_shape((table.n_rows, 1), str(table.path))  # before the columns, which have no types in an empty table
     names = list_columns(table)
     if wanted.column is not None and wanted.column not in names:
-        table.field("column", wanted.column)  # it is there, so it is its type that is wrong
+        table.field("column", wanted.column)  # raises unless the column exists; then it has the wrong type
         names.append(wanted.column)
     rows = TableRows(table, choose_table(names, wanted.column, table.path, "columns of lists"))
     return EmbeddingTable(rows, rows.label, *known_of(table, wanted))
 
 
 def known_of(table: TableFile, wanted: Wanted) -> tuple[Pieces | None, dict[str, Column]]:
-    """The ids and the kept columns of a table."""
+    """Return the ids and the kept columns of a table."""
     ids = None if wanted.ids is None else column_ids(table, wanted.ids)
     return ids, {name: kept_column(table, name) for name in wanted.keep}
 

@@ -1,4 +1,4 @@
-"""Raw embeddings into a pool: one pass that converts, checks, sums and writes whole chunks."""
+"""Ingestion of embeddings into a pool: one pass that converts, checks, sums and writes whole chunks."""
 
 from __future__ import annotations
 
@@ -31,20 +31,18 @@ if TYPE_CHECKING:
     from distributed import Client
 
 STAGE = "ingest"
-# What one task reads at once: small enough for the cache, large enough to forget the cost of a call.
+# Bytes that a task reads at once: small enough for the cache, large enough to amortize the cost of a call.
 PIECE_BYTES = 4 * layout.MIB
-# Chunks handed out at once, per thread: progress is told and sums are folded after each round.
+# Chunks per thread and round; progress is reported and statistics are merged after each round.
 CHUNKS_PER_ROUND = 8
-_ID_REMEDY = (
-    "give every row an id of its own, or leave the ids out and carry what they are as a column with keep (--keep)"
-)
+_ID_REMEDY = "give every row a unique id, or omit the ids and store them as a column with keep (--keep)"
 
 
 @dataclass(frozen=True)
 class ChunkJob:
-    """What it takes to write the chunks `index` to `stop` of the pool, picklable.
+    """Picklable description of a task: write the chunks `index` to `stop` of the pool.
 
-    Their source rows come in `segments`, numbered from `first`; those numbered in `dropped` are left out.
+    Their source rows are in `segments`, numbered from `first`; rows with the numbers in `dropped` are left out.
     """
 
     array: StoredArray
@@ -71,46 +69,47 @@ def ingest(
     overwrite: bool = False,
     client: Client | None = None,
 ) -> Pool:
-    """Put raw embeddings into a pool: chunked, checksummed, with its mean, its range and a fingerprint.
+    """Write embeddings to a pool: chunked, checksummed, with their mean, range and fingerprint.
 
-    One pass, out of core: a task reads a few MiB at a time and writes one chunk. The same sources and settings give the
-    same bits with any number of workers. The pool appears under its name only when it is complete.
+    The data is read once and out of core: a task reads a few MiB at a time and writes whole chunks. The same sources
+    and settings give bitwise the same pool with any number of workers. The pool appears under its name only when it is
+    complete.
 
     Parameters
     ----------
     sources : path, np.ndarray, zarr.Array, or a sequence of these
-        ``.npy``, ``.npz`` and ``.safetensors`` files; parquet and Arrow files with a column of lists; folders of such
-        shards, in natural order, of clip-retrieval, or of ``save_to_disk`` of Hugging Face's datasets; folders of such
-        folders; Zarr arrays and groups; arrays in memory: tables (n, n_features), one below the other.
+        ``.npy``, ``.npz`` and ``.safetensors`` files; parquet and Arrow files with a list column; folders of such
+        shards in natural order, of clip-retrieval, or of ``save_to_disk`` of Hugging Face's datasets; folders of such
+        folders; Zarr arrays and groups; arrays in memory. All are (n, n_features) tables and are concatenated.
     pool : path
-        Folder to make, or a URL like ``s3://bucket/pool.zarr``.
+        Folder to create, or a URL like ``s3://bucket/pool.zarr``.
     dtype : {"float16", "float32"}, optional
-        Type to store; by default float16 where all sources are, else float32.
+        Stored type; by default float16 if all sources are float16, otherwise float32.
     normalize : bool, default False
-        Scale every row to length 1; rows of zeros stay zero.
+        Scale every row to unit length; all-zero rows stay zero.
     ids : str or array-like, optional
-        Name of the ids in each source (a column of parquet or Arrow, also of the metadata of a clip-retrieval folder, a
-        member of a ``.npz``, a tensor, an array of a Zarr group), or the ids of all rows: integers or strings.
+        Name of the ids in each source (a column of parquet, Arrow or clip-retrieval metadata, a member of a ``.npz``, a
+        tensor, an array of a Zarr group), or the ids of all rows: integers or strings.
     column : str, optional
-        Name of the embeddings in each source (a column, a member, an array, a tensor, a subfolder) where it holds
-        several.
+        Name of the embeddings in each source (a column, member, array, tensor or subfolder), for sources with several
+        candidates.
     keep : sequence of str, optional
-        Further columns of parquet, Arrow or a pool, or members of ``.npz`` and tensors with a value per row, to carry
-        to the pool and to every subset: numbers, text, true or false. Missing values stay missing. A pool's own columns
-        come along unasked where every source has them.
+        Other columns of parquet, Arrow or a pool, or ``.npz`` members and tensors with one value per row, to copy to
+        the pool and to every subset: numbers, text or booleans. Missing values stay missing. The columns of a pool are
+        kept by default if every source has them.
     ids_file : path, optional
-        The ids of all rows, for sources that have none: a ``.npy``, a ``.txt`` with one per line, or a table (CSV or
-        TSV with a header, parquet, Arrow), whose column is `ids`, and whose further columns `keep` names. A column of a
-        CSV is numbers, or true and false, where all its values are; ``007`` is text.
+        The ids of all rows, for sources without ids: a ``.npy``, a ``.txt`` with one id per line, or a table (CSV or
+        TSV with a header, parquet, Arrow) with the ids in column `ids` and other columns that `keep` may name. A CSV
+        column is numeric or boolean if all its values are; ``007`` is text.
     drop_nonfinite : bool, default False
-        Leave out rows with NaN, Inf or missing values. Where no ids are given, the ids then tell the rows' numbers in
-        the sources.
+        Leave out rows with NaN, Inf or missing values. If no ids are given, the ids are then the row numbers in the
+        sources.
     chunk_mb : float, optional
-        Size of a storage chunk in MiB, at most 64; by default a 64th of the pool, at least 1.
+        Size of a storage chunk in MiB, at most 64; by default 1/64 of the pool, at least 1.
     overwrite : bool, default False
-        Replace a pool that is there; the old one stays until the new one is complete.
+        Replace an existing pool; the old one stays until the new one is complete.
     client : distributed.Client, optional
-        Where to run; by default on distributed's current client, else on threads of this process.
+        Where to run; by default distributed's current client if there is one, otherwise threads of this process.
 
     Returns
     -------
@@ -120,9 +119,9 @@ def ingest(
     Raises
     ------
     InputError
-        When `pool` exists, a source cannot be read, rows hold NaN or Inf, or values overflow `dtype`.
+        If `pool` exists, a source cannot be read, rows contain NaN or Inf, or values overflow `dtype`.
     StoreError
-        When another process is writing it, or the disk is full or fails.
+        If another process is writing the pool, or the disk is full or fails.
 
     Examples
     --------
@@ -143,7 +142,7 @@ def ingest(
         with Runner() if table.in_memory else runner_for(client) as runner:
             dropped = np.zeros(0, dtype=np.int64)
             if not drop_nonfinite:
-                has_ids = _write_ids(wip, table, dropped)  # what is wrong with them costs no long pass then
+                has_ids = _write_ids(wip, table, dropped)  # invalid ids are found before the long pass
             stats = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
             if stats.nonfinite:
                 dropped = _rows_to_drop(stats, table, drop_nonfinite)
@@ -167,7 +166,7 @@ def ingest(
 
 @contextmanager
 def _scratch(target: Location) -> Iterator[Path]:
-    """A folder beside the pool to unpack into; what a run left there that died is removed too."""
+    """Yield a scratch folder next to the pool; it is removed before (a dead run may have left it) and after use."""
     if isinstance(target, ObjectPath):
         with tempfile.TemporaryDirectory(prefix="hkm-") as temporary:
             yield Path(temporary)
@@ -192,7 +191,7 @@ def _write_embeddings(
     dropped: np.ndarray,
     normalize: bool,
 ) -> Stats:
-    """Write all chunks, and fold what was learned of them in their order, whoever was done first."""
+    """Write all chunks, merging their statistics in order, independent of the order in which tasks finish."""
     n_samples = table.n_rows - len(dropped)
     array = pool_writer.create_embeddings(group, (n_samples, table.n_features), dtype, chunk_rows)
     stats = Stats(np.zeros(table.n_features))
@@ -205,14 +204,14 @@ def _write_embeddings(
 
 
 def _source_row(array: StoredArray, row: int, table: Sources, dropped: np.ndarray) -> int:
-    """Where a row of the pool stands in the sources: as many rows further as were dropped before it."""
+    """Return the source row of a row of the pool: its number plus the number of rows dropped before it."""
     if row >= array.spec.shape[0]:
         return table.n_rows
     return row + int(np.searchsorted(dropped - np.arange(len(dropped)), row, side="right"))
 
 
 def _runs(array: StoredArray, table: Sources, dropped: np.ndarray) -> list[tuple[int, int]]:
-    """Chunks that one task writes, first and last: one, or as many as begin where reading must begin at one place."""
+    """Group the chunks into runs [first, last), one per task: chunks read from the same starting place go together."""
     runs: list[tuple[int, int]] = []
     place: tuple[int, int] | None = None
     for index in range(array.spec.n_chunks):
@@ -226,7 +225,7 @@ def _runs(array: StoredArray, table: Sources, dropped: np.ndarray) -> list[tuple
 
 
 def _rounds(runs: Sequence[tuple[int, int]], n_threads: int) -> Iterator[list[tuple[int, int]]]:
-    """Runs to hand out at once: `CHUNKS_PER_ROUND` chunks per thread, and a run for each thread."""
+    """Batch the runs: `CHUNKS_PER_ROUND` chunks per thread, and at least one run for each thread."""
     batch: list[tuple[int, int]] = []
     for run in runs:
         if len(batch) >= n_threads and run[1] - batch[0][0] > CHUNKS_PER_ROUND * n_threads:
@@ -244,7 +243,7 @@ def _job(array: StoredArray, run: tuple[int, int], table: Sources, dropped: np.n
 
 
 def write_chunks(job: ChunkJob) -> Stats:
-    """Write the chunks of a job, and tell what was learned of their rows, with a checksum of each."""
+    """Write the chunks of a job; returns the statistics of their rows, with a checksum of each chunk."""
     total = Stats(np.zeros(job.array.spec.shape[1]))
     for index, pieces in groupby(_kept_rows(job), itemgetter(0)):
         rows = ((piece, numbers) for _, piece, numbers in pieces)
@@ -253,7 +252,7 @@ def write_chunks(job: ChunkJob) -> Stats:
 
 
 def _kept_rows(job: ChunkJob) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Read the source rows of a job, without those to be dropped, in pieces: a chunk's number, rows, their numbers."""
+    """Read the source rows of a job in pieces, without dropped rows; yields chunk index, rows and row numbers."""
     spec, row = job.array.spec, job.first
     written = spec.chunk_range(job.index)[0]
     for segment in job.segments:
@@ -277,7 +276,7 @@ def _rows_to_drop(stats: Stats, table: Sources, drop_nonfinite: bool) -> np.ndar
     if not drop_nonfinite:
         raise InputError(
             f"n_nonfinite_rows={len(rows)} should be 0, NaN or Inf stands in rows {first_few(rows)} "
-            f"(the first: {table.locate(int(rows[0]))}); mend them, or leave them out with drop_nonfinite "
+            f"(the first: {table.locate(int(rows[0]))}); fix them, or leave them out with drop_nonfinite "
             "(--drop-nonfinite)"
         )
     return rows
@@ -287,7 +286,7 @@ def _rows_to_drop(stats: Stats, table: Sources, drop_nonfinite: bool) -> np.ndar
 
 
 def _write_ids(group: Location, table: Sources, dropped: np.ndarray) -> bool:
-    """Write the ids of the kept rows, or their numbers in the sources where some were dropped; tells if there are."""
+    """Write the ids of the kept rows, or their source row numbers if rows were dropped; returns whether it did."""
     if table.ids is None and len(dropped) == 0:
         return False
     n_rows, step, n_kept = table.n_rows, layout.MAX_ID_CHUNK_ROWS, table.n_rows - len(dropped)

@@ -1,4 +1,4 @@
-"""Members of `.npz` files: rows read in place or unpacked, ids streamed; nothing is believed that was not looked at."""
+"""Members of `.npz` files: rows read in place or unpacked, ids streamed; headers are checked against the file."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from hkm_dask.errors import InputError, StoreError
 from hkm_dask.ingestion.tables import Column, array_column
 from hkm_dask.untrusted import open_regular, reading
 
-#: What numpy.savez and numpy.savez_compressed write. Others may unpack a few bytes to more than the memory holds.
+#: Methods of numpy.savez and numpy.savez_compressed. Others may expand a few bytes beyond the size of memory.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-#: Arrays in one file; each has a header to be read.
+#: Most arrays per file, since each has a header to read.
 MAX_MEMBERS = 10_000
-#: From so many bytes on, embeddings that shrink to less than a hundredth are no embeddings.
+#: From this size on, embeddings that compress to less than 1/100 are taken for a decompression bomb.
 _BOMB_BYTES, _BOMB_RATIO = 64 * layout.MIB, 100
 _ZIP_HEADER_BYTES = 30
 
 
 @dataclass(frozen=True)
 class Member:
-    """One array of a `.npz` file: where it is, and what its header promises."""
+    """One array of a `.npz` file: its location and its header."""
 
     path: Path
     info: zipfile.ZipInfo
@@ -40,12 +40,12 @@ class Member:
 
     @property
     def label(self) -> str:
-        """What to call it in messages."""
+        """Name of the member for messages."""
         return f"{self.path}[{self.info.filename.removesuffix('.npy')}]"
 
 
 def read_members(path: Path) -> dict[str, Member]:
-    """Read the headers of all members, by name; InputError where one cannot be read, or is no `.npy`."""
+    """Read the headers of all members, by name; raises InputError if one is unreadable or not a `.npy`."""
     members: dict[str, Member] = {}
     with _reading(path), open_regular(path) as file, zipfile.ZipFile(file) as archive:
         if len(infos := archive.infolist()) > MAX_MEMBERS:
@@ -61,10 +61,9 @@ def read_members(path: Path) -> dict[str, Member]:
 
 
 def member_rows(member: Member, label: str, scratch: Path | None) -> Rows:
-    """Rows of a member: in place where it is stored as it is, unpacked into `scratch` where it is compressed.
+    """Return the rows of a member: in place if it is stored uncompressed, otherwise unpacked into `scratch`.
 
-    InputError where it cannot be read, or unpacks to so much that it is an attack; StoreError where the disk has no
-    room for it.
+    Raises InputError if it is unreadable or a decompression bomb; StoreError if the disk is too full to unpack it.
     """
     info, path = member.info, member.path
     if info.compress_type == zipfile.ZIP_STORED:
@@ -97,7 +96,7 @@ def member_rows(member: Member, label: str, scratch: Path | None) -> Rows:
 
 
 def member_ids(member: Member) -> Pieces:
-    """Ids of a member, read piece by piece; InputError where it is no column of integers or strings."""
+    """Return the ids in a member, read in pieces; raises InputError if it is not a column of integers or strings."""
     _check_column(member, "id")
     if member.header.dtype.kind not in "iuU":
         fact = f"{member.label}: dtype={member.header.dtype} should be integers or strings"
@@ -106,7 +105,7 @@ def member_ids(member: Member) -> Pieces:
 
 
 def member_column(member: Member) -> Column:
-    """A member with one value per row, to be carried along; InputError where it is none."""
+    """Return a member as a column to keep; raises InputError unless it has one value per row."""
     _check_column(member, "value")
     return array_column(member.header.dtype, partial(_stream, member), member.label)
 

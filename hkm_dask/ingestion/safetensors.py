@@ -1,6 +1,6 @@
-"""Tensors of `.safetensors` files as rows; the header is read by us, as the format has little to it.
+"""Tensors of `.safetensors` files as rows; the format is so simple that the header is parsed here.
 
-Eight bytes tell the length of a JSON object: name → dtype, shape and the range of bytes after it.
+Eight bytes give the length of a JSON object, which maps names to dtype, shape and the range of bytes after it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hkm_dask.errors import InputError
 from hkm_dask.ingestion.tables import Column, array_column
 from hkm_dask.untrusted import open_regular, parse_json, reading
 
-#: Bytes of a header, as many as the library of the format takes.
+#: Most bytes of a header, the same limit as in the safetensors library.
 MAX_HEADER_BYTES = 100_000_000
 _DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
 _WHOLE = {"I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}
@@ -30,7 +30,7 @@ _COLUMNS = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BOOL": "?", **_WHOLE}
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file: its name, its type as the format calls it, and where its bytes begin in the file."""
+    """One tensor of a file: its name, its dtype in the format's notation, its shape and its byte offset."""
 
     name: str
     dtype: str
@@ -39,7 +39,7 @@ class Tensor:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the header of a file; InputError where it is damaged, or promises what the file does not hold."""
+    """Read the header of a file; raises InputError if it is damaged or does not match the size of the file."""
     with (
         reading(f"{path} should be a .safetensors file, it cannot be read", "copy or save it again"),
         open_input(path) as file,
@@ -71,7 +71,7 @@ def _tensor(name: str, entry: dict[str, object], start: int, size: int) -> Tenso
 
 
 class SafetensorsRows(NpyRows):
-    """Rows of a tensor of float16, float32, float64 or bfloat16, which is read as float32."""
+    """Rows of a tensor of float16, float32, float64 or bfloat16 (which is read as float32)."""
 
     def __init__(self, path: Path, tensor: Tensor) -> None:
         label = f"{path}[{tensor.name}]"
@@ -86,13 +86,13 @@ class SafetensorsRows(NpyRows):
 
     def _deliver(self, rows: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         if self._is_bfloat16 and rows.dtype == np.uint16:
-            # The upper half of a float32.
+            # A bfloat16 is the upper half of a float32.
             rows = np.left_shift(rows, 16, dtype=np.uint32).view(np.float32)
         return super()._deliver(rows, out)
 
 
 def tensor_ids(path: Path, tensor: Tensor) -> Pieces:
-    """Ids of a tensor, read piece by piece; InputError where it is no column of whole numbers."""
+    """Return the ids in a tensor, read in pieces; raises InputError if it is not a column of integers."""
     pieces, label = _column_pieces(path, tensor), f"{path}[{tensor.name}]"
     if tensor.dtype not in _WHOLE:
         raise InputError(f"{label}: dtype={tensor.dtype} should be whole numbers; give the ids as a file (ids_file)")
@@ -100,7 +100,7 @@ def tensor_ids(path: Path, tensor: Tensor) -> Pieces:
 
 
 def tensor_column(path: Path, tensor: Tensor) -> Column:
-    """A tensor with one value per row, to be carried along; InputError where it is none."""
+    """Return a tensor as a column to keep; raises InputError unless it has one value per row."""
     return array_column(
         np.dtype(_COLUMNS.get(tensor.dtype, "V")), _column_pieces(path, tensor), f"{path}[{tensor.name}]"
     )

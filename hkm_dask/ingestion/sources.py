@@ -1,4 +1,4 @@
-"""All that is ingested, as one table: sources one below the other, with ids and columns."""
+"""All sources of an ingestion as one table: concatenated, with ids and columns."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from hkm_dask.ingestion.table_files import DELIMITERS, CsvTable, TableFile, open
 from hkm_dask.ingestion.tables import TableRows, column_ids, kept_column, masked
 from hkm_dask.untrusted import open_regular, reading
 
-#: Characters of one line of a `.txt`.
+#: Most characters per line of a `.txt`.
 MAX_ID_CHARACTERS = 2**16
 
-#: Whole numbers up to which all are exact as float64.
+#: Integers up to this one are exact in float64.
 _MOST_EXACT = 2**53
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive rows of one table; cheap to send to a worker, even where there are thousands of tables."""
+    """Consecutive rows of one table; cheap to send to a worker even if there are thousands of tables."""
 
     rows: Rows
     start: int
     stop: int
 
     def pieces(self, max_bytes: int) -> Iterator[tuple[int, int]]:
-        """Cut rows of the table into pieces of whole storage chunks, so that each chunk is read once.
+        """Split the rows into pieces of whole storage chunks, so that each chunk is read once.
 
-        A piece has at most `max_bytes`, or is one chunk.
+        A range has at most `max_bytes`, or is one chunk.
         """
         chunk = self.rows.chunk_rows
         step = max(1, max_bytes // max(1, chunk * self.rows.row_bytes)) * chunk
@@ -54,7 +54,7 @@ class Segment:
         yield from itertools.pairwise([self.start, *cuts, self.stop])
 
     def stream(self, max_bytes: int) -> Iterator[np.ndarray]:
-        """Read the rows piece by piece, each of about `max_bytes` at most."""
+        """Read the rows in pieces of at most about `max_bytes`."""
         if isinstance(self.rows, TableRows):
             yield from self.rows.stream(self.start, self.stop, max_bytes)
             return
@@ -63,9 +63,9 @@ class Segment:
 
 
 class Sources:
-    """Tables one below the other, read as the widest of their types; what else is known of all rows are `columns`.
+    """Concatenated tables, read in their common dtype, with the `columns` that all of them have.
 
-    InputError where they differ in their features, or only some have ids.
+    Raises InputError if they differ in their number of features, or only some have ids.
     """
 
     def __init__(self, tables: Sequence[EmbeddingTable]) -> None:
@@ -93,27 +93,27 @@ class Sources:
 
     @property
     def in_memory(self) -> bool:
-        """Whether some table lies in the memory of this process, where no other process can read it."""
+        """Whether a table is in the memory of this process, where no other process can read it."""
         return any(isinstance(table.rows, ArrayRows) for table in self.tables)
 
     def segments(self, start: int, stop: int) -> tuple[Segment, ...]:
-        """The rows `start` to `stop` of all together, table by table."""
+        """Return the rows `start` to `stop` of the concatenation, as one segment per table."""
         parts = layout.spans(self._offsets, start, stop)
         return tuple(Segment(self.tables[number].rows, first, last) for number, first, last in parts)
 
     def locate(self, row: int) -> str:
-        """Name a row by its table, e.g. ``"row 3 of b.npy"``."""
+        """Describe a row by its table, e.g. ``"row 3 of b.npy"``."""
         ((table, start, _),) = layout.spans(self._offsets, row, row + 1)
         return f"row {start} of {self.tables[table].name}"
 
     def stream_start(self, row: int) -> tuple[int, int] | None:
-        """What identifies where reading must begin to get to a row; None where it can begin at the row."""
+        """Identify the place where reading must start to reach a row; None if it can start at the row itself."""
         ((number, start, _),) = layout.spans(self._offsets, row, row + 1)
         rows = self.tables[number].rows
         return (number, rows.group_of(start)) if isinstance(rows, TableRows) else None
 
     def _kind(self, name: str) -> str:
-        """The kind that holds a column of all tables: whole numbers become floats where some table has floats."""
+        """Return the kind for a column of all tables: integers become floats if another table has floats."""
         kinds = {table.columns[name].kind for table in self.tables} - {""}
         if kinds == {"i", "f"}:
             return "f"
@@ -137,14 +137,14 @@ class Sources:
 
 
 def _check_exact(values: np.ndarray, label: str) -> None:
-    """Refuse whole numbers that would be others as floats, in a column that has floats elsewhere."""
+    """Raise InputError for integers that are not exact as floats, in a column with floats in other tables."""
     if values.size and (largest := max(int(values.max()), -int(values.min()))) > _MOST_EXACT:
         rule = f"at most 2**53, as other sources have decimals, which would round {largest}"
         raise InputError(f"{label} should be {rule}; convert the column to text in all of them")
 
 
 def _counted(pieces: Pieces, n_rows: int, name: str) -> Iterator[np.ndarray]:
-    """Yield the pieces of ids or of a column; InputError in the end where they are not as many as the rows."""
+    """Yield the pieces of ids or of a column; raises InputError at the end if their number is not `n_rows`."""
     n = 0
     for piece in pieces():
         n += len(piece)
@@ -161,10 +161,10 @@ def open_sources(
     ids_file: str | os.PathLike[str] | None = None,
     scratch: Path | None = None,
 ) -> Sources:
-    """Open what shall be ingested, as far as its headers: tables in the given order, shards in natural order.
+    """Open everything that is to be ingested, reading headers only: tables in the given order, shards in natural order.
 
-    Sources and names are those of `ingest.ingest`. Compressed members of `.npz` files are unpacked into `scratch`,
-    which the caller removes. InputError where there is nothing to read, or no rows of numbers.
+    The parameters are those of `ingest.ingest`. Compressed members of `.npz` files are unpacked into `scratch`, which
+    the caller removes. Raises InputError if there is nothing to read, or no numeric rows.
     """
     given = list(sources) if isinstance(sources, list | tuple) else [sources]
     if not given:
@@ -178,7 +178,7 @@ def open_sources(
     of_file = file is not None and file.table is not None
     wanted = Wanted(name if file is None else None, column, () if of_file else keep, scratch)
     total = Sources(open_each(partial(_open, wanted=wanted), given))
-    _tell_repeated(total.tables)
+    _warn_repeated(total.tables)
     if file is not None:
         total.ids = file.ids(total.n_rows)
         total.columns |= file.columns(keep)
@@ -188,15 +188,15 @@ def open_sources(
     return total
 
 
-def _tell_repeated(tables: Sequence[EmbeddingTable]) -> None:
-    """Warn of files that are given twice, as by a pattern and a name: ids, where there are any, are refused for it."""
+def _warn_repeated(tables: Sequence[EmbeddingTable]) -> None:
+    """Warn of files given twice, for example by a pattern and a name; repeated ids, if any, are refused later."""
     counts = Counter(table.name for table in tables if not isinstance(table.rows, ArrayRows))
     if twice := [name for name, n in counts.items() if n > 1]:
         emit("warning", message=f"rows are there as often as their source is given: {first_few(twice)} more than once")
 
 
 def _check_keep(keep: Sequence[str]) -> None:
-    """Refuse names that a pool or a subset has for something else, or that no folder can have."""
+    """Raise InputError for names that pools or subsets use themselves, or that cannot be a folder name."""
     problems = [f"keep={name!r} should come once; leave it out" for name in sorted({*keep}) if keep.count(name) > 1]
     for name in keep:
         if name in layout.OWN_COLUMNS or name.startswith("level_") or name.endswith(layout.MISSING_SUFFIX):
@@ -225,13 +225,13 @@ def _open(source: Any, wanted: Wanted) -> list[EmbeddingTable]:
     return [open_file(place, wanted)]
 
 
-# -- ids in a file of their own, in pieces -----------------------------------------------------------------------------
+# -- ids in a separate file, in pieces ---------------------------------------------------------------------------------
 
 
 class IdFile:
-    """A file that tells the ids of all rows: a ``.npy`` of integers or strings, a ``.txt`` with one per line, a table.
+    """A file with the ids of all rows: a ``.npy`` of integers or strings, a ``.txt`` with one per line, or a table.
 
-    The `table`, where it is one, may tell more than ids.
+    The `table`, if it is one, may have further columns.
     """
 
     def __init__(self, path: str | os.PathLike[str], column: str | None) -> None:
@@ -256,7 +256,7 @@ class IdFile:
             raise InputError(f"ids={column!r} names nothing in {self.path}, which has no columns; leave it out")
 
     def ids(self, n_rows: int) -> Pieces:
-        """The ids; InputError where they cannot be read, or are not `n_rows`."""
+        """Return the ids; raises InputError if they are unreadable or their number is not `n_rows`."""
         if self.table is not None:
             check_id_count(self.table.n_rows, n_rows, str(self.path))
             return column_ids(self.table, self._column or self.table.schema.names[0])
@@ -267,7 +267,7 @@ class IdFile:
         return partial(_lines, self.path, n_rows)
 
     def columns(self, keep: Sequence[str]) -> dict[str, Pieces]:
-        """Further columns of the table."""
+        """Return further columns of the table."""
         return {} if self.table is None else {name: kept_column(self.table, name).pieces for name in keep}
 
 

@@ -1,6 +1,6 @@
-"""Tables on disk: parquet, Arrow streams, Arrow files and CSV, read column by column, group by group.
+"""Tables on disk (parquet, Arrow streams and files, CSV), read one column and one group at a time.
 
-Not by `pyarrow.dataset`: its readahead has no bound in bytes, and it cannot begin in the middle of a file.
+`pyarrow.dataset` is not used: its readahead has no limit in bytes, and it cannot start in the middle of a file.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PARQUET_MAGIC, ARROW_MAGIC = b"PAR1", b"ARROW1"
-# How an Arrow stream begins: by the mark of a message, as writers since 2019 do.
+# First bytes of an Arrow stream: the continuation marker of messages, written since 2019.
 STREAM_MAGIC = b"\xff\xff\xff\xff"
-# How a folder is named whose rows have no value.
+# Folder name for the partition without a value.
 _HIVE_MISSING = "__HIVE_DEFAULT_PARTITION__"
-#: What files with a header are called, and what is between their values.
+#: Suffixes of text tables with a header, and their delimiters.
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-#: Bytes that are parsed together, which no line may exceed.
+#: Bytes parsed at once; no line may be longer.
 _BLOCK_BYTES = 4 * MIB
 _TRUE, _FALSE = ["true", "True", "TRUE"], ["false", "False", "FALSE"]
-#: How numbers are written. One that begins with zeros, like 007, is a name.
+#: Notation of numbers. Digits with leading zeros, like 007, are text.
 _WHOLE = r"^(0|-?[1-9][0-9]{0,18})$"
 _LONG_WHOLE = r"^-?[1-9][0-9]{15,}$"
 _DECIMAL = r"^-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^([nN]a[nN]|-?inf)$"
 
 
 class TableFile(ABC):
-    """One file of a table; cheap to pickle."""
+    """One table file; cheap to pickle."""
 
     path: Path
     schema: pa.Schema
-    bounds: np.ndarray  # int64: first row of every group, where reading can begin, and the number of rows
+    bounds: np.ndarray  # int64: first row of every group, where reading can start, and the number of rows
 
     def __init__(self, path: Path) -> None:
         self.path, self._state = path, file_state(path.stat())
@@ -53,7 +53,7 @@ class TableFile(ABC):
 
     @abstractmethod
     def _describe(self) -> tuple[pa.Schema, np.ndarray]:
-        """Read the schema, and the bounds of groups."""
+        """Read the schema and the bounds of the groups."""
 
     @property
     def n_rows(self) -> int:
@@ -62,16 +62,16 @@ class TableFile(ABC):
 
     @abstractmethod
     def batches(self, column: str, first: int, last: int, max_rows: int) -> Iterator[pa.Array]:
-        """Read a column of the groups `first` to `last`, in arrays of any length, `max_rows` where it can be chosen."""
+        """Read a column of the groups `first` to `last` as arrays, of `max_rows` where the format allows a choice."""
 
     @property
     def partition(self) -> dict[str, str | None]:
-        """What its folders tell of all rows, as Hive, Spark and Dask name them (``year=2020``); None is missing."""
+        """Values that the folder names give all rows, as of Hive, Spark and Dask (``year=2020``); None is missing."""
         parts = (part.partition("=") for part in self.path.parts[:-1])
         return {name: None if value == _HIVE_MISSING else unquote(value) for name, equals, value in parts if equals}
 
     def field(self, option: str, column: str) -> pa.Field:
-        """A column by its name; InputError where there is none, or several."""
+        """Return the field of a column; raises InputError unless exactly one column has this name."""
         names = self.schema.names
         if column in self.partition and column not in names:
             where = f"in {self.path}, it is in the names of its folders"
@@ -84,7 +84,7 @@ class TableFile(ABC):
         return self.schema.field(column)
 
     def read(self, column: str, start: int, stop: int, max_rows: int) -> Iterator[pa.Array]:
-        """Read rows of a column, in pieces; their content is checked, as nobody else will."""
+        """Read rows of a column in pieces, with their content validated, as it is not checked later."""
         if file_state(self.path.stat()) != self._state:
             raise StoreError(f"{self.path} was replaced or written to meanwhile; run the command again")
         first = int(np.searchsorted(self.bounds, start, side="right")) - 1
@@ -104,7 +104,7 @@ class TableFile(ABC):
 
 
 class ParquetTable(TableFile):
-    """A parquet file; a group is a row group, which is streamed page by page."""
+    """A parquet file; its groups are row groups, streamed page by page."""
 
     def _describe(self) -> tuple[pa.Schema, np.ndarray]:
         import pyarrow.parquet as pq
@@ -118,7 +118,7 @@ class ParquetTable(TableFile):
         """See `TableFile.batches`."""
         import pyarrow.parquet as pq
 
-        # pre_buffer would read the column of a whole group before its first row.
+        # pre_buffer would read the column of a whole group before returning its first row.
         with open_regular(self.path), pq.ParquetFile(self.path, buffer_size=MIB, pre_buffer=False) as file:
             options = {"batch_size": max_rows, "row_groups": range(first, last), "use_threads": False}
             for batch in file.iter_batches(columns=[column], **options):
@@ -126,9 +126,9 @@ class ParquetTable(TableFile):
 
 
 class ArrowStream(TableFile):
-    """An Arrow stream, as datasets of Hugging Face are saved; a group is a batch, or all of them with dictionaries.
+    """An Arrow stream, the format of saved Hugging Face datasets; a group is a batch, or all if dictionary-encoded.
 
-    It is mapped, batch by batch, since its batches hold all columns and only one is wanted.
+    Batches are memory-mapped one by one, since each holds all columns and only one is needed.
     """
 
     def _describe(self) -> tuple[pa.Schema, np.ndarray]:
@@ -167,7 +167,7 @@ class ArrowStream(TableFile):
 
 
 class ArrowFile(TableFile):
-    """An Arrow file (Feather); a group is a batch. It is mapped, as an Arrow stream is."""
+    """An Arrow file (Feather); its groups are batches, memory-mapped as in `ArrowStream`."""
 
     def _describe(self) -> tuple[pa.Schema, np.ndarray]:
         import pyarrow as pa
@@ -191,10 +191,10 @@ class ArrowFile(TableFile):
 
 
 class CsvTable(TableFile):
-    """A CSV or TSV file with a header, in UTF-8; all of it is one group.
+    """A CSV or TSV file with a header, in UTF-8; the whole file is one group.
 
-    A column is whole numbers, numbers, or true and false where all its values are, and text otherwise; so are numbers
-    where a whole one is too long for a float. An empty cell is a missing value.
+    A column is integer, float or boolean if all its values are, otherwise text; a column of numbers is also text if it
+    has an integer that is not exact as a float. An empty cell is a missing value.
     """
 
     def _describe(self) -> tuple[pa.Schema, np.ndarray]:
@@ -224,7 +224,7 @@ class CsvTable(TableFile):
                 yield batch.column(0)
 
     def _opened(self, types: dict[str, Any] | None = None, columns: list[str] | None = None) -> Any:
-        """A reader of the file, with columns as these types."""
+        """Open a reader of the file, with columns of the given types."""
         from pyarrow import csv
 
         return csv.open_csv(
@@ -243,7 +243,7 @@ def _are_whole(values: Any) -> bool:
 
     try:
         values.cast(pa.int64())
-    except pa.ArrowInvalid:  # text, or beyond 64 bits
+    except pa.ArrowInvalid:  # text, or more than 64 bits
         return False
     return _match(values, _WHOLE)
 
@@ -255,14 +255,14 @@ def _match(values: Any, pattern: str) -> bool:
 
 
 def _are_exact(values: Any) -> bool:
-    """Whether no whole number among them, as a hash of 64 bits, would be another as a float."""
+    """Return whether all integers among the values, such as 64-bit hashes, are exact as floats."""
     import pyarrow.compute as pc
 
     long = values.filter(pc.match_substring_regex(values, _LONG_WHOLE)).to_pylist()
     return all(len(text) < 310 and int(text) == float(text) for text in long)
 
 
-#: Tests of values, by the type that they may have, the narrowest first.
+#: Tests of whether values have a type, the narrowest type first.
 _KINDS = {
     "int64": _are_whole,
     "float64": lambda values: _match(values, _DECIMAL) and _are_exact(values),
@@ -272,7 +272,7 @@ _KINDS = {
 
 
 def open_table_file(path: Path, magic: bytes) -> TableFile | None:
-    """Open a table by the first bytes of its file; None where they are of another format."""
+    """Open a table file by its first bytes; None if it has another format."""
     if magic.startswith(PARQUET_MAGIC) or path.suffix == ".parquet":
         return ParquetTable(path)
     if magic.startswith(ARROW_MAGIC):
@@ -283,7 +283,7 @@ def open_table_file(path: Path, magic: bytes) -> TableFile | None:
 
 
 def reading_table(path: Path) -> AbstractContextManager[None]:
-    """Turn what Arrow raises on a damaged file into one line."""
+    """Turn errors that Arrow raises on a damaged file into a one-line message."""
     kind = {".parquet": "a parquet", ".csv": "a CSV", ".tsv": "a TSV"}.get(path.suffix, "an Arrow")
     return reading(f"{path} should be {kind} file, it cannot be read", "copy it again")
 

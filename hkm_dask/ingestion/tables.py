@@ -1,4 +1,4 @@
-"""Embeddings, ids and further columns out of Arrow tables: list columns as rows, other columns in pieces."""
+"""Embeddings, ids and other columns of Arrow tables: list columns as rows, other columns in pieces."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _PROBED_ROWS = 64
-# What stands where a value is missing: it cannot pass for data, should somebody not look at the mask.
+# Placeholders for missing values: recognizable as invalid even if the mask is ignored.
 _FILL = {"b": False, "i": np.iinfo(np.int64).min, "f": np.nan, "O": ""}
 _DTYPES = {"b": np.bool_, "i": np.int64, "f": np.float64, "O": object}
-# What holds values of a kind of NumPy.
+# Kind of a column, by the kind of a NumPy dtype.
 _CODES = {"b": "b", "i": "i", "u": "i", "f": "f", "U": "O"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """One value per row, in masked pieces of one kind: ``b``, ``i``, ``f``, ``O`` (text), empty if all are missing."""
+    """One value per row, in masked pieces of one kind: ``b``, ``i``, ``f``, ``O`` (text), or "" if all are missing."""
 
     kind: str
     pieces: Pieces
 
 
 class TableRows(Rows):
-    """Rows of a list column of one Arrow table, streamed from the beginning of a group on.
+    """Rows of a list column of an Arrow table, streamed from the beginning of a group.
 
-    A missing list, or value in it, is read as NaN. InputError where a list is longer or shorter than the others.
+    Missing lists and missing values in lists are read as NaN. Raises InputError if lists differ in length.
     """
 
     def __init__(self, file: TableFile, column: str) -> None:
@@ -54,11 +54,11 @@ class TableRows(Rows):
         self.key = ("table", uuid.uuid4().hex)
 
     def group_of(self, row: int) -> int:
-        """Number of the group a row is in, where reading begins."""
+        """Return the number of the group of a row; reading starts at the beginning of a group."""
         return int(np.searchsorted(self.file.bounds, row, side="right")) - 1
 
     def stream(self, start: int, stop: int, max_bytes: int) -> Iterator[np.ndarray]:
-        """Read consecutive rows in pieces of at most about `max_bytes`, in one go through the file."""
+        """Read consecutive rows in pieces of at most about `max_bytes`, in one pass over the file."""
         max_rows, row = max(1, max_bytes // self.row_bytes), start
         waiting: list[np.ndarray] = []
         for array in self.file.read(self.column, start, stop, max_rows):
@@ -90,7 +90,7 @@ class TableRows(Rows):
         return np.concatenate(parts)
 
     def _probe(self, label: str) -> int:
-        """Find how long the lists are, by the first that is not missing."""
+        """Return the length of the first list that is not missing."""
         for array in self.file.read(self.column, 0, self.file.n_rows, _PROBED_ROWS):
             lengths = _storage(array).drop_null().value_lengths()
             if len(lengths):
@@ -105,9 +105,9 @@ class TableRows(Rows):
             if (wrong := np.flatnonzero(lengths != self.n_features)).size:
                 raise InputError(
                     f"row {row + int(wrong[0])} of {self.label}: n_features={lengths[wrong[0]]} should be "
-                    f"{self.n_features} as in the rows before it; mend it, or give a column of lists of one length"
+                    f"{self.n_features} as in the rows before it; fix it, or give a column of lists of one length"
                 )
-        flat = array.flatten()  # without the missing lists
+        flat = array.flatten()  # omits missing lists
         values = _floats(flat, self.dtype).reshape(-1, self.n_features)
         if valid.all():
             return values
@@ -117,13 +117,13 @@ class TableRows(Rows):
 
 
 def list_columns(file: TableFile) -> list[str]:
-    """Names of the columns that may hold embeddings."""
+    """List the names of columns that may hold embeddings."""
     kinds = {field.name: _list_type(field.type) for field in file.schema}
     return [name for name, kind in kinds.items() if kind is not None and _is_number(kind.value_type)]
 
 
 def column_ids(file: TableFile, name: str) -> Pieces:
-    """Ids of a column of integers or strings, piece by piece; InputError where it is neither, or some are missing."""
+    """Return the ids in a column of integers or strings, in pieces; InputError for other types or missing ids."""
     import pyarrow as pa
 
     kind = _plain_type(file.field("ids", name).type)
@@ -142,9 +142,9 @@ def _id_pieces(file: TableFile, name: str) -> Iterator[np.ndarray]:
 
 
 def kept_column(file: TableFile, name: str) -> Column:
-    """A column to be carried along: numbers, text, true or false; missing values stay missing.
+    """Return a column to keep: numbers, text or booleans; missing values stay missing.
 
-    What only the folders of the file tell (``year=2020``) is text.
+    A column that exists only in folder names (``year=2020``) is text.
     """
     import pyarrow as pa
 
@@ -177,7 +177,7 @@ def _constant_pieces(n_rows: int, value: str | None) -> Iterator[np.ndarray]:
 
 
 def array_column(dtype: np.dtype, pieces: Pieces, name: str) -> Column:
-    """A column to be carried along out of pieces of an array, where nothing is missing."""
+    """Return a column to keep, from pieces of an array without missing values."""
     if dtype.kind not in _CODES:
         raise InputError(f"{name}: dtype={dtype} should be numbers, text, true or false; convert it to text")
     return Column(_CODES[dtype.kind], partial(_array_pieces, pieces, name))
@@ -188,14 +188,14 @@ def _array_pieces(pieces: Pieces, name: str) -> Iterator[np.ndarray]:
         if values.dtype.kind == "u" and values.size and values.max() > np.iinfo(np.int64).max:
             raise InputError(f"{name}: value={values.max()} should be below 2**63; convert the column to text")
         if values.dtype.kind == "b":
-            values = values.view(np.uint8) != 0  # a file may have other bytes than 0 and 1
+            values = values.view(np.uint8) != 0  # a file may contain bytes other than 0 and 1
         if values.dtype.kind == "U":
             check_unicode(values.tolist(), name)
         yield masked(values, np.zeros(len(values), np.bool_), _CODES[values.dtype.kind])
 
 
 def masked(values: np.ndarray, missing: np.ndarray, code: str) -> np.ma.MaskedArray:
-    """Values of a kind, and which of them are missing; in their place stands what cannot pass for data."""
+    """Make a masked array of a kind, with placeholders in place of missing values."""
     data: np.ndarray
     if missing.all():
         data = np.full(len(missing), _FILL[code or "f"], _DTYPES[code or "f"])
@@ -216,11 +216,11 @@ def _filled(values: pa.Array, code: str, file: TableFile, name: str) -> np.ndarr
         raise InputError(f"keep={name!r} of {file.path} should be below 2**63; convert the column to text") from None
 
 
-# --- types of Arrow ---------------------------------------------------------------------------------------------------
+# --- Arrow types ------------------------------------------------------------------------------------------------------
 
 
 def _list_type(kind: pa.DataType) -> pa.DataType | None:
-    """The list type of a column, beneath an extension; None where it is no plain list."""
+    """Return the list type of a column, unwrapping an extension type; None if it is not a list of numbers."""
     import pyarrow as pa
 
     kind = getattr(kind, "storage_type", kind)
@@ -257,7 +257,7 @@ def _storage(array: pa.Array) -> pa.Array:
 
 
 def _floats(flat: pa.Array, dtype: np.dtype) -> np.ndarray:
-    """The values of lists; what is missing among them is NaN."""
+    """Return the values of lists, with NaN for missing values."""
     import pyarrow.compute as pc
 
     if flat.null_count == 0:

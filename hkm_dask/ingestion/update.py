@@ -1,4 +1,4 @@
-"""New samples join a pool and its tree, without clustering anew."""
+"""Addition of new samples to a pool and its tree, without clustering again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hkm_dask.ingestion.ingest import ingest
 if TYPE_CHECKING:
     from distributed import Client
 
-#: New samples that lie so many times as far from their centroids as the others are told of.
+#: Warn if new samples are this many times as far from their centroids as the other samples.
 _FAR = 1.5
 
 
@@ -41,42 +41,42 @@ def update(
     client: Client | None = None,
     memory_limit: int | str | None = None,
 ) -> xr.DataTree:
-    """Let new samples join a pool and its tree, in place: nothing is clustered anew.
+    """Add new samples to a pool and its tree, in place, without clustering again.
 
-    The new rows lie below those of the pool, so that row numbers, and subsets drawn before, stay valid. Each goes to
-    the nearest of all level-1 centroids. Centroids, and the clusters of clusters, stay what they are; labels, members,
-    sizes and distances are those of all rows. Both stores are there all the time, the old ones until the new ones are
-    complete; what did not change of the pool is linked, not copied. Interrupted, the same call continues.
+    The new rows are appended to those of the pool, so that row numbers and existing subsets stay valid. Each is
+    assigned to the nearest of all level-1 centroids. Centroids and the clusters of clusters do not change; labels,
+    members, sizes and distances cover all rows afterwards. Both old stores remain until the new ones are complete;
+    unchanged parts of the pool are linked, not copied. After an interruption, the same call resumes.
 
     Parameters
     ----------
     tree, pool : path
-        A tree and the pool it was made of.
+        A tree and the pool it was built from.
     *new : path, Pool or array
-        New samples, in this order: pools, or what `ingest` takes, whose columns are taken where the pool has such. None
-        where the pool has grown already, by the update of another tree.
+        New samples, in this order: pools, or sources that `ingest` accepts, of which the columns that the pool has are
+        kept. None if the pool has already grown, by an update of another tree.
     ids, ids_file, column : optional
-        Of those that are no pools, as `ingest` takes them: the name of their ids, or the ids themselves; a file of ids,
-        whose further columns are taken; the name of their embeddings.
+        For sources that are not pools, as in `ingest`: the name of their ids, or the ids themselves; a file of ids and
+        further columns; the name of their embeddings.
     client : distributed.Client, optional
-        Where to run; by default distributed's current client, else threads of this process.
+        Where to run; by default distributed's current client if there is one, otherwise threads of this process.
     memory_limit : int or str, optional
-        Bytes this process may hold, when it runs on threads.
+        Most bytes that this process may use when it runs on threads.
 
     Returns
     -------
     xarray.DataTree
-        The tree, as `open_hierarchy` gives it.
+        The tree, as returned by `open_hierarchy`.
 
     Raises
     ------
     InputError
-        The tree is of another pool; or new samples have another width, lack ids or columns that the pool has, or have
-        an id that it has already.
+        If the tree was built from another pool; or if new samples have another number of features, lack ids or columns
+        that the pool has, or have an id that is already in the pool.
     ComputeError
-        They are more than `memory_limit`, or a worker, has room for; it names the limit that suffices.
+        If the samples do not fit in `memory_limit` or in a worker's memory; names the limit that suffices.
     StoreError
-        A store is damaged, another process is writing it, or the disk is full.
+        If a store is damaged, another process is writing it, or the disk is full.
 
     Examples
     --------
@@ -115,11 +115,14 @@ def update(
                     check_memory(opened, grown, n_added, runner)
                 _check(added, grown, opened)
                 if added and any(_fingerprints(added) == before for *_, before in grown.history):
-                    emit("warning", message="samples of the same embeddings have joined before: they are there twice")
+                    emit(
+                        "warning",
+                        message="samples with the same embeddings were added before: they are in the pool twice",
+                    )
                 times_as_far = _write(opened, grown, added, n_before, work, client=client, memory_limit=memory_limit)
                 if times_as_far > _FAR:
                     fact = f"the new samples lie {times_as_far:.2g} times as far from their centroids as the others"
-                    changed = "the clusters may no longer be theirs; `hkm cluster` makes new ones"
+                    changed = "the clusters may no longer fit; `hkm cluster` makes new ones"
                     emit("warning", message=f"{fact}: {changed}")
         remove(work.parent)
     return open_hierarchy(target)
@@ -129,9 +132,9 @@ def _write(
     tree: xr.DataTree, pool: Pool, added: Sequence[Pool], n_before: int, work: Location, *, client: Client | None,
     memory_limit: int | str | None,
 ) -> float:  # fmt: skip
-    """Write both stores, then put first the pool in place, then the tree: a pool knows the trees of what it was.
+    """Write both stores, then put the pool in place before the tree, since a pool recognizes trees of its past states.
 
-    Gives how many times as far as the others the new samples lie from their centroids.
+    Returns how many times as far from their centroids the new samples are as the others.
     """
     with store.staged(str(tree.encoding["source"]), overwrite=True, keep=False) as folder, ExitStack() as stack:
         grown = pool
@@ -152,7 +155,7 @@ def _check(added: Sequence[Pool], pool: Pool, tree: xr.DataTree) -> None:
 
 
 def _has_joined(added: Sequence[Pool], pool: Pool) -> bool:
-    """Tell whether these samples are what joined last: the same rows and, where the pool has ids, under the same."""
+    """Return whether these samples are the last addition: the same rows and, if the pool has ids, the same ids."""
     if not (added and pool.history) or pool.history[-1][2] != _fingerprints(added):
         return False
     if not pool.has_ids or not all(one.has_ids for one in added):
@@ -173,7 +176,7 @@ def _fingerprints(pools: Sequence[Pool]) -> tuple[str, ...]:
 
 
 def _check_unfinished(target: Location) -> None:
-    """Refuse to begin where an interrupted ``hkm cluster --restart`` waits to be continued."""
+    """Raise InputError if an interrupted ``hkm cluster --restart`` is still to be resumed."""
     wip = layout.wip_path(target)
     if stored_format(wip) == layout.TREE_FORMAT and "updates" not in read_attributes(wip):
         raise InputError(f"{wip} should not be there, it is an unfinished tree; finish its `hkm cluster`, or remove it")
@@ -183,7 +186,7 @@ def _check_unfinished(target: Location) -> None:
 def _pools(
     new: Sequence[Any], home: Location, pool: Pool, options: Mapping[str, Any], *, may_join: bool
 ) -> Iterator[list[Pool]]:
-    """The new samples as pools: those in a row that are none become one, beside the pool, until the context closes."""
+    """Yield the new samples as pools; adjacent sources that are not pools become a temporary one beside the pool."""
     folder = layout.work_path(home)
     remove(folder)
     given = [name for name, value in options.items() if value is not None]
@@ -214,7 +217,7 @@ def _is_pool(new: Any) -> bool:
 
 
 def _made(new: list[Any], target: Location, home: Location, pool: Pool, options: Mapping[str, Any]) -> Pool:
-    """Make a pool of rows that are in none; InputError where they lack columns that the pool has."""
+    """Make a pool of new samples that are not in one; raises InputError if they lack columns that the pool has."""
     normalize = bool(read_attributes(home).get("normalized"))
     try:
         return ingest(new, target, dtype=pool.dtype, normalize=normalize, **options)
@@ -227,7 +230,7 @@ def _made(new: list[Any], target: Location, home: Location, pool: Pool, options:
 
 
 def _check_ids(new: list[Any], pool: Pool, options: Mapping[str, Any]) -> None:
-    """Refuse rows without ids where the pool has some, before they are read; what is not there is refused by then."""
+    """Raise InputError for new samples without ids if the pool has ids; missing sources are reported later."""
     there = all(not isinstance(one, str | os.PathLike) or location(one).exists() for one in new)
     if pool.has_ids and options["ids"] is None and options["ids_file"] is None and there:
         remedy = "name their column with ids (--ids), or a file that has them with ids_file (--ids-file)"

@@ -1,4 +1,4 @@
-"""What the estimators have in common: inputs of every kind, a place to run, copies that keep their client."""
+"""What the estimators share: input validation, the choice of a runner, cloning and pickling, `transform`, `score`."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from hkm_dask.search.geometry import Geometry, make_geometry, measure_rows
 if TYPE_CHECKING:
     from distributed import Client
 
-#: Bytes of rows whose distances to all centroids are made at once.
+#: Bytes of rows whose distances to all centroids are computed at once.
 _TRANSFORM_BYTES = 16 << 20
-#: Share of the samples whose weights may be rounded to 0 in silence.
+#: Share of the samples whose weights may be rounded to 0 without a warning.
 _LOST_SHARE = 0.01
 
 
 class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
-    """Base of `KMeans` and `HierarchicalKMeans`, which have these parameters and attributes among theirs."""
+    """Base class of `KMeans` and `HierarchicalKMeans`, with the parameters and attributes that both have."""
 
     metric: str
     random_state: Any
@@ -60,10 +60,10 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     def _n_features_out(self) -> int:
         return len(self.cluster_centers_)
 
-    # -- copies --------------------------------------------------------------------------------------------------------
+    # -- cloning and pickling ------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "client": None}  # a connection does not travel
+        return {**super().__getstate__(), "client": None}  # a connection cannot be pickled
 
     def __sklearn_clone__(self) -> Self:
         bare = copy.copy(self)
@@ -72,7 +72,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         cloned.client = self.client
         return cloned
 
-    # -- what is given -------------------------------------------------------------------------------------------------
+    # -- inputs --------------------------------------------------------------------------------------------------------
 
     def _seed(self) -> int:
         if is_whole(self.random_state):
@@ -85,12 +85,13 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         return runner_for(self.client, self.memory_limit, self.work_dir)
 
     def _validated(self, X: Any, memory_budget: int, *, reset: bool) -> Any:
-        """X as `rows_of` takes it, its number of features noted or compared."""
+        """Return `X` in a form that `rows_of` accepts, after setting (`reset`) or checking the number of features."""
         x = simplified(X, memory_budget)
         if is_dask_array(x) or is_stored(x):
             self._check_width(x, reset=reset)
             return x
-        # As rows of other kinds are read: scikit-learn rounds what is not listed, as other byte orders, to the first.
+        # The dtype other kinds of rows are read as: scikit-learn converts dtypes not listed, such as those of another
+        # byte order, to the first one.
         read_as = layout.float_dtype(x.dtype) if isinstance(x, np.ndarray) else None
         return validate_data(self, x, reset=reset, dtype=read_as or [np.float64, np.float32, np.float16])
 
@@ -110,7 +111,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
 
     @contextmanager
     def _rows(self, X: Any, runner: Runner, *, reset: bool) -> Iterator[Rows]:
-        """Rows of X, of unit length for cosine."""
+        """Yield the rows of `X`, scaled to unit length for the cosine metric."""
         with rows_of(self._validated(X, runner.memory_budget, reset=reset), runner) as rows:
             yield UnitRows(rows) if self.metric == "cosine" else rows
 
@@ -122,7 +123,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         centroids: NDArray[np.float32] | None,
         weights: NDArray[np.int64] | None,
     ) -> Geometry:
-        """The geometry for rows and centroids, both of which its scales must hold."""
+        """Return a geometry whose fixed-point scales cover both the rows and the centroids."""
         statistics = measure_rows(rows, runner)
         if not np.isfinite(statistics.max_abs):
             raise InputError(f"{rows.label} should be finite in float32, it has NaN or Inf; leave such rows out")
@@ -137,10 +138,10 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             spherical=self.metric == "cosine",
         )  # fmt: skip
 
-    # -- what is answered ----------------------------------------------------------------------------------------------
+    # -- outputs -------------------------------------------------------------------------------------------------------
 
     def _labels(self, X: Any, centroids: NDArray[np.float32], table: NDArray[np.int32] | None = None) -> Any:
-        """The nearest centroid of each row, or the row of `table` that it names, of the kind of `X`."""
+        """Label each row with its nearest centroid, or with that centroid's row of `table`, as an array like `X`."""
         spherical = self.metric == "cosine"
         with self._runner() as runner:
             x = self._validated(X, runner.memory_budget, reset=False)
@@ -162,10 +163,10 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         return answer
 
     def transform(self, X: Any) -> Any:
-        """Distance of every row to every centroid, of a hierarchy those of the top level.
+        """Compute the distance from every row to every centroid; for a hierarchy, to those of the top level.
 
-        The nearest of these need not be that of the cluster which a hierarchy's `predict` tells: that one is found from
-        level 1 up.
+        The nearest top-level centroid need not be the cluster that a hierarchy's `predict` returns, which follows the
+        tree upward from level 1.
 
         Parameters
         ----------
@@ -175,14 +176,14 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         Returns
         -------
         array of shape (n_samples, n_clusters)
-            Euclidean distances, not squared, in float64 for rows in float64, else in float32; NaN for centroids that
-            are; of the same kind as `predict` gives. Made from matrix products: they round more than what `predict`
-            compares.
+            Euclidean distances (not squared), float64 for float64 rows, otherwise float32; NaN for centroids that are
+            NaN. The array is of the same kind as `predict` returns. The distances come from matrix products, so their
+            rounding error is larger than in `predict`.
 
         Raises
         ------
         InputError
-            Rows of another width, or rows of zeros where the metric is cosine.
+            If rows have another number of features, or are all zeros with the cosine metric.
         """
         check_is_fitted(self)
         centroids, spherical = self.cluster_centers_, self.metric == "cosine"
@@ -203,10 +204,10 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         return like_input(answer, X, "cluster", "distances") if isinstance(X, xr.DataArray) else answer
 
     def score(self, X: Any, y: None = None, sample_weight: ArrayLike | None = None) -> float:
-        """Minus the inertia of `X` about the centroids, of a hierarchy those of the top level.
+        """Return the negative inertia of `X` for these centroids; for a hierarchy, for those of the top level.
 
-        Each row counts with the centroid nearest to it, which need not be that of the cluster that a hierarchy's
-        `predict` tells.
+        Each row contributes its squared distance to the nearest centroid, which need not be the cluster that a
+        hierarchy's `predict` returns.
 
         Parameters
         ----------
@@ -222,7 +223,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         Raises
         ------
         InputError
-            Rows of another width, with NaN, or weights that are none.
+            If rows have another number of features or contain NaN, or if the weights are invalid.
         """
         check_is_fitted(self)
         centroids = self.cluster_centers_[~np.isnan(self.cluster_centers_[:, 0])]
@@ -249,9 +250,9 @@ def _label_block(
 
 
 def checked_weights(sample_weight: ArrayLike | None, n_samples: int) -> NDArray[np.float64] | None:
-    """Weights as float64 (n_samples,), if there are any.
+    """Return the weights as float64 (n_samples,), or None if there are none.
 
-    InputError where they are of another shape, negative, not finite, or zero altogether.
+    Raises InputError for weights of another shape, and for negative, non-finite or all-zero weights.
     """
     if sample_weight is None:
         return None
@@ -269,11 +270,11 @@ def checked_weights(sample_weight: ArrayLike | None, n_samples: int) -> NDArray[
 
 
 def whole_weights(weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
-    """Write weights (n_samples,), finite, not negative and not all zero, as whole numbers of a unit: these, and that.
+    """Express weights as integer multiples of a unit; returns the int64 multiples and the unit.
 
-    Whole numbers stay what they are, up to a sum of 2^40, so that a weight of 3 is the same as three rows. Others
-    become multiples of a power of two near 2^-14 of their mean (coarser beyond four million rows, where the sum stays
-    at 2^36).
+    The weights (n_samples,) are finite, non-negative and not all zero. Integer weights stay exact up to a sum of 2^40,
+    so that a weight of 3 is the same as three rows. Others are rounded to multiples of a power of two near 2^-14 of
+    their mean (coarser beyond four million rows, where the sum stays at 2^36).
 
     >>> whole_weights(np.array([3.0, 1.0, 0.0]))
     (array([3, 1, 0]), 1.0)
@@ -283,7 +284,7 @@ def whole_weights(weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], floa
     if (weights == np.rint(weights)).all() and weights.sum() <= 2.0**40:
         return weights.astype(np.int64), 1.0
     exponent = int(np.frexp(weights.max())[1])
-    near_one = np.ldexp(weights, -exponent)  # so that no sum overflows
+    near_one = np.ldexp(weights, -exponent)  # so that the sum does not overflow
     bits = min(36, int(np.ceil(np.log2(len(weights)))) + 14) - int(np.frexp(near_one.sum())[1])
     whole = np.rint(np.ldexp(near_one, bits)).astype(np.int64)
     divisor = int(np.gcd.reduce(whole))
@@ -291,7 +292,7 @@ def whole_weights(weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], floa
 
 
 def weights_of(sample_weight: ArrayLike | None, n_samples: int) -> tuple[NDArray[np.int64] | None, float]:
-    """Weights as whole numbers, and the weight of 1."""
+    """Return the weights as integers (None if there are none), and the weight that the integer 1 stands for."""
     weights = checked_weights(sample_weight, n_samples)
     if weights is None:
         return None, 1.0
@@ -324,7 +325,7 @@ def _distances(rows: NDArray[Any], where: str, centroids: NDArray[np.float32], *
         refuse_zero_rows(rows, where)
     used = ~np.isnan(centroids[:, 0])
     answer = np.full((len(rows), len(centroids)), np.nan, dtype)
-    # About their middle, little of the squares cancels.
+    # Centering first avoids cancellation between the squares.
     middle = centroids[used].mean(axis=0, dtype=np.float64)
     answer[:, used] = euclidean_distances(rows - middle, centroids[used] - middle)
     return answer

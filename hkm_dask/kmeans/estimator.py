@@ -1,4 +1,4 @@
-"""`KMeans`: scikit-learn's conventions over arrays of any kind and size."""
+"""`KMeans`: an estimator with scikit-learn's conventions, for arrays of any kind and size."""
 
 from __future__ import annotations
 
@@ -32,46 +32,48 @@ _METRICS = ("l2", "cosine")
 
 
 class KMeans(Clusterer):
-    """K-means by Lloyd's iteration, exact, out of core, with scikit-learn's conventions.
+    """Exact, out-of-core k-means (Lloyd's algorithm) with scikit-learn's conventions.
 
-    It takes what scikit-learn takes, and besides: CuPy arrays, Dask arrays, `xarray.DataArray` (the first dimension is
-    the samples), Zarr arrays, pools and paths of them or of `.npy` files. `predict` and `transform` answer in kind: a
-    Dask array lazily, a DataArray with the coordinates of the samples, anything else as a NumPy array.
+    In addition to what scikit-learn accepts, `X` may be a CuPy array, a Dask array, an `xarray.DataArray` (its first
+    dimension is the samples), a Zarr array, a pool, or the path of one of these or of a `.npy` file. `predict` and
+    `transform` return a lazy Dask array for a Dask array, a DataArray with the coordinates of the samples for a
+    DataArray, and a NumPy array for anything else.
 
     Parameters
     ----------
     n_clusters : int, default=8
     init : {"coreset", "k-means++", "k-means||", "random"} or array of shape (n_clusters, n_features), default="coreset"
-        The seeding, or the centroids to start from. "coreset" leads to the lowest inertia; "k-means++" is the greedy
-        kind, and holds all rows in memory.
+        The seeding method, or the initial centroids. "coreset" leads to the lowest inertia; "k-means++" is the greedy
+        variant and holds all rows in memory.
     max_iter : int, default=300
     tol : float, default=1e-4
-        Stop when an iteration lowers the inertia by no more than this share of it. (scikit-learn compares how far the
-        centroids moved with the variance of the features.)
+        Stop when an iteration lowers the inertia by no more than this share of it. (scikit-learn instead compares the
+        movement of the centroids with the variance of the features.)
     metric : {"l2", "cosine"}, default="l2"
-        With "cosine", rows and centroids are scaled to length 1, and distances are those between them.
+        With "cosine", rows and centroids are scaled to unit length, and distances are Euclidean between those.
     random_state : int, RandomState or None, default=None
-        Of the seeding. The same number gives the same bits for any number of workers and any chunks.
+        Seed of the random numbers. The same integer gives bitwise the same result for any number of workers and any
+        chunking.
     client : distributed.Client, optional
-        Where to run: given, else distributed's current client, else threads of this process. It is not pickled with
-        the estimator.
+        Where to run. By default, distributed's current client if there is one, otherwise threads of this process. The
+        client is not pickled with the estimator.
     memory_limit : int or str, optional
-        What this process may hold when it runs on threads, as in ``"4GiB"``.
+        Memory that this process may use when it runs on threads, for example ``"4GiB"``.
     work_dir : path, optional
-        Folder for intermediate files, seen by all workers; a temporary one on this machine by default.
+        Folder for intermediate files that all workers can access; by default a temporary folder on this machine.
 
     Attributes
     ----------
     cluster_centers_ : ndarray of float32, shape (n_clusters, n_features)
-        Where there are fewer distinct rows than clusters, the last ones are copies of the first.
+        If there are fewer distinct rows than clusters, the last ones are copies of the first.
     labels_ : ndarray of int32, shape (n_samples,)
-        Nearest centroid of each row; the lowest number where several are equally near.
+        Nearest centroid of each row; ties go to the lowest index.
     inertia_ : float
-        Sum of the squared distances of the rows to them, by weight.
+        Weighted sum of the squared distances of the rows to their nearest centroids.
     n_iter_ : int
     n_features_in_ : int
     feature_names_in_ : ndarray of str
-        Where `X` had names for its features.
+        Only if `X` has feature names.
 
     See Also
     --------
@@ -79,16 +81,15 @@ class KMeans(Clusterer):
 
     Notes
     -----
-    Rows are looked at in float32, distances are measured in float64: labels are those of a brute-force search in
-    float64 over the rows as float32, and the inertia is theirs. There is one initialization (scikit-learn's
-    ``n_init``).
+    Rows are converted to float32 and distances are computed in float64: labels and inertia are those of a brute-force
+    float64 search over the float32 rows. There is a single initialization (``n_init=1`` in scikit-learn).
 
-    A few rows far from all others take clusters of their own, and change nothing for the others: sums are exact, and
-    `tol` is held for the rows that are not far from their centroids as well. Rows so far out are named in a warning;
-    values from 2^62 over the root of `n_features` on are refused.
+    A few rows far from all others get clusters of their own and leave the others unaffected: sums are exact, and `tol`
+    must also hold for the rows that are not far from their centroids. A warning names such far rows; values of
+    2^62 / sqrt(n_features) and more are rejected.
 
-    Weights that are whole numbers stand for so many copies of a row, exactly. Others are rounded to multiples of about
-    2^-14 of their mean; where more than a hundredth of them become 0, a warning says so.
+    An integer weight is exactly equivalent to that many copies of a row. Other weights are rounded to multiples of
+    about 2^-14 of their mean; a warning is issued if more than one percent of them become 0.
 
     Examples
     --------
@@ -140,10 +141,10 @@ class KMeans(Clusterer):
         Parameters
         ----------
         X : array of shape (n_samples, n_features), pool or path
-            See `KMeans`. A Dask array is computed once, into a file of the work folder unless it is small.
+            See `KMeans`. A Dask array is computed once; unless it is small, it is written to a file in the work folder.
         y : ignored
         sample_weight : array-like of shape (n_samples,) or float, optional
-            What each row counts; not negative. Rows of weight 0 get a label and have no say.
+            Weight of each row, not negative. Rows of weight 0 are labeled but do not affect the centroids.
 
         Returns
         -------
@@ -152,7 +153,7 @@ class KMeans(Clusterer):
         Raises
         ------
         InputError
-            Parameters, rows or weights should be otherwise; a ValueError.
+            If parameters, rows or weights are invalid; a subclass of ValueError.
         """
         self._check_parameters()
         with self._runner() as runner, self._rows(X, runner, reset=True) as given:
@@ -164,13 +165,13 @@ class KMeans(Clusterer):
         return self
 
     def _fit(self, rows: Rows, weights: NDArray[np.int64] | None, unit: float, runner: Runner) -> None:
-        # A row of weight 0 must neither found a cluster nor be drawn.
+        # A row of weight 0 must not be drawn as a center, nor found a cluster.
         left_out = weights is not None and not weights.all()
         counted, shares = rows, weights
         if left_out and weights is not None:
             index = np.flatnonzero(weights)
             counted, shares = runner.place(SubsetRows(rows, index)), weights[index]
-        n_clusters, start = int(self.n_clusters), self._start(rows.n_features)  # NumPy's small integers overflow
+        n_clusters, start = int(self.n_clusters), self._start(rows.n_features)  # int: NumPy's small integers overflow
         if counted.n_rows < n_clusters:
             raise InputError(
                 f"n_samples={counted.n_rows} should be >= n_clusters={n_clusters}; lower n_clusters or add samples"
@@ -186,7 +187,7 @@ class KMeans(Clusterer):
         # Unused slots get copies of the first centroids.
         used = done.centroids[~np.isnan(done.centroids[:, 0])]
         centroids = np.concatenate([used, np.repeat(used[:1], done.n_unused, axis=0)])
-        # That may renumber the clusters: what the parts remember would mislead.
+        # Both cases may renumber rows or clusters, so labels cached with the parts would be wrong.
         run = "" if left_out or done.n_unused else done.run
         final = label_rows(rows, centroids, geometry=geometry, runner=runner, run=run, weights=weights)
         forget(counted.key)
@@ -218,7 +219,7 @@ class KMeans(Clusterer):
             raise InputError(problems)
 
     def _start(self, n_features: int) -> NDArray[np.float32] | None:
-        """The centroids to start from, where they were given."""
+        """Return the initial centroids if `init` is an array, otherwise None."""
         if isinstance(self.init, str):
             return None
         given = np.asarray(simplified(self.init, 0))
@@ -229,13 +230,13 @@ class KMeans(Clusterer):
         if start.shape != (self.n_clusters, n_features):
             raise InputError(f"init.shape={start.shape} should be ({self.n_clusters}, {n_features}); reshape it")
         if not np.isfinite(start).all():
-            raise InputError("init=NaN or Inf should be finite; mend such centroids")
+            raise InputError("init=NaN or Inf should be finite; fix such centroids")
         return unit_rows(start) if self.metric == "cosine" else start
 
-    # -- what follows from a fit ---------------------------------------------------------------------------------------
+    # -- predict -------------------------------------------------------------------------------------------------------
 
     def predict(self, X: Any) -> Any:
-        """Nearest centroid of every row.
+        """Return the nearest centroid of every row.
 
         Parameters
         ----------
@@ -245,13 +246,12 @@ class KMeans(Clusterer):
         Returns
         -------
         array of int32, shape (n_samples,)
-            A Dask array or a DataArray for one of these, else NumPy's. The lowest number where several centroids are
-            equally near.
+            A Dask array or a DataArray if `X` is one, otherwise a NumPy array. Ties go to the lowest index.
 
         Raises
         ------
         InputError
-            Rows of another width, with NaN or with values too large for float32 squares.
+            If rows have another number of features, contain NaN, or have values too large to be squared in float32.
         """
         check_is_fitted(self)
         return self._labels(X, self.cluster_centers_)

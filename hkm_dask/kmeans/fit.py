@@ -1,4 +1,4 @@
-"""One k-means from start to end: seeding, then Lloyd, wherever the rows lie."""
+"""A complete k-means, seeding and Lloyd's iteration, wherever the rows are stored."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ from hkm_dask.search.worker import is_too_little
 
 @dataclass(frozen=True)
 class Settings:
-    """How one k-means is run."""
+    """Parameters of one k-means."""
 
     n_clusters: int
     init: str = "coreset"
     max_iter: int = 50
     tol: float = 1e-4
-    key: int = field(default_factory=lambda: stream_key(0))  # of its random numbers, from `stream_key`
-    r: int = 0  # members that will be taken of each cluster, at most: iterations tell how many that is; 0 for none
+    key: int = field(default_factory=lambda: stream_key(0))  # key of its random numbers, from `stream_key`
+    r: int = 0  # members to be taken from each cluster, at most: iterations report how many in all; 0 for no report
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Outcome of a k-means."""
+    """Result of a k-means."""
 
     centroids: NDArray[np.float32]  # (n_clusters, n_features): NaN where there are fewer distinct rows than clusters
     inertia: NDArray[np.float64]  # (n_iter,): before each update
     n_relocated: int
     seconds: float
-    run: str = ""  # name under which the parts of the rows remember their last labels; empty where they do not
+    run: str = ""  # name under which the parts of the rows cached their last labels; empty if they did not
 
     @property
     def n_unused(self) -> int:
-        """Slots without a centroid."""
+        """Number of slots without a centroid."""
         return int(np.isnan(self.centroids[:, 0]).sum())
 
 
 @dataclass(frozen=True)
 class GroupFits:
-    """Outcome of the k-means of several groups of rows, with the same number of clusters each."""
+    """Result of separate k-means over several groups of rows, with the same number of clusters each."""
 
     #: (n_groups * n_clusters, n_features): NaN where a group has fewer distinct rows than clusters.
     centroids: NDArray[np.float32]
-    #: (n_rows,): nearest centroid of the row's group; clusters are numbered through all groups.
+    #: (n_rows,): nearest centroid within the row's group; clusters are numbered consecutively over all groups.
     labels: NDArray[np.int32]
     distances: NDArray[np.float64]  # (n_rows,): squared L2
 
@@ -74,22 +74,22 @@ class GroupFits:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a fit tells while it runs; nothing by default."""
+    """Callbacks of a running fit; none by default."""
 
-    seeding: SeedingReport | None = None  # gets the phase, how much of it is done and of how much; see `seed`
+    seeding: SeedingReport | None = None  # gets the phase, the amount done, and the total; see `seed`
     #: Gets the iteration, counted from 1, the inertia before its update, and `LloydStep.n_members`.
     iteration: Callable[[int, float, int | None], None] | None = None
-    #: Gets the outcome of an iteration, from which an interrupted k-means goes on. Not where one task makes them all.
+    #: Gets the outcome of each iteration, from which an interrupted k-means can resume; not called by one-task fits.
     moved: Callable[[LloydStep], None] | None = None
 
     def hear(self, what: str, *told: Any) -> None:
-        """Pass on what is told of `what`, the name of a hook."""
+        """Call the hook named `what`, if it is set, with the arguments `told`."""
         hook = getattr(self, what)
         if hook is not None:
             hook(*told)
 
     def on_iteration(self, i: int, step: LloydStep) -> None:
-        """Pass on the outcome of an iteration."""
+        """Pass the outcome of an iteration to its hooks."""
         self.hear("iteration", i, step.inertia, step.n_members)
         self.hear("moved", step)
 
@@ -107,8 +107,8 @@ def fit(
 ) -> Steps[Fit]:
     """Cluster rows.
 
-    The `geometry` is one for these rows or for rows they were taken from, and for the sum of the `weights`, int64
-    (n_rows,) and positive. `progress` is where an interrupted run had come to, or where to start.
+    The `geometry` was made for these rows, or for rows they are a subset of, and for the sum of the `weights`, int64
+    (n_rows,) and positive. `progress` is the state of an interrupted run, or the initial centroids.
     """
     rows = runner.place(rows)
     hooks = hooks or Hooks()
@@ -139,7 +139,7 @@ def fit(
 
 
 def _fit_in_task(memory_budget: int, *, rows: Rows, n_threads: int, tell: Callable[..., None], **arguments: Any) -> Fit:
-    """A whole k-means in one task, for rows too few to be worth a round of tasks per iteration."""
+    """Run a whole k-means as one task, for too few rows to be worth a round of tasks per iteration."""
     hooks = Hooks(partial(tell, "seeding"), partial(tell, "iteration"))
     table = ArrayRows(rows.read(0, rows.n_rows), rows.label)
     try:

@@ -1,8 +1,8 @@
-"""Many small k-means, each over rows of its own: one by one, or on a device each pass for all of them at once.
+"""Many small k-means over separate groups of rows: one after another, or on a device in batched passes.
 
-Each is the same k-means as any other (`fit`), with its own random numbers. Where a device holds thousands of them, a
-pass that one needs next is made for all, since a few rows alone would leave it idle; between its passes over the rows
-each goes on on a processor.
+Each group gets the same k-means as any other rows (`fit`), with its own random numbers. A few rows alone would leave a
+device idle, so where it holds thousands of groups, the passes over rows that they need next are made for all of them at
+once. Between its passes each k-means continues on a CPU thread.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ def fit_groups(
     batch_bytes: int,
     batched: bool = True,
 ) -> GroupFits:
-    """Cluster groups of rows, each by a k-means of its own.
+    """Cluster groups of rows, each with a k-means of its own.
 
-    `values` (n_rows, n_features) hold one group after the other, `bounds` (n_groups + 1,) where each begins, from 0 on;
-    none is empty. `settings` are those of each, with the same number of clusters. `memory_budget` counts bytes of the
-    host, `batch_bytes` those of rows that a device takes at once; groups are halved where it turns out to be too small
-    for them. Where `batched`, an engine that can makes each pass for all groups at once; the results are the same.
+    `values` (n_rows, n_features) holds the groups one after another; group i is ``bounds[i]:bounds[i + 1]``, never
+    empty. `settings` has one entry per group, all with the same number of clusters. `memory_budget` is in bytes of host
+    memory, `batch_bytes` in bytes of rows that a device takes at once; if the device runs out of memory all the same,
+    the groups are halved. With `batched`, an engine that supports it makes each pass for all groups at once; the
+    results are the same.
     """
     engine = worker_engine()
     values = np.ascontiguousarray(values, engine.row_dtype(values.dtype))
@@ -60,7 +61,7 @@ def fit_groups(
             if not ran_out(error):
                 raise
         make_room()
-    if len(settings) == 1:  # a large one can be streamed
+    if len(settings) == 1:  # a single large group can be streamed
         return _one_by_one(values, bounds, settings, geometry, memory_budget)
     half = len(settings) // 2
     cut = bounds[half]
@@ -107,14 +108,14 @@ def _label(
     return engine.host(assignment.labels), engine.host(assignment.distances)
 
 
-# -- on a device, all at once ------------------------------------------------------------------------------------------
+# -- batched on a device -----------------------------------------------------------------------------------------------
 
 
 def fit_batch(
     values: NDArray[np.floating], bounds: NDArray[np.int64], settings: Sequence[Settings], geometry: Geometry,
     memory_budget: int,
 ) -> GroupFits:  # fmt: skip
-    """Do as `fit_groups`, on this worker's device, for float16 or float32 values, all of which it has to hold."""
+    """Do what `fit_groups` does on this worker's device, which must hold all `values`, float16 or float32."""
     passes = _Batch(values, bounds, settings[0].n_clusters, geometry)
     tables = [ArrayRows(values[low:high]) for low, high in itertools.pairwise(bounds)]
     with on_host():
@@ -133,7 +134,7 @@ def fit_batch(
                 totals = passes.make({group: wish.task for group, wish in wanted.items()})
                 pending, answers = [steps[group] for group in wanted], [totals[group] for group in wanted]
                 outcomes = dict(zip(wanted, threads.map(_advance, pending, wanted.values(), answers), strict=True))
-    finally:  # no thread is at one of them any more
+    finally:  # no thread is advancing any of them now
         for one, table in zip(steps, tables, strict=True):
             one.close()
             forget(table.key)
@@ -142,7 +143,7 @@ def fit_batch(
 
 
 def _advance(steps: Steps[Fit], wish: MapReduce | None = None, total: Any = None) -> MapReduce | Fit:
-    """Give a k-means the total of its pass, and have its next pass, or its outcome."""
+    """Send a k-means the total of the pass it asked for; returns the next pass that it needs, or its result."""
     with on_host():
         try:
             return next(steps) if wish is None else steps.send(wish.finish(total))
@@ -152,7 +153,7 @@ def _advance(steps: Steps[Fit], wish: MapReduce | None = None, total: Any = None
 
 
 class _Batch:
-    """The rows of all groups on the device, and passes over some of them; `k` clusters in each group."""
+    """The rows of all groups on the device, with passes over some of the groups; `k` clusters in each group."""
 
     def __init__(self, values: NDArray[np.floating], bounds: NDArray[np.int64], k: int, geometry: Geometry) -> None:
         import cupy
@@ -166,23 +167,24 @@ class _Batch:
         self.rows = cupy.asarray(values)
         self.group = cupy.asarray(np.repeat(np.arange(self.n_groups, dtype=np.int32), np.diff(bounds)))
         self.operand = make_cuda_operand(self.rows, geometry)
-        # Of the seeding: the nearest center drawn, and how many batches of them were searched.
+        # State of the seeding: each row's nearest center so far, and how many batches of centers each group has
+        # searched.
         self.cells, self.squared = cupy.full(n, -1, cupy.int32), cupy.full(n, cupy.inf)
         self.n_applied = np.zeros(self.n_groups, np.int64)
-        # Of Lloyd's iteration: clusters are numbered through all groups.
+        # State of Lloyd's iteration; clusters are numbered consecutively over all groups.
         self.labels = cupy.full(n, -1, cupy.int32)
         self.units = geometry.units
         self.sums = cupy.zeros((self.n_groups * k, self.units.n_columns(values.shape[1])), cupy.int64)
         self.counts = cupy.zeros(self.n_groups * k, cupy.int64)
 
     def make(self, tasks: Mapping[int, Any]) -> dict[int, Any]:
-        """The totals of the groups' passes, those of each kind made at once."""
+        """Return the totals of each group's pass; passes of the same kind are made at once."""
         sampling = {group: task for group, task in tasks.items() if isinstance(task, UpdateAndSample)}
         adding = {group: task for group, task in tasks.items() if isinstance(task, AssignAndAdd)}
         return {**self.update_and_sample(sampling), **self.assign_and_add(adding)}
 
     def _lines(self, groups: Sequence[int]) -> tuple[Any | None, NDArray[np.int64]]:
-        """The rows of some groups, None for all, and where each group begins among them."""
+        """Return the rows of some groups (None for all rows), and the offset of each group among them."""
         sizes = np.zeros(self.n_groups, np.int64)
         sizes[list(groups)] = np.diff(self.bounds)[list(groups)]
         lines = np.concatenate([[0], np.cumsum(sizes)])
@@ -193,7 +195,7 @@ class _Batch:
     def _search(
         self, centroids: Mapping[int, NDArray[np.float32]], numbers: NDArray[np.integer], labels: Any, distances: Any
     ) -> None:
-        """Bring labels and distances up to date with new centroids of some groups, called by these numbers."""
+        """Update labels and distances for new centroids of some groups; `numbers` are the labels of the centroids."""
         from hkm_dask.search.cuda.index import CudaIndex, Groups
 
         which, lines = self._lines(list(centroids))
@@ -205,7 +207,7 @@ class _Batch:
         search.nearest_in_groups(self.rows, labels, distances, self.operand, groups, which)
 
     def _totals(self, groups: Sequence[int], distances: Any) -> dict[int, int]:
-        """Fixed-point sum of distances over the rows of each group."""
+        """Return the fixed-point sum of the distances over the rows of each group."""
         which, lines = self._lines(groups)
         some = distances if which is None else distances[which]
         total = self.geometry.distance_sum(len(some))
@@ -214,7 +216,7 @@ class _Batch:
         return {group: total.combine(sums[:, i]) for i, group in enumerate(groups)}
 
     def nearest(self, centroids: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Label every row with the nearest centroid of its group; clusters are numbered through all groups."""
+        """Label every row with the nearest centroid of its group, numbering clusters consecutively over all groups."""
         nearest = self.engine.unknown(len(self.rows))
         tables = dict(enumerate(centroids.reshape(self.n_groups, self.k, -1)))
         self._search(tables, np.arange(len(centroids)), nearest.labels, nearest.distances)
@@ -223,7 +225,7 @@ class _Batch:
     # -- Lloyd's iteration --------------------------------------------------------------------------------------------
 
     def assign_and_add(self, tasks: Mapping[int, AssignAndAdd]) -> dict[int, PartialSums]:
-        """Label the rows of some groups and add them up, as `AssignAndAdd` does for one."""
+        """Label the rows of some groups and sum them, as `AssignAndAdd` does for one."""
         if not tasks:
             return {}
         groups = sorted(tasks)
@@ -243,7 +245,7 @@ class _Batch:
         }
 
     def _near(self, groups: Sequence[int], distances: Any) -> Mapping[int, int | None]:
-        """The totals without rows that are far from their centroids; None where none can be."""
+        """Return the totals over rows that are not far from their centroids; None if the geometry has no far rows."""
         limit = self.geometry.far_distance
         if limit == np.inf:
             return dict.fromkeys(groups)
@@ -252,7 +254,7 @@ class _Batch:
     # -- seeding ------------------------------------------------------------------------------------------------------
 
     def update_and_sample(self, tasks: Mapping[int, UpdateAndSample]) -> dict[int, Candidates]:
-        """Bring D² of the rows of some groups up to date and draw candidates, as `UpdateAndSample` does for one."""
+        """Update D² of the rows of some groups and draw candidates, as `UpdateAndSample` does for one."""
         if not tasks:
             return {}
         groups = sorted(tasks)
@@ -266,7 +268,7 @@ class _Batch:
         }
 
     def _apply(self, tasks: Mapping[int, UpdateAndSample]) -> None:
-        """Measure rows against the centers drawn since the last pass of their group."""
+        """Update D² of the rows with the centers accepted since the last pass of their group."""
         centers: dict[int, NDArray[np.float32]] = {}
         numbers = []
         for group, task in sorted(tasks.items()):
@@ -307,7 +309,7 @@ class _Batch:
     def _add_cells(
         self, tasks: Mapping[int, UpdateAndSample]
     ) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Sums and sizes of the cells of each group's centers."""
+        """Return the sums and sizes of the cells of each group's centers."""
         if not tasks:
             return {}
         xp, groups = self.xp, sorted(tasks)

@@ -1,4 +1,4 @@
-"""What the estimators take: arrays of every kind made into rows, and answers of the kind that was asked with."""
+"""Conversion of the estimators' inputs to `Rows`, and of their outputs to the kind of the input."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 
 def is_dask_array(x: Any) -> bool:
-    """Tell whether `x` is a Dask array, without importing Dask for one that is none."""
+    """Tell whether `x` is a Dask array, without importing Dask."""
     return type(x).__module__.split(".")[0] == "dask" and hasattr(x, "map_blocks") and hasattr(x, "rechunk")
 
 
 def is_stored(x: Any) -> bool:
-    """Tell whether `x` names or is a table of rows on disk: a path, a pool, a Zarr array or `Rows`."""
+    """Tell whether `x` is a table of rows on disk, or names one: a path, a pool, a Zarr array or `Rows`."""
     return isinstance(x, str | os.PathLike | zarr.Array | Pool | Rows)
 
 
 def simplified(x: Any, memory_budget: int) -> Any:
-    """Give a DataArray's own array, and copy what lies on a GPU to the host.
+    """Unwrap a DataArray, and copy data on a GPU to the host.
 
     A DataArray that is not in memory yet and would take more than a quarter of `memory_budget` becomes a Dask array.
     """
     if isinstance(x, xr.DataArray):
-        # What xarray has opened without chunks it reads whole at the first touch.
+        # xarray reads an array that was opened without chunks as a whole when it is first accessed.
         waits = not getattr(x.variable, "_in_memory", True)
         if x.chunks is None and waits and x.nbytes > memory_budget // 4:
             x = x.chunk("auto")
@@ -54,11 +54,11 @@ def simplified(x: Any, memory_budget: int) -> Any:
 
 @contextmanager
 def rows_of(x: Any, runner: Runner) -> Iterator[Rows]:
-    """Make rows of a checked input, for as long as the context lasts.
+    """Yield the rows of a validated input for the duration of the context.
 
-    It is an array in memory or of Dask, or what `is_stored` accepts. A Dask array is computed once: into memory if it
-    takes no more than a quarter of the runner's budget, else block by block into a file in its work folder. InputError
-    where it is not 2-D, has unknown sizes or holds no numbers.
+    The input is an array in memory, a Dask array, or anything that `is_stored` accepts. A Dask array is computed once:
+    into memory if it takes no more than a quarter of the runner's budget, else block by block into a file in its work
+    folder. Raises InputError if it is not 2-D, has unknown chunk sizes or is not numeric.
     """
     if not is_dask_array(x):
         yield as_rows(x)
@@ -87,7 +87,7 @@ def _checked(x: da.Array) -> da.Array:
 
 @dataclass(frozen=True)
 class _Target:
-    """A `.npy` file as `dask.array.store` writes to it: blocks of rows, in any order, from any process."""
+    """A `.npy` file as a target of `dask.array.store`: blocks of rows are written in any order, from any process."""
 
     path: str
     offset: int
@@ -103,7 +103,7 @@ def _spool(x: da.Array, path: Path, runner: Runner) -> None:
 
     shape = (int(x.shape[0]), int(x.shape[1]))
     target = _Target(str(path.absolute()), create_npy(path, shape, x.dtype), shape, x.dtype)
-    # Dask stores into anything with __setitem__, although its types name arrays only.
+    # Dask accepts any object with __setitem__, although its type annotations name arrays only.
     da.store([x], [cast("Any", target)], lock=False, **runner.scheduler)
 
 
@@ -115,10 +115,10 @@ def over_blocks(
     dtype: np.dtype,
     n_columns: int | None = None,
 ) -> da.Array:
-    """Apply a function to the blocks of rows of a Dask array, when they are asked for.
+    """Apply a function lazily to the row blocks of a Dask array.
 
-    It gets a block of rows and `arguments`, each array of which travels once per worker and not with every block, and
-    gives `n_columns` numbers of `dtype` per row; None is for one that is no column.
+    The function gets a block of rows and `arguments`; arrays among these are sent once per worker, not with every
+    block. It returns `n_columns` values of `dtype` per row, or a 1-D array if `n_columns` is None.
     """
     from dask.delayed import delayed
 
@@ -132,9 +132,9 @@ def over_blocks(
 
 
 def like_input(answer: Any, x: xr.DataArray, column: str | None, name: str) -> xr.DataArray:
-    """Give an answer for the samples of a DataArray their dimension and coordinates.
+    """Wrap an answer for the samples of a DataArray in a DataArray with their dimension and coordinates.
 
-    `column` is what to call the second dimension, if there is one, and `name` the answer's.
+    `column` names the second dimension, if there is one, and `name` the result.
 
     >>> x = xr.DataArray(np.zeros((2, 3)), dims=("word", "feature"), coords={"word": ["a", "b"]})
     >>> like_input(np.array([1, 0]), x, None, "labels").sel(word="b").item()

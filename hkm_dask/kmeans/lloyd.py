@@ -1,7 +1,7 @@
-"""Lloyd's iteration as a map-reduce: assign every row, add up, move the centroids, until they rest.
+"""Lloyd's iteration as a map-reduce: assign all rows, sum them by cluster, move the centroids, until none moves.
 
-Sums are int64 fixed point and counts int64. Integer addition is associative, so any number of tasks, any order and any
-history (sums may be brought up to date by the rows that moved) give bitwise the same centroids.
+Sums are int64 fixed point and counts are int64. Integer addition is associative, so the centroids are bitwise the same
+for any number of tasks in any order, and whether sums are made anew or updated by the rows that changed clusters.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from hkm_dask.search.engine import Assignment, Engine, RowTile, fold
 from hkm_dask.search.geometry import Geometry
 from hkm_dask.search.worker import worker_engine
 
-#: Centroids brought to unit length at once.
+#: Centroids scaled to unit length at once.
 _MEANS_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class PartialSums(Outcome):
-    """What one pass adds up over the rows of a part, or of several."""
+    """Totals of one pass over the rows of one part, or of several."""
 
-    #: (n_clusters, n_features): fixed-point sums of the rows of each cluster; see `RowUnits`, which may have two
-    #: columns for a feature.
+    #: (n_clusters, n_columns): fixed-point sums of the rows of each cluster; `RowUnits` may use two columns per
+    #: feature.
     sums: NDArray[np.int64]
     counts: NDArray[np.int64]  # (n_clusters,)
     inertia: int  # fixed-point sum of squared distances
-    #: (n_far,): squared distances and numbers of the rows furthest from their centroids, the furthest first. Empty
-    #: where no cluster of the part is.
+    #: (n_far,): squared distances and numbers of the rows furthest from their centroids, the furthest first; empty if
+    #: the part has no empty cluster.
     far_distances: NDArray[np.float64]
     far_rows: NDArray[np.int64]
-    #: The inertia without rows that are far from their centroid; None where the geometry knows of none.
+    #: The inertia without the rows that are far from their centroid; None if the geometry has no far rows.
     near_inertia: int | None = None
 
     def n_members(self, r: int) -> int | None:
-        """Rows that `r` members of each cluster would be, or all of one that has fewer; None without an r."""
+        """Count the members if at most `r` are taken from each cluster; None if `r` is 0."""
         return int(np.minimum(self.counts, r).sum()) if r else None
 
     def __add__(self, other: PartialSums) -> PartialSums:
@@ -68,12 +68,12 @@ class PartialSums(Outcome):
     def of(
         cls, engine: Engine, sums: Any, counts: Any, inertia: int, near: int | None, distances: Any, *, start: int = 0
     ) -> PartialSums:
-        """The totals of a pass, and the rows that may found clusters in place of empty ones.
+        """Make the totals of a pass, with the rows that may found new clusters in place of empty ones.
 
-        `distances` are those of the rows that were added up, from row number `start` on.
+        `distances` are those of the rows that were summed; the first of these has the row number `start`.
         """
         sums, counts = engine.host(sums), engine.host(counts)
-        # A cluster that is empty is so in every part; without one no far rows are needed.
+        # A cluster that is empty overall is empty in every part; a part without empty clusters need not offer far rows.
         if counts.all():
             return cls(sums, counts, inertia, np.empty(0), np.empty(0, np.int64), near)
         far_distances, places = engine.furthest(distances, _n_far(len(counts)))
@@ -86,9 +86,9 @@ def _n_far(n_clusters: int) -> int:
 
 @dataclass
 class _PartState:
-    """What a part remembers of the last iteration: its assignment by the `centroids` of that name, and their sums.
+    """State that a part caches between iterations: the assignment to the `centroids` of that name, and the sums.
 
-    `handed_out` gives the outcome that shares the sums with it, as long as anybody holds that.
+    `handed_out` returns the outcome that shares the arrays of sums, while that is still referenced.
     """
 
     assignment: Assignment
@@ -100,21 +100,21 @@ class _PartState:
 
 @dataclass(frozen=True)
 class AssignAndAdd:
-    """Task: label the rows of a part and add them up."""
+    """Task: label the rows of a part and sum them by cluster."""
 
-    #: float32 (n_clusters, n_features), of this iteration and the one before it.
+    #: float32 (n_clusters, n_features); `before` holds those of the previous iteration.
     centroids: SharedArray
     geometry: Geometry
-    run: str  # name of the k-means, under which parts remember its last iteration
+    run: str  # name of the k-means, under which parts cache the state of its last iteration
     weights: SharedArray | None = None  # int64 (n_rows,), for rows in memory
-    hints: SharedArray | None = None  # int32: for each cell of the seeding, the centroid to try first
+    hints: SharedArray | None = None  # int32: the centroid to try first for each cell of the seeding
     before: SharedArray | None = None
 
     def __call__(self, part: Part) -> PartialSums:
-        """Fold the part."""
+        """Label and sum one part."""
         engine, units = worker_engine(), self.geometry.units
         state: _PartState | None = engine.pop(part, "lloyd", self.run)
-        # Unless they are the labels of the last iteration, they are good for a hint and no more.
+        # Unless the labels are those of the previous iteration, they serve as hints only.
         is_next = state is not None and self.before is not None and state.centroids == self.before.name
         before, is_first = self.before if is_next else None, state is None
         if state is None:
@@ -122,7 +122,7 @@ class AssignAndAdd:
             sums = engine.zeros(k, units.n_columns(d))
             state = _PartState(self._hinted(part, engine), sums, engine.zeros(k), None)
         assignment, sums, counts = state.assignment, state.sums, state.counts
-        if state.handed_out() is not None:  # a task that is repeated comes while the last outcome is still in use
+        if state.handed_out() is not None:  # the task is repeated while its last outcome is still in use
             sums, counts = sums.copy(), counts.copy()
             state.sums, state.counts = sums, counts
         search = engine.search(part, self.geometry, "lloyd", assignment)
@@ -139,7 +139,7 @@ class AssignAndAdd:
         distances = fold(part, engine, assignment, label, add, geometry=self.geometry, weights=self.weights)
         state.centroids = self.centroids.name
         engine.keep(part, "lloyd", self.run, state, assignment.n_bytes + sums.nbytes)
-        # The sums handed out are these very arrays.
+        # The outcome shares these arrays; it does not copy them.
         outcome = PartialSums.of(
             engine, sums, counts, distances.total(), distances.near(), assignment.distances, start=part.start
         )
@@ -147,7 +147,7 @@ class AssignAndAdd:
         return outcome
 
     def _hinted(self, part: Part, engine: Engine) -> Assignment:
-        """An assignment that names, for each row, the centroid nearest to its cell of the seeding."""
+        """Make an assignment that starts each row at the centroid nearest to its seeding cell."""
         assignment = engine.unknown(part.stop - part.start)
         cells: Assignment | None = engine.pop(part, "cells", self.run) if self.hints is not None else None
         if cells is not None and self.hints is not None:
@@ -156,24 +156,24 @@ class AssignAndAdd:
 
 
 def last_labels(engine: Engine, part: Part, run: str) -> Any | None:
-    """Labels that the last iteration of a run gave to a part, if they are remembered; they are forgotten then."""
+    """Remove from the cache and return the labels of a part in the last iteration of a run; None if not cached."""
     state: _PartState | None = engine.pop(part, "lloyd", run)
     return None if state is None else state.assignment.labels
 
 
 @dataclass(frozen=True)
 class LloydStep:
-    """Outcome of an update."""
+    """Outcome of one iteration."""
 
-    centroids: SharedArray | SharedPieces  # in pieces where no worker holds all of them; see `ranges`
+    centroids: SharedArray | SharedPieces  # in pieces if no worker can hold all of them; see `ranges`
     inertia: float  # of the centroids before the update
     n_relocated: int  # empty clusters moved to far rows
-    n_unused: int  # slots without a centroid, because there are too few distinct rows
+    n_unused: int  # slots without a centroid, because there are fewer distinct rows than clusters
     at_rest: bool  # no centroid moved
     last: bool = False  # the iteration ends with this step, at rest or not
-    #: The inertia without rows far from their centroids; None where the geometry knows of none.
+    #: The inertia without the rows far from their centroids; None if the geometry has no far rows.
     near_inertia: float | None = None
-    #: Rows up to r of each cluster are, where an r was given; by the centroids before the update.
+    #: Members if at most r are taken from each cluster, for the centroids before the update; None if no r was given.
     n_members: int | None = None
 
     @classmethod
@@ -181,7 +181,7 @@ class LloydStep:
         cls, totals: PartialSums, geometry: Geometry, centroids: SharedArray | SharedPieces, n_relocated: int,
         n_unused: int, at_rest: bool, n_members: int | None = None,
     ) -> LloydStep:  # fmt: skip
-        """The outcome of a pass with these totals that led to these centroids."""
+        """Make the outcome from the totals of a pass and the centroids after the update."""
         near, scale = totals.near_inertia, geometry.distance_scale
         near_inertia = None if near is None else near / scale
         inertia = totals.inertia / scale
@@ -192,9 +192,9 @@ class LloydStep:
 
 @dataclass(frozen=True)
 class Update:
-    """Task: move `centroids` to the means of the rows that were assigned to them, and store them under `name`.
+    """Task: move `centroids` to the means of their assigned rows and store the result under `name`.
 
-    Of the `rows`, far ones found clusters in place of empty ones.
+    Rows far from their centroids found new clusters in place of empty ones.
     """
 
     centroids: SharedArray
@@ -205,7 +205,7 @@ class Update:
     r: int = 0  # see `LloydStep.n_members`
 
     def __call__(self, totals: PartialSums) -> LloydStep:
-        """Move them."""
+        """Compute the update."""
         before = self.centroids.get()
         sums, counts, relocations = totals.sums, totals.counts, NO_RELOCATIONS
         if (counts == 0).any():
@@ -234,10 +234,10 @@ def moved(
     *,
     exhausted: bool,
 ) -> NDArray[np.float32]:
-    """Centroids moved to the means of their rows; those without rows stay where they were, or are NaN from now on.
+    """Return the centroids moved to the means of their rows; one without rows keeps its place or becomes NaN.
 
-    Rows that sit on their centroids cannot found a cluster (`exhausted`); otherwise the slot waits for the next
-    iteration.
+    It becomes NaN if all rows coincide with their centroids, so that none can found a cluster (`exhausted`); otherwise
+    the slot waits for the next iteration.
     """
     centroids = means(sums, counts, geometry)
     empty = counts == 0
@@ -246,7 +246,7 @@ def moved(
 
 
 def means(sums: NDArray[np.int64], counts: NDArray[np.int64], geometry: Geometry) -> NDArray[np.float32]:
-    """Centroids from fixed-point sums: their means, zeros without rows, of unit length if the geometry is spherical."""
+    """Return the means of fixed-point sums: 0 without rows, scaled to unit length if the geometry is spherical."""
     units = geometry.units
     if units.is_split:
         return (units.values(sums) / np.maximum(counts, 1)[:, None]).astype(np.float32)
@@ -264,7 +264,7 @@ def means(sums: NDArray[np.int64], counts: NDArray[np.int64], geometry: Geometry
 
 @dataclass(frozen=True)
 class LloydResult:
-    """Final centroids, NaN where a slot is unused, the inertia before each update, and how many were relocated."""
+    """Final centroids (NaN in unused slots), the inertia before each update, and the number of relocated clusters."""
 
     centroids: NDArray[np.float32]
     inertia: NDArray[np.float64]
@@ -273,10 +273,10 @@ class LloydResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """State of an interrupted Lloyd iteration; without a history, where to start.
+    """State of an interrupted Lloyd iteration, or with an empty history, the initial centroids.
 
-    `relocated` are the clusters moved to far rows in the last iteration, and `near_inertia` is that of it, see
-    `LloydStep`. Centroids no worker held are in pieces.
+    `relocated` is the number of clusters moved to far rows in the last iteration, and `near_inertia` its
+    `LloydStep.near_inertia`. Centroids that no worker can hold are in pieces.
     """
 
     centroids: NDArray[np.float32] | SharedPieces
@@ -308,12 +308,12 @@ def iterate(
 ) -> Steps[LloydResult]:
     """Run Lloyd's iteration from given centroids, float32 (n_clusters, n_features).
 
-    It stops when an iteration lowers the inertia by no more than `tol` of it, and changes that of the rows that are not
-    far from their centroids by no more either: few far rows in one cluster can make up nearly all of it. With an `r`
-    iterations tell how many rows up to so many of each cluster are. `weights` are int64 (n_rows,). `run` is the name
-    under which the seeding remembered its cells, `hints`, int32, the centroid to try first for each of them.
-    `on_iteration` gets the iteration, counted from 1, and its outcome. `progress` tells of iterations done before an
-    interruption, which led to `centroids`.
+    It stops when an iteration lowers the inertia by no more than `tol` of it, and also changes the inertia of the rows
+    near their centroids by no more than that share, as a few far rows in one cluster can make up nearly all of the
+    total. With `r`, each iteration reports how many members there are if at most `r` are taken from each cluster.
+    `weights` are int64 (n_rows,). `run` is the name under which the seeding cached its cells, and `hints`, int32, holds
+    the centroid to try first for each of them. `on_iteration` gets the iteration number, from 1, and its outcome.
+    `progress` is the state after iterations before an interruption, which led to `centroids`.
     """
     n_clusters = len(centroids)
     run = run or uuid.uuid4().hex
@@ -348,7 +348,7 @@ def iterate(
 
 
 class Course:
-    """How far an iteration has come: the inertia before every update, the clusters relocated, and when it ends."""
+    """History of a Lloyd iteration (inertia before every update, relocated clusters) and its stopping rule."""
 
     def __init__(self, before: Progress, tol: float, max_iter: int) -> None:
         self.inertia, self.n_relocated = list(before.inertia), before.relocated
@@ -356,7 +356,7 @@ class Course:
         self._tol, self._max_iter = tol, max_iter
 
     def ends_with(self, step: LloydStep, on_iteration: Callable[[int, LloydStep], None] | None) -> bool:
-        """Add an outcome, tell it, and say whether it is the last."""
+        """Record an outcome, report it, and tell whether it is the last."""
         self.inertia.append(step.inertia)
         self.n_relocated += step.n_relocated
         last = step.at_rest or self._is_settled(step) or len(self.inertia) == self._max_iter
@@ -366,7 +366,7 @@ class Course:
         return last
 
     def _is_settled(self, step: LloydStep) -> bool:
-        """Tell whether too little changes to go on."""
+        """Tell whether the iteration has converged within `tol`."""
         if len(self.inertia) < 2 or step.n_relocated or self._relocated:
             return False
         before, now = self.inertia[-2:]
@@ -374,7 +374,7 @@ class Course:
 
 
 def _near_settled(before: float | None, step: LloydStep, tol: float) -> bool:
-    """Tell whether the inertia without far rows changes no more; it rises where far rows let go of a centroid."""
+    """Tell whether the inertia without far rows has settled; it may also rise, when far rows release a centroid."""
     if step.near_inertia is None or step.near_inertia == step.inertia:
         return True
     return before is not None and abs(before - step.near_inertia) <= tol * before

@@ -1,4 +1,4 @@
-"""Rows too far from all others, all of them too close together, or much rounded: told before the work."""
+"""Warnings before a fit: outlying rows, rows too close together for float32, and rows that lose much to rounding."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from hkm_dask.data.rows import Rows
 from hkm_dask.search.far_rows import rows_beyond
 from hkm_dask.search.geometry import FAR, Geometry
 
-#: Spread below which squared distances, of 2^-8 of it and less, are no numbers that float32 holds in full.
+#: Spread below which squared distances of 2^-8 of its square and less are subnormal in float32.
 _NARROW = 2.0**-55
 
 
 def narrow_rows_warning(geometry: Geometry) -> str | None:
-    """Tell that the squared distances of a level, in float32, would be 0 or nearly so; None where they are not.
+    """Warn that float32 squared distances at this level would be 0 or nearly so; None if they would not.
 
     Examples
     --------
     >>> import numpy as np
     >>> narrow_rows_warning(Geometry(np.zeros(2, np.float32), max_abs=1.0, n_rows=9, spread=1e-25))
-    'most rows are 1e-25 from the middle: float32 cannot hold squared distances of so little, and does not tell which members are closest; scale the embeddings up'
+    'most rows are 1e-25 from the center: float32 cannot hold such small squared distances, so that it is unknown which members are closest; scale the embeddings up'
     """  # noqa: E501 (the message)
     if not 0.0 < geometry.spread < _NARROW:
         return None
     return (
-        f"most rows are {geometry.spread:.3g} from the middle: float32 cannot hold squared distances of so little, and "
-        "does not tell which members are closest; scale the embeddings up"
+        f"most rows are {geometry.spread:.3g} from the center: float32 cannot hold such small squared distances, "
+        "so that it is unknown which members are closest; scale the embeddings up"
     )
 
 
 def rounded_rows_warning(rows: Rows, geometry: Geometry) -> str | None:
-    """Tell that rows of float64 lose much of what parts them, as they are looked at in float32; None where they do not.
+    """Warn that converting float64 rows to float32 loses much of what separates them; None if it does not.
 
     >>> import numpy as np
     >>> from hkm_dask.data.rows import ArrayRows
     >>> geometry = Geometry(np.full(1, 1e8, np.float32), max_abs=1e8, n_rows=9, spread=3.0)
     >>> rounded_rows_warning(ArrayRows(np.full((9, 1), 1e8)), geometry)
-    'rows are rounded to float32, which moves them by 2.98, where most are 3 from the middle; subtract the mean first'
+    'rounding to float32 moves rows by 2.98, while most rows are 3 from the center; subtract the mean first'
     """
     if rows.dtype.itemsize <= np.dtype(np.float32).itemsize or geometry.spherical or not geometry.spread:
         return None
@@ -49,11 +49,11 @@ def rounded_rows_warning(rows: Rows, geometry: Geometry) -> str | None:
 
 
 def far_rows_warning(rows: Rows, geometry: Geometry, *, n_clusters: int, runner: Runner) -> str | None:
-    """Name the rows that lie too far out to share a cluster with others; None where there are none.
+    """Warn of rows that lie too far out to share a cluster with others; None if there are none.
 
-    Such a row has a value 64 times the spread (see `Geometry`) away from the middle, and so far that its squared
-    distance alone is more than all rows of a cluster have together, about ``n_rows / n_clusters`` times the squared
-    spread. Rows are passed over only where `Geometry.max_abs` says that there may be one.
+    Such a row has a value that differs from the origin by more than 64 times the spread (see `Geometry`), and its
+    squared distance alone exceeds that of all rows of an average cluster together, about ``n_rows / n_clusters`` times
+    the squared spread. The rows are read only if `Geometry.max_abs` shows that there may be such a row.
 
     >>> import numpy as np
     >>> from hkm_dask.data.rows import ArrayRows
@@ -75,5 +75,5 @@ def far_rows_warning(rows: Rows, geometry: Geometry, *, n_clusters: int, runner:
     lie, them = ("lies", "it") if far.n_rows == 1 else ("lie", "them")
     return (
         f"{far.names(rows)} {lie} too far out to share a cluster: up to {far.largest:.3g} in one value, where "
-        f"most rows are {geometry.spread:.3g} from the middle; leave {them} out or clip {them}"
+        f"most rows are {geometry.spread:.3g} from the center; leave {them} out or clip {them}"
     )

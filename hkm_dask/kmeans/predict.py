@@ -1,4 +1,4 @@
-"""The nearest of given centroids for every row: one pass, for what a k-means ends with and for new samples."""
+"""Labeling of rows with their nearest centroids in one pass: the last step of a k-means, and prediction."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from hkm_dask.search.geometry import (
 )
 from hkm_dask.search.worker import worker_engine
 
-#: Operations of a plain pass beyond which finding directions, and a head to keep, is little beside it.
+#: Floating-point operations of a plain pass beyond which computing a rotation costs little in comparison.
 _ROTATION_PAYS, _ROTATION_PAYS_PER_CUBE = 5e10, 100.0
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Nearest centroids."""
+    """Labels of rows, and their inertia."""
 
     labels: NDArray[np.int32]  # (n_rows,)
     inertia: int  # weighted sum of the squared distances, in units of the geometry's `distance_scale`
@@ -45,18 +45,18 @@ class Labels:
 class LabelRows:
     """Task: label the rows of a part."""
 
-    centroids: SharedArray  # float32 (n_clusters, n_features), NaN where there is none
+    centroids: SharedArray  # float32 (n_clusters, n_features), NaN in unused slots
     geometry: Geometry
-    run: str = ""  # of the k-means that led to the centroids: its last labels are tried first
+    run: str = ""  # the k-means that led to the centroids: its last labels are tried first
     weights: SharedArray | None = None  # int64 (n_rows,)
 
     def __call__(self, part: Part) -> Labels:
-        """Fold the part."""
+        """Label one part."""
         assignment, inertia = self.fold(part)
         return Labels(worker_engine().host(assignment.labels), inertia)
 
     def fold(self, part: Part) -> tuple[Assignment, int]:
-        """Label the rows of a part, where the engine of this worker keeps them, and sum their distances."""
+        """Label the rows of a part and sum their distances; the assignment stays in the worker engine's memory."""
         engine = worker_engine()
         assignment = engine.unknown(part.stop - part.start)
         labels = last_labels(engine, part, self.run) if self.run else None
@@ -68,13 +68,13 @@ class LabelRows:
             self._refuse(tile, part)
             search.update(tile, self.centroids)
 
-        with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused, or no inertia is wanted
+        with np.errstate(over="ignore", invalid="ignore"):  # too large values are rejected, or no inertia is needed
             distances = fold(part, engine, assignment, label, geometry=self.geometry, weights=self.weights)
         return assignment, distances.total()
 
     def _refuse(self, tile: RowTile, part: Part) -> None:
         where = f"rows {tile.start}:{tile.stop} of {part.rows.label}"
-        largest = float(max(tile.rows.max(), -tile.rows.min()))  # NaN where any is
+        largest = float(max(tile.rows.max(), -tile.rows.min()))  # NaN if any value is
         limit = LARGEST_NORM / part.rows.n_features**0.5
         if not largest < limit:
             raise InputError(
@@ -85,7 +85,7 @@ class LabelRows:
 
 
 def refuse_zero_rows(rows: Any, where: str) -> None:
-    """Refuse rows of zeros, which have no direction and may be on a device, naming where they are from.
+    """Reject all-zero rows, which have no direction, naming their source `where`; they may be on a device.
 
     >>> refuse_zero_rows(np.zeros((1, 2)), "X")
     Traceback (most recent call last):
@@ -107,16 +107,16 @@ def label_rows(
     run: str = "",
     weights: NDArray[np.int64] | None = None,
 ) -> Labels:
-    """Label rows, which workers can read, by their nearest centroids; of equally near ones the lowest number wins.
+    """Label rows, which workers must be able to read, with their nearest centroids; ties go to the lowest index.
 
-    Centroids are float32 (n_clusters, n_features), NaN where there is none. The geometry's `max_abs` covers rows and
-    centroids, if the inertia is wanted; its weight is the sum of the `weights`, int64 (n_rows,). `run` is that of the
-    k-means over these rows that led to the centroids.
+    Centroids are float32 (n_clusters, n_features), NaN in unused slots. If the inertia is needed, the geometry's
+    `max_abs` must cover rows and centroids, and its total weight is the sum of the `weights`, int64 (n_rows,). `run` is
+    the k-means over these rows that led to the centroids.
 
-    InputError where a row has NaN, Inf or values too large for float32 squares, or is zero where the geometry is
-    spherical.
+    Raises InputError for a row with NaN, Inf or values too large to be squared in float32, and for an all-zero row if
+    the geometry is spherical.
     """
-    # Kernels are compiled for arrays that may be written to; what a memory-mapped estimator holds may not.
+    # Kernels are compiled for writable arrays; those of a memory-mapped estimator are read-only.
     centroids = np.require(centroids, np.float32, ["C_CONTIGUOUS", "WRITEABLE"])
     stage = assign_stage(runner.n_own(rows), *centroids.shape)
     parts, store = runner.split(rows, len(centroids), stage=stage), runner.array_store
@@ -128,7 +128,7 @@ def label_rows(
 def nearest_labels(
     rows: Rows, centroids: NDArray[np.float32], *, runner: Runner, spherical: bool = False
 ) -> NDArray[np.int32]:
-    """Label rows no k-means has seen, of unit length where `spherical`; errors are those of `label_rows`.
+    """Label new rows, of unit length if `spherical`; errors are those of `label_rows`.
 
     >>> with Runner(n_threads=1) as runner:
     ...     nearest_labels(ArrayRows(np.float32([[0], [9]])), np.float32([[8], [1], [1]]), runner=runner)
@@ -143,14 +143,14 @@ def nearest_labels(
 def geometry_of(
     rows: Rows, centroids: NDArray[np.float32], *, runner: Runner, spherical: bool = False
 ) -> Iterator[Geometry]:
-    """A geometry to search centroids for rows no k-means has seen, which are placed; it serves no inertia.
+    """Yield a geometry for searching centroids with new rows, already placed; it does not support an inertia.
 
-    What was remembered of the rows is forgotten in the end.
+    Cached data of the rows is dropped at the end.
     """
     used = ArrayRows(np.ascontiguousarray(centroids[~np.isnan(centroids[:, 0])]))
     geometry = make_geometry(used, runner, n_clusters=1, spherical=spherical, sums=False)
     if _rotation_pays(rows.n_rows, used.n_rows, rows.n_features):
-        # The centroids have about the principal directions of the rows, and are known to be finite.
+        # The centroids have about the same principal directions as the rows, and are known to be finite.
         geometry = with_basis(geometry, runner.place(used), runner)
     try:
         yield geometry

@@ -1,9 +1,9 @@
-"""Lloyd's iteration by ranges of clusters, for centroids that no worker holds: each range is a file, as are its sums.
+"""Lloyd's iteration by ranges of clusters, for centroids that no worker can hold; each range and its sums are files.
 
-A part of the rows goes through the ranges in their order and keeps the nearest centroid so far. A distance is that of a
-row and a centroid and of nothing else, and equal ones stay with the lower number, so labels have the bits of one search
-among all. Then it adds up the rows of one range after the other, in int64. Whoever moves the centroids of a range adds
-what all parts put in files for it. No process holds all centroids or all sums; counts stay whole.
+A part of the rows is searched against the ranges in order and keeps the nearest centroid so far. A distance depends on
+its row and centroid only, and ties keep the lower index, so the labels are bitwise those of one search among all
+centroids. The part then sums its rows in int64, one range after another, into files. The task that moves the centroids
+of a range adds up the files of all parts for it. No process holds all centroids or all sums; only counts stay whole.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from hkm_dask.search.engine import Assignment, CentroidIndex, Engine, tiles
 from hkm_dask.search.geometry import Geometry
 from hkm_dask.search.worker import worker_engine
 
-#: The index of a range that was made last, for the threads of this process that have come to the same range.
+#: The most recent index of a range, shared by threads of this process that search the same range.
 _last_index = RecentCache(n_least=1, most_bytes=1)
-#: Sums that are copied at once.
+#: Rows of sums copied at once.
 _COPIED_ROWS = 4096
 _NO_SUMS = np.empty(0, np.int64)
 
 
 def put_ranges(centroids: NDArray[np.float32], n_ranges: int, store: SharedArrayStore, name: str) -> SharedPieces:
-    """Share centroids out into so many ranges.
+    """Split centroids into `n_ranges` ranges and store them.
 
     >>> put_ranges(np.zeros((5, 2), np.float32), 2, SharedArrayStore(), "zeros").offsets
     (0, 2, 5)
@@ -55,13 +55,13 @@ def put_ranges(centroids: NDArray[np.float32], n_ranges: int, store: SharedArray
     return SharedPieces(store.series(name, arrays), offsets)
 
 
-# -- one part of the rows ----------------------------------------------------------------------------------------------
+# -- over a part of the rows -------------------------------------------------------------------------------------------
 
 
 def nearest_by_ranges(
     part: Part, engine: Engine, centroids: SharedPieces, geometry: Geometry, phase: str
 ) -> Assignment:
-    """Label the rows of a part by their nearest centroids, of which one range is held at a time."""
+    """Label the rows of a part with their nearest centroids, holding one range of centroids at a time."""
     assignment = engine.unknown(part.stop - part.start)
     search = engine.search(part, geometry, phase, assignment)
     for number, first in enumerate(centroids.offsets[:-1]):
@@ -82,7 +82,7 @@ def _index(make: Callable[..., CentroidIndex], piece: SharedArray, geometry: Geo
 def _sums_of_range(
     part: Part, engine: Engine, assignment: Assignment, first: int, stop: int, geometry: Geometry
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Fixed-point sums of the clusters `first` up to `stop`, and counts; on the host."""
+    """Return fixed-point sums and counts of the clusters ``first:stop``, on the host."""
     units, xp = geometry.units, engine.xp
     sums = engine.zeros(stop - first, units.n_columns(part.rows.n_features))
     counts = engine.zeros(stop - first)
@@ -95,12 +95,12 @@ def _sums_of_range(
 
 @dataclass(frozen=True)
 class RangeSums(Outcome):
-    """What one pass adds up over the rows of a part, or of several."""
+    """Totals of one pass over the rows of one part, or of several, with the sums in files."""
 
     totals: PartialSums  # without the sums
-    far_labels: dict[int, int]  # the clusters of its far rows, by their number
-    #: By part, and by range: an array int64 (n_filled, 2 + n_columns), and `n_filled`. A row of it has the number of a
-    #: cluster within the range, how many rows of the part are in it, and their sum.
+    far_labels: dict[int, int]  # clusters of the far rows, by row number
+    #: For each part and range: an int64 array (n_filled, 2 + n_columns), and `n_filled`. Each of its rows holds the
+    #: index of a non-empty cluster within the range, the number of the part's rows in it, and their sum.
     files: tuple[tuple[tuple[SharedArray, int], ...], ...]
 
     def __add__(self, other: RangeSums) -> RangeSums:
@@ -112,14 +112,14 @@ class RangeSums(Outcome):
 def _assign_and_add(
     centroids: SharedPieces, geometry: Geometry, store: SharedArrayStore, name: str, part: Part
 ) -> RangeSums:
-    """Task: label the rows of a part and add them up, range by range; sums go to the store under names with `name`."""
+    """Task: label the rows of a part and sum them, range by range; `name` is the prefix of the stored sums."""
     engine = worker_engine()
     assignment = nearest_by_ranges(part, engine, centroids, geometry, "lloyd")
     inertia = geometry.distance_sum(part.stop - part.start)
     inertia.add(assignment.distances, add_limbs=engine.add_limbs)
     counts, files = [], []
     for number, (first, stop) in enumerate(itertools.pairwise(centroids.offsets)):
-        # Nothing of a range is held while the next one is added up.
+        # Sums of one range are released before those of the next are made.
         packed, of_range = _packed(*_sums_of_range(part, engine, assignment, first, stop, geometry))
         files.append((store.put(f"{name}-{part.start}-{number}", packed), len(packed)))
         counts.append(of_range)
@@ -134,25 +134,25 @@ def _assign_and_add(
 
 
 def _packed(sums: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Clusters that have rows, with their counts and sums, see `RangeSums.files`; and all counts."""
+    """Return the non-empty clusters with their counts and sums (see `RangeSums.files`), and all counts."""
     filled = np.flatnonzero(counts)
     packed = np.empty((len(filled), 2 + sums.shape[1]), np.int64)
     packed[:, 0], packed[:, 1] = filled, counts[filled]
-    for low in range(0, len(filled), _COPIED_ROWS):  # all at once would be copied twice
+    for low in range(0, len(filled), _COPIED_ROWS):  # copying all rows at once would need twice the memory
         some = slice(low, low + _COPIED_ROWS)
         packed[some, 2:] = sums[filled[some]]
     return packed, counts
 
 
-# -- one range of the clusters -----------------------------------------------------------------------------------------
+# -- over a range of the clusters --------------------------------------------------------------------------------------
 
 
 def _found(
     rows: Rows, geometry: Geometry, store: SharedArrayStore, name: str, r: int, sums: RangeSums
 ) -> tuple[RangeSums, Relocations, SharedArray, int | None]:
-    """Task: choose the far rows that found clusters in place of empty ones, and put what they come to in the store.
+    """Task: choose the far rows that found clusters in place of empty ones, and store their fixed-point values.
 
-    Neither counts nor values leave it, only how many rows up to `r` of each cluster are.
+    Counts and values stay with the workers; only the number of members for at most `r` per cluster is returned.
     """
     totals, relocations = sums.totals, NO_RELOCATIONS
     if (totals.counts == 0).any():
@@ -176,7 +176,7 @@ def _move_range(
     name: str,
     item: tuple[int, tuple[tuple[SharedArray, int], ...]],
 ) -> tuple[SharedArray, int, bool]:
-    """Task: move the centroids of one range to the means of their rows; gives them, those unused, and if all rest."""
+    """Task: move the centroids of one range to their means; returns them, how many are unused, and if none moved."""
     number, files = item
     first, stop = centroids.offsets[number : number + 2]
     before = centroids.series[number].read(0, stop - first)
@@ -197,7 +197,7 @@ def _move_range(
 
 @dataclass(frozen=True)
 class FitByRanges:
-    """Outcome of a k-means, as `fit.Fit` has it; centroids are in pieces, for whoever has them to delete."""
+    """Result of a k-means, as `fit.Fit`, but with centroids in pieces, which the caller deletes."""
 
     centroids: SharedPieces
     inertia: NDArray[np.float64]
@@ -216,7 +216,7 @@ def fit_by_ranges(
     hooks: Hooks,
     progress: Progress | None,
 ) -> FitByRanges:
-    """Cluster rows, with clusters shared out in so many ranges: to the bits of `fit`, whose parameters these are."""
+    """Cluster rows with the clusters in `n_ranges` ranges; parameters and result are bitwise those of `fit`."""
     rows, begin, kept = runner.place(rows), time.perf_counter(), False
     if progress is None:
         start = seed_by_ranges(rows, settings.n_clusters, n_ranges, init=settings.init, key=settings.key, runner=runner)
@@ -247,9 +247,9 @@ def iterate_by_ranges(
     on_iteration: Callable[[int, LloydStep], None] | None = None,
     progress: Progress | None = None,
 ) -> FitByRanges:
-    """Run Lloyd's iteration from given centroids, to the bits of `lloyd.iterate`, some of whose parameters these are.
+    """Run Lloyd's iteration from given centroids; parameters and result are bitwise those of `lloyd.iterate`.
 
-    The pieces of the outcome are for the caller to delete, as are those it begins with.
+    The caller deletes both the pieces it passes in and those of the result.
     """
     passes = _Passes(rows, centroids, geometry, runner, r)
     course, current, n_unused = Course(progress or Progress(centroids), tol, max_iter), centroids, 0
@@ -265,7 +265,7 @@ def iterate_by_ranges(
 
 
 class _Passes:
-    """The passes of one iteration after the other: over the parts of the rows, then over the ranges of the clusters."""
+    """The two passes of each iteration: over the parts of the rows, then over the ranges of the clusters."""
 
     def __init__(self, rows: Rows, centroids: SharedPieces, geometry: Geometry, runner: Runner, r: int) -> None:
         self.rows, self.geometry, self.runner, self.r, self.run = rows, geometry, runner, r, uuid.uuid4().hex
@@ -277,7 +277,7 @@ class _Passes:
         self.parts, self.n_cuts = runner.split(rows, k, stage=self.stage), runner.n_cuts
 
     def step(self, centroids: SharedPieces, iteration: int) -> LloydStep:
-        """Assign all rows, and move the centroids."""
+        """Assign all rows and move the centroids."""
         runner, name = self.runner, f"{self.run}-{iteration}"
         if runner.n_cuts != self.n_cuts:
             self.parts = runner.split(self.rows, centroids.n_rows, stage=self.stage)

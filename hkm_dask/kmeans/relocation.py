@@ -1,4 +1,4 @@
-"""Rows far from their centroids, which found clusters in place of those that no row is nearest to."""
+"""Relocation of empty clusters to rows far from their centroids."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hkm_dask.search.geometry import Geometry
 
 @dataclass(frozen=True)
 class Relocations:
-    """Rows that found clusters in place of empty ones."""
+    """Rows that found new clusters in place of empty ones."""
 
-    #: (n_relocated,): the cluster that each row leaves, and the empty one that it founds.
+    #: (n_relocated,): the cluster that each row leaves, and the empty one that it founds (`slots`).
     donors: NDArray[np.int64]
     slots: NDArray[np.int64]
     values: NDArray[np.int64]  # (n_relocated, n_columns): the rows in fixed point, see `RowUnits`
-    exhausted: bool = False  # no row is far: slots stay without a centroid
+    exhausted: bool = False  # no row is far from its centroid: empty slots stay without one
 
     def apply(self, sums: NDArray[np.int64], counts: NDArray[np.int64], first: int = 0) -> None:
-        """Move the rows within the sums and counts of the clusters from number `first` on."""
+        """Move the rows between the sums and counts of a range of clusters that begins with number `first`."""
         for donor, slot, value in zip(self.donors - first, self.slots - first, self.values, strict=True):
             if 0 <= donor < len(counts):
                 sums[donor] -= value
@@ -43,10 +43,10 @@ def relocate(
     geometry: Geometry,
     nearest: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.int32]],
 ) -> Relocations:
-    """Give empty clusters the rows furthest from their centroids, never a cluster's last row.
+    """Give empty clusters the rows furthest from their centroids, but never the last row of a cluster.
 
-    `far` are numbers of rows that are away from their centroids, the furthest first, `counts` int64 (n_clusters,).
-    `nearest` gets far rows, float32, and their numbers; gives their clusters.
+    `far` holds the numbers of rows away from their centroids, the furthest first; `counts` is int64 (n_clusters,).
+    `nearest` takes far rows, float32, and their numbers, and returns their clusters.
     """
     if not len(far):
         return replace(NO_RELOCATIONS, exhausted=True)
@@ -59,7 +59,7 @@ def relocate(
     for place, (row, donor) in enumerate(zip(vectors, labels, strict=True)):
         if len(chosen) == len(empty):
             break
-        # A copy of a row that was just given away would make a second cluster in the same place.
+        # A duplicate of a row already used would found a second cluster in the same place.
         if counts[donor] < 2 or row.tobytes() in seen:
             continue
         seen.add(row.tobytes())

@@ -1,1 +1,1 @@
-"""What a run will cost: on this machine, by measuring a little of it; on another one, by its rates."""
+"""Prediction of the cost of a run: from measurements on this machine, or from the rates of another one."""

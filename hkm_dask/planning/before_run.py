@@ -1,4 +1,4 @@
-"""Before a run: what it will take, told by rates that `hkm plan` has kept; kernels, checked while workers start."""
+"""Actions before a run: a prediction from rates that `hkm plan` saved, and GPU kernel checks while workers start."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from hkm_dask.planning.workers import Workers
 
 
 def kernels_checked(pool: Location, config: Config) -> AbstractContextManager[None]:
-    """Have a first GPU of this machine checked for a run on workers that are about to start on it."""
+    """Return a context that checks kernels on the first GPU of this machine while the workers for it start."""
     from hkm_dask.search.cuda.ahead import checked_ahead
 
     try:
         rows = open_source(pool, config).rows
-    except HkmError:  # for the run to say
+    except HkmError:  # left for the run to report
         return nullcontext()
     return checked_ahead(rows.n_features, rows.dtype, config.dtype)
 
 
 @contextmanager
 def plan_told(pool: Location, config: Config, runner: Runner) -> Iterator[None]:
-    """Tell, as a note, what the run inside takes, once it has passed its checks and begins."""
+    """Emit a note with the predicted cost of the run inside the context, once it has passed its checks and begins."""
 
     def tell(event: Event) -> None:
         if event.kind == "run_started":
             try:
                 emit("note", message=short(plan_before_run(pool, config, runner)))
-            except HkmError:  # for the run to say
+            except HkmError:  # left for the run to report
                 return
 
     with subscribe(tell):
@@ -45,7 +45,7 @@ def plan_told(pool: Location, config: Config, runner: Runner) -> Iterator[None]:
 
 
 def plan_before_run(pool: Location, config: Config, runner: Runner) -> Plan:
-    """Plan a run on workers that are there, with the rates that `hkm plan` has kept, if any."""
+    """Plan a run on existing workers, with the rates that `hkm plan` saved, if any."""
     source = open_source(pool, config)
     limit = round(limit_mib(runner.memory_budget) * 2**20) + 1
     place = Workers(

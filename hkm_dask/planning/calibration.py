@@ -1,7 +1,7 @@
-"""What this machine takes: small trees are built with the real engine, and costs found that explain what each took.
+"""Calibration of this machine: builds small trees with the real engine and fits unit costs to the measured times.
 
-Every part of every tree is counted in units of `processor_work`. Trees of a few sizes, and one of many clusters, tell
-the units apart; their k-means show how many iterations there will be, and how few of the pairs those compare.
+Every part of every tree is counted in units of `processor_work`. Trees of several sizes, and one of many clusters, make
+the units distinguishable; their k-means show the number of iterations and the share of pairs that these compare.
 """
 
 from __future__ import annotations
@@ -30,43 +30,43 @@ from hkm_dask.planning.processor_rates import Calibration, Seen
 from hkm_dask.planning.processor_work import Part, Table, run_parts, split_course, together
 from hkm_dask.search.cpu.tally import counting
 
-#: Rows of the smallest tree, and how many times more the next one has.
+#: Rows of the smallest tree, and growth factor from one tree to the next.
 _FIRST_ROWS, _GROWTH = 2000, 2
-#: Rows of a tree that is built before any is timed.
+#: Rows of a warm-up tree, which is not timed.
 _WARMING_ROWS = 400
-#: Rows of the tree of many clusters, and rows to each of those: more than a seeding draws.
+#: Rows of the tree of many clusters, and rows per cluster: more than a seeding draws.
 _WIDE_ROWS, _WIDE_PER_CLUSTER = 16384, 8
-#: Rows to a cluster in a small tree, at most: with more, it has too few clusters to show what each of them costs.
+#: Most rows per cluster in a small tree; with more, it has too few clusters to show the cost of each.
 _MOST_PER_CLUSTER = 40
-#: Rows to a cluster in a tree that shows how long a k-means goes on where there are more of them.
+#: Rows per cluster of the tree that shows the iterations of k-means with many rows per cluster.
 _DENSE_PER_CLUSTER = 256
-#: Operations of an iteration in it, for each second that is to be spent, and its rows at least.
+#: Operations per iteration of that tree, for each second of the time budget, and its least number of rows.
 _DENSE_FLOPS, _DENSE_ROWS = 1e8, 4096
-#: How much further a k-means over all rows may go than any over few, or less far.
+#: Factor by which the iterations of a k-means over all rows may lie outside the range seen over few.
 _FURTHER = 1.3
-#: Resampling steps of a small tree, at most: each takes as long as another.
+#: Most resampling steps of a small tree, as all take equally long.
 _MOST_RESAMPLES = 2
-#: Seconds a tree of twice as many rows, and clusters, takes at most, over what the last one took.
+#: Upper bound on the time of a tree relative to the last one, with half the rows and clusters.
 _SLOWER = 4.0
-#: Clusters that are split in small trees, and rows to each of their parts: these tell clusters and rows apart.
+#: Clusters that are split in small trees, and rows per part; two combinations, to separate the costs of the two.
 _SPLITS = ((10, 16), (4, 512))
-#: Rows times features times parts of such a tree, at most, for each second that is to be spent.
+#: Most rows times features times parts of such a tree, for each second of the time budget.
 _SPLIT_PAIRS = 1.5e7
-#: Parts that compare rows with centroids: they share units.
+#: Parts that compare rows with centroids, and share units.
 _SEARCHING = ("seeding", "Lloyd: first", "Lloyd: later", "assign")
-#: What units cost, roughly, as a multiple of another: small trees hardly tell some apart. A draw searches with more
-#: coordinates than an iteration, a point of a walk is two memory accesses, and two of a table a multiplication.
+#: Approximate ratios of unit costs that small trees hardly distinguish. A draw searches with more coordinates than an
+#: iteration; a point of a walk is two memory accesses, and two entries of a table one multiplication.
 _ALIKE = (("drawn", "searched", 1.7), ("labeled", "searched", 1.0), ("walked", "paired", 4.0))
-#: How much that counts, as a share of what all trees tell.
+#: Weight of these ratios, as a share of the evidence from all trees.
 _PRIOR = 0.3
-#: Seconds of a part that its share of errors is reckoned from, at least.
+#: Seconds added to a part's time when its errors are weighted, so that short parts do not dominate.
 _FEW_SECONDS = 0.01
-#: Share of the pairs that an iteration after the first compares, where none was seen.
+#: Share of the pairs that iterations after the first compare, if none was seen.
 _SHARE = 0.3
 
 
 def made_rows(n_rows: int, n_features: int) -> NDArray[np.float16]:
-    """Rows like embeddings: groups of very unequal size, in few directions that matter and many that hardly do.
+    """Make rows that resemble embeddings: groups of very unequal size, variance concentrated in few directions.
 
     >>> made_rows(5, 3).shape
     (5, 3)
@@ -89,17 +89,17 @@ def calibrate(
     started: float = 0.0,
     clock: Literal["seconds", "cpu_seconds"] = "seconds",
 ) -> Calibration:
-    """Build small trees for about so many seconds, and find the costs that explain what they took.
+    """Build small trees for about the given seconds, and fit unit costs to the times they took.
 
-    Of the run that is planned, of `n_rows`, small trees have as many rows to a cluster, as far as that is worth it;
-    `rows` gives so many rows, at most, to build over. A command takes `started` seconds until it begins. The `clock`
-    measures time, or that of processors, all together.
+    For a planned run of `n_rows`, small trees have the same number of rows per cluster where feasible; `rows` returns
+    up to the given number of rows to build over. `started` is the time in seconds that a command takes to begin.
+    `clock` selects wall-clock time, or processor time summed over all processors.
     """
     n_threads = n_processors() if clock == "seconds" else 1
     few = rows(min(_WARMING_ROWS, n_rows))
     asked = n_rows, few.shape[1], seconds
     splits = [(rows(n), one) for n, one in _split_configs(config, *asked)]
-    # Kernels are loaded on first use, those of splitting, too.
+    # Kernels are loaded on first use, including those for splitting.
     cold, warm = (
         [_measure(*tree) for tree in [(few, scaled_config(config, n_rows, len(few))), *splits[:1]]] for _ in range(2)
     )
@@ -129,7 +129,7 @@ def calibrate(
 
 
 def scaled_config(config: Config, n_rows: int, n: int) -> Config:
-    """The settings of a run over `n_rows` for `n` of them: fewer clusters, and no more resamplings than tell.
+    """Scale the settings of a run over `n_rows` to `n` rows: fewer clusters, and no more resamplings than needed.
 
     >>> scaled = scaled_config(Config.from_flags((2000, 400, 100)), 40_000, 4000)
     >>> [(level.n_clusters, level.n_resamples) for level in scaled.levels]
@@ -145,26 +145,26 @@ def scaled_config(config: Config, n_rows: int, n: int) -> Config:
 
 
 def _of_levels(config: Config, *levels: Level) -> Config:
-    """Settings with other levels, of all rows that there are."""
+    """Return settings with other levels, over all rows."""
     return config.model_copy(update={"levels": levels, "subset": None, "fit_sample": None})
 
 
 def _shapes(config: Config, n_rows: int) -> Iterator[tuple[Level, float]]:
-    """The levels of a run, and how many rows there are to a cluster of each."""
+    """Yield the levels of a run with their number of rows per cluster."""
     for level in config.levels:
         yield level, n_rows / level.n_clusters
         n_rows = level.n_centroids
 
 
 def _wide_config(config: Config, n: int) -> Config:
-    """One level of many clusters, which shows what each of them costs, whatever else a small tree takes time for."""
+    """Return one level of many clusters, to isolate the cost per cluster."""
     few = {"n_clusters": max(1, n // _WIDE_PER_CLUSTER), "n_splits": 1, "n_resamples": 1, "max_iter": 4}
     level = config.levels[0].model_copy(update=few)
     return _of_levels(config, level)
 
 
 def _dense_configs(config: Config, n_rows: int, n_features: int, seconds: float) -> Iterator[tuple[int, Config]]:
-    """Rows and settings of a tree of few clusters, where a level has more rows to a cluster than small trees."""
+    """Yield rows and settings of a tree with many rows per cluster, if a level has more than small trees have."""
     per_cluster = min(_DENSE_PER_CLUSTER, max(n for _, n in _shapes(config, n_rows)))
     if per_cluster > _MOST_PER_CLUSTER:
         n = min(n_rows, max(_DENSE_ROWS, round((seconds * _DENSE_FLOPS * per_cluster / 2 / n_features) ** 0.5)))
@@ -174,7 +174,7 @@ def _dense_configs(config: Config, n_rows: int, n_features: int, seconds: float)
 
 
 def _split_configs(config: Config, n_rows: int, n_features: int, seconds: float) -> Iterator[tuple[int, Config]]:
-    """Rows and settings of trees whose clusters are split as those of the run, if they are."""
+    """Yield rows and settings of trees whose clusters are split, if the run splits clusters."""
     for level, per_cluster in [shape for shape in _shapes(config, n_rows) if shape[0].n_splits > 1][:1]:
         most = max(_DENSE_ROWS, round(seconds * _SPLIT_PAIRS / n_features / level.n_splits))
         for n_clusters, per_part in _SPLITS:
@@ -187,7 +187,7 @@ def _split_configs(config: Config, n_rows: int, n_features: int, seconds: float)
 
 @dataclass
 class _Sample:
-    """A small tree: its settings, what its parts took, and the rates of its pool."""
+    """Measurements of a small tree: its settings, the time of its parts, and the read and write rates of its pool."""
 
     config: Config
     n_rows: int
@@ -198,7 +198,7 @@ class _Sample:
     write: float
 
     def course(self, number: int, resampled: bool, level: Level) -> tuple[float, float]:
-        """Iterations that its k-means made, and the share of the pairs that those after the first compared."""
+        """Return the number of iterations of its k-means, and the share of pairs compared after the first one."""
         if not number:
             return split_course(level)
         made = self.clock.iterations.get((number, resampled), [1])
@@ -214,7 +214,7 @@ class _Sample:
 
 
 def _measure(rows: NDArray[Any], config: Config) -> _Sample:
-    """Build a small tree over some rows, and time what is done."""
+    """Build a small tree over some rows and time its parts."""
     with tempfile.TemporaryDirectory(prefix="hkm-plan-") as name:
         folder = Path(name)
         np.save(folder / "rows.npy", rows)
@@ -232,7 +232,7 @@ def _measure(rows: NDArray[Any], config: Config) -> _Sample:
 
 
 def _fit(samples: Sequence[_Sample], n_threads: int, clock: str = "seconds") -> dict[str, float]:
-    """Seconds of every unit, none negative, that come closest to what all parts of all trees took."""
+    """Fit non-negative seconds per unit to the times of all parts of all trees."""
     counted: dict[str, list[tuple[Mapping[str, float], float]]] = {}
     for sample in samples:
         took = {place: getattr(spent, clock) for place, spent in sample.clock.spent.items()}
@@ -251,20 +251,20 @@ def _fit(samples: Sequence[_Sample], n_threads: int, clock: str = "seconds") -> 
 
 
 def _solve(parts: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, float]:
-    """Costs of the units of some parts, by what each took; errors count as shares of what they are of."""
+    """Fit the costs of units to the times of parts by non-negative least squares, with relative errors."""
     from scipy.optimize import nnls
 
     names = sorted({unit for units, _ in parts for unit in units})
     amounts = np.array([[units.get(name, 0.0) for name in names] for units, _ in parts])
     took = np.array([seconds for _, seconds in parts])
-    # What takes long counts most, but not alone.
+    # Long parts get more weight, but not all of it.
     weights, scales = 1.0 / np.sqrt(took + _FEW_SECONDS), np.maximum(amounts.max(axis=0), 1e-300)
     told, known = amounts / scales * weights[:, None], took * weights
     for one, other, times in _ALIKE:
         if one in names and other in names:
             i, j = names.index(one), names.index(other)
             alike = np.zeros(len(names))
-            # In units of what the one makes of all that trees tell.
+            # Scaled by the contribution of this unit to the evidence from all trees.
             alike[i] = _PRIOR * np.linalg.norm(told[:, i])
             alike[j] = -times * alike[i] * scales[i] / scales[j]
             told, known = np.vstack([told, alike]), np.append(known, 0.0)
@@ -273,9 +273,9 @@ def _solve(parts: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, floa
 
 
 def _seen(trees: Sequence[_Sample], dense: Sequence[_Sample], per_cluster: Sequence[float]) -> dict[str, list[Seen]]:
-    """What k-means did in the larger half of the trees, which rise: their means, and their range.
+    """Summarize iterations and shares in the larger half of `trees` (in ascending order): means and range.
 
-    Where a level has more rows to a cluster than small trees have, what they did in a `dense` one, if there is one.
+    Levels with more rows per cluster than small trees use the `dense` trees instead, if there are any.
     """
     seen: dict[str, list[Seen]] = {"first": [], "resampled": []}
     larger = [(t, one) for one in trees[len(trees) // 2 :] for t in range(1, len(per_cluster) + 1)]
@@ -295,7 +295,7 @@ def _seen(trees: Sequence[_Sample], dense: Sequence[_Sample], per_cluster: Seque
 
 
 def _machine() -> str:
-    """The processor, as Linux names it."""
+    """Return the name of the processor as reported by Linux."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

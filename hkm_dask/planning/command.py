@@ -1,4 +1,4 @@
-"""Planning a run from what a command line has: a pool or its shape, settings, workers, rates that are kept."""
+"""Planning a run from command-line options: a pool or its shape, settings, workers, saved rates."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from hkm_dask.planning.processor_rates import Calibration, keep
 from hkm_dask.planning.workers import PlannedRows, Workers
 from hkm_dask.untrusted import parse_json, reading
 
-#: Runs of neighboring rows that a sample of a pool is made of, at most: each reads whole chunks.
+#: Most runs of adjacent rows that a sample of a pool consists of; each reads whole chunks.
 _SAMPLE_RUNS = 32
-#: Seconds in which a command begins, at most.
+#: Longest time in seconds that counts as the start of a command.
 _LONGEST_START = 60.0
 Note = Callable[[str], None]
 
@@ -44,7 +44,7 @@ def plan_run(
 ) -> Plan:
     """Plan a run over a pool, or over rows of a shape (rows, features, dtype); see `hkm plan --help`.
 
-    `note` gets what is to be said aloud.
+    `note` gets messages for the user.
     """
     if gpu is not None:
         place = Workers.of_gpus(*find_gpu(gpu), memory)
@@ -55,7 +55,7 @@ def plan_run(
         source = open_source(of, config)
         rows, n_total, n_labeled = source.rows, source.n_total, source.labeled.n_rows
     elif config.subset is not None:
-        raise InputError("subset goes with a pool; give POOL.zarr, or as many --n-samples as the subset has")
+        raise InputError("subset needs a pool; give POOL.zarr, or the size of the subset as --n-samples")
     else:
         n_total, n_features, dtype = of
         rows, n_labeled = PlannedRows(min(n_total, config.fit_sample or n_total), n_features, dtype), n_total
@@ -68,7 +68,7 @@ def _calibration(
     config: Config, rows: Rows, source: ClusterInput | None, place: Workers, rates: Path | None, seconds: float,
     note: Note,
 ) -> Calibration | None:  # fmt: skip
-    """Rates from a file, or measured on rows of the pool or on made ones; none for GPUs."""
+    """Return rates from a file, or measured on rows of the pool or on synthetic rows; None for GPUs."""
     if rates is not None:
         with reading(f"rates={rates} should be what `hkm plan --json` prints", "make it again"):
             return Calibration.from_dict(parse_json(Path(rates).read_text(encoding="utf-8")))
@@ -88,16 +88,16 @@ def _calibration(
 
 
 def _started() -> float:
-    """Seconds since this process began, which `hkm cluster` takes as well: modules are loaded, the pool is opened.
+    """Return the seconds since this process began, as `hkm cluster` also loads modules and opens the pool.
 
-    None in a process that has lived for longer, say a notebook: there a run begins at once.
+    Returns 0 in a process that has run for longer, such as a notebook, where a run begins immediately.
     """
     lived = time.time() - psutil.Process().create_time()
     return lived if lived < _LONGEST_START else 0.0
 
 
 def sample_rows(rows: Rows, n: int) -> NDArray[Any]:
-    """About `n` rows, in runs of neighbors all over the table.
+    """Sample about `n` rows, in runs of adjacent rows spread over the table.
 
     >>> from hkm_dask.data.rows import ArrayRows
     >>> len(sample_rows(ArrayRows(np.zeros((1000, 2), np.float32)), 100))

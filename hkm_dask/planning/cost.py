@@ -1,11 +1,13 @@
-"""What a run costs: the work of every step as pure functions of shapes, and the seconds it takes at given rates.
+"""Cost of a run: the work of every step as pure functions of shapes, and its duration at given rates.
 
-Work is counted by what it keeps busy: products, measured distances and memory of the device, the link to it, what is
-started there and waited for, the store, and the processors, one of them or all. None of it is measured; it says where
-the time of a run must go, and what a change of its structure saves. It bounds a run from above where that stops early:
-every k-means is taken to its cap of iterations unless told otherwise, and every row meets every centroid in each.
+Work is counted by resource: products, measured distances and memory traffic of the device, the link to it, kernel
+launches and synchronizations, the store, and processors, one or all of them. Nothing is measured here; the model shows
+where the time of a run must go, and what a change of its structure would save. It is an upper bound for runs that
+converge early: every k-means makes its maximum number of iterations unless told otherwise, and every iteration compares
+every row with every centroid.
 
-Of several workers each has its share of the rows. What a step needs is then the work of the busiest one: its share, and
+With several workers, each has a share of the rows. The work of a step is then that of the busiest worker: its share,
+and what one worker does for all.
 what one worker does for all.
 """
 
@@ -28,32 +30,32 @@ from hkm_dask.planning.rates import Work
 from hkm_dask.search.cuda.traffic import Shares, lloyd_traffic
 from hkm_dask.search.engine import LEAST_FEATURES
 
-#: Shares that a run decides: candidates of the seeding that are accepted, rows that a Lloyd iteration moves, rows whose
-#: nearest centroid 16 bits leave open.
+#: Data-dependent shares: accepted candidates of the seeding, rows moved in a Lloyd iteration, rows whose nearest
+#: centroid 16 bits leave open.
 _ACCEPTED, _MOVED, _OPEN = 0.6, 0.1, 0.01
-#: Bytes of a row beside its values in a pass: label, distance, norms, scores; and of its random number in a draw.
+#: Bytes per row besides its values in a pass (label, distance, norms, scores), and of its random number in a draw.
 _ROW_BYTES, _DRAW_BYTES = 60, 40
-#: Times that a sort on the device reads and writes a row's label and number.
+#: Bytes per row read and written by a sort of labels and row numbers on the device.
 _SORT_BYTES = 8 * 24
-#: Kernels started, and times that they are waited for, to make an index of candidates and search it, and to compare
-#: those of a chunk with each other; counted.
+#: Kernel launches and synchronizations to index candidates and search the index, and to compare the candidates of a
+#: chunk with each other; counted.
 INDEX_LAUNCHES, INDEX_SYNCHRONIZATIONS = 14, 5
 CHUNK_LAUNCHES, CHUNK_SYNCHRONIZATIONS = 3, 4
-#: The same for greedy walks over groups on a device, and groups that are walked side by side there, one on each of its
-#: multiprocessors; counted, and of an H200.
+#: The same for greedy walks over groups on a device (counted), and the groups walked concurrently, one on each
+#: multiprocessor (of an H200).
 WALK_LAUNCHES, WALK_SYNCHRONIZATIONS, _WALKED_AT_ONCE = 2, 3, 132
-#: Seconds of an addition in a chain of them, by a thread of a device, with loads that it waits for at times; and of a
-#: step of a walk beside its chains: rows of the table looked up, and barriers. A model (8 cycles, and 5 µs).
+#: Seconds of an addition in a sequential chain of them, by a device thread that sometimes waits for loads; and of a
+#: walk step apart from its chains (table lookups and barriers). A model (8 cycles, and 5 µs).
 _CHAINED_SECONDS, _STEP_SECONDS = 6e-9, 5e-6
-#: Bytes that bringing a group to its grid passes over for each value of a point; measured.
+#: Bytes processed per value of a point to quantize a group; measured.
 _GRID_BYTES = 37.0
-#: Bytes that one thread passes over for each value of a centroid that is moved: divided, stored, read, prepared.
+#: Bytes processed by one thread per value of a moved centroid: divided, stored, read, prepared.
 _UPDATE_BYTES = 28
 
 
 @dataclass(frozen=True)
 class Step:
-    """Part of a run: its level (from 1, or 0), the phase that events tell apart, what it is, and its work."""
+    """Step of a run: its level (from 1, or 0 for none), its phase as in events, its name, and its work."""
 
     level: int
     phase: Literal["start", "seeding", "Lloyd", "assign", "gather", "split", "write", "sample"]
@@ -61,46 +63,46 @@ class Step:
     work: Work
 
 
-#: Seconds of compiling for rows of both types and for Hopper, side by side; none where CuPy has kept that.
+#: Seconds to compile kernels for rows of both types and for Hopper, concurrently; 0 if CuPy has cached them.
 COMPILE_SECONDS = 2.4
-#: Seconds of the process that checks kernels: it starts and imports, makes a context, compiles, has the host search
-#: made rows of two types, and searches them in four forms; has it walk over made groups, and does so; and those of a
-#: command, its imports, until that begins. Imports, compiling and what the host does are measured, on a machine without
-#: a GPU; the rest is not.
+#: Seconds of the process that checks kernels: it starts, imports, creates a context, compiles; has the host search
+#: synthetic rows of two types and searches them in four forms; has the host walk over synthetic groups, and walks them.
+#: And the seconds of a command, with its imports, until that begins. Imports, compilation and work of the host are
+#: measured on a machine without a GPU; the rest is not.
 CHECK_SECONDS, CHECK_BEGINS = 2.3 + 0.5 + COMPILE_SECONDS + 2 * 0.1 + 8 * 0.05 + 0.65 + 0.05, 1.1
-#: Seconds of a thread for what the host does of the check of a form on 512 rows and 1024 centroids; measured, d = 384.
+#: Seconds of a host thread to check a form on 512 rows and 1024 centroids; measured, d = 384.
 SAMPLE_SECONDS = 0.18
-#: Rows that forms are compared on, at most and at least.
+#: Most and least rows that forms are compared on.
 _TRIAL_ROWS, _LEAST_TRIAL_ROWS = 1 << 17, 50_000
-#: Times that a form takes as long as Hopper's: `mma.sync` (0.47 of the product), cuBLAS in 16 bits, whose scores are
-#: written and read, and in float32 (45 TFLOP/s). Predictions, as the rates are.
+#: Time of a form relative to Hopper's: `mma.sync` (0.47 of the product), cuBLAS in 16 bits, whose scores are written
+#: and read, and in float32 (45 TFLOP/s). Predictions, as are the rates.
 AS_LONG = {"hopper": 1.0, "fused": 1.4, "half": 1.8, "single": 11.6}
-#: Searches of a trial: two of an eighth of the rows, and three of all in forms that are no more than twice as slow.
+#: Searches in a trial: two of an eighth of the rows, and three of all rows for forms at most twice as slow.
 TRIAL = sum(2 * times / 8 + (3 * times if times <= 2 else 0) for times in AS_LONG.values())
-#: Bytes of rows that kernels work on at once; kernels started, and times that they are waited for, for those in an
-#: iteration.
+#: Bytes of rows that kernels process at once; kernel launches and synchronizations for these in an iteration.
 _BLOCK_BYTES, _LAUNCHES, _SYNCHRONIZATIONS = 1 << 30, 12, 2
-#: Blocks in pinned memory on their way to the device, which is pinned when the first rows are read.
+#: Blocks of pinned memory on the way to the device, pinned when the first rows are read.
 _STAGED_BLOCKS = 4
-#: Times that the host searches the sample of the rows that forms are checked on.
+#: Number of times that the host searches the sample of rows on which forms are checked.
 _SAMPLE_CHECKS = 2
 
-#: The kernels of a run: none, on processors; some that were found right on the device before; or new ones.
+#: Kernels of a run: none, on processors; known to be right on the device; or new ones that are to be checked.
 Kernels = Literal["none", "known", "new"]
-#: Gets a level from 1, whether it is resampled, and its settings; gives the iterations that a k-means there makes.
+#: Function of a level number (from 1), whether it is resampled, and its settings; returns the iterations of a k-means.
 Iterations = Callable[[int, bool, Level], int]
 
 
 def all_iterations(number: int, resampled: bool, level: Level) -> int:
-    """As many iterations as a level's k-means may make."""
+    """Return the maximum number of iterations of a level's k-means."""
     return level.max_iter
 
 
 @dataclass(frozen=True)
 class RowShape:
-    """Rows of a k-means as they lie on the devices, n × d, in equal shares.
+    """Shape of the rows of a k-means on the devices, n × d, in equal shares.
 
-    Shares of them are `sent` to the device, and `read` from the store, in every pass: those that do not stay.
+    `sent` and `read` are the shares of them that are sent to the device, and read from the store, in every pass because
+    they do not stay in memory.
     """
 
     n: int
@@ -111,26 +113,26 @@ class RowShape:
     read: float = 0.0
 
     def above(self, level: Level) -> RowShape:
-        """Rows of the next level: the centroids of this one."""
+        """Return the shape of the next level's rows, which are the centroids of this one."""
         return replace(self, n=level.n_centroids, itemsize=4, sent=0.0, read=0.0)
 
     @property
     def own(self) -> int:
-        """Rows of one worker."""
+        """Rows per worker."""
         return -(-self.n // self.n_workers)
 
     @property
     def n_bytes(self) -> float:
-        """Bytes of the rows of one worker."""
+        """Size in bytes of the rows of one worker."""
         return float(self.own * self.d * self.itemsize)
 
     def exchange(self, n_sent: float, n_returned: float) -> Work:
-        """Bytes of each worker's that are combined on the way to one, and bytes that one has sent to all."""
+        """Work to combine `n_sent` bytes of each worker in a tree, and to send `n_returned` bytes to all."""
         return Work(network_bytes=math.ceil(math.log2(self.n_workers)) * (n_sent + n_returned))
 
     @property
     def started(self) -> Work:
-        """What is started, and waited for, in a pass over all blocks."""
+        """Launches, synchronizations and transfers of a pass over all blocks."""
         n_blocks = max(1, math.ceil(self.n_bytes / _BLOCK_BYTES))
         return Work(
             launches=n_blocks * _LAUNCHES, synchronizations=n_blocks * _SYNCHRONIZATIONS, rounds=1,
@@ -138,7 +140,7 @@ class RowShape:
         )  # fmt: skip
 
     def search(self, k: int) -> Work:
-        """Find the nearest of k centroids, and measure it."""
+        """Work to find the nearest of k centroids of each row and measure its distance."""
         pairs = float(self.own) * k
         return Work(
             products=2.0 * pairs * self.d * (1.0 + _OPEN), measured=3.0 * self.own * self.d,
@@ -146,19 +148,19 @@ class RowShape:
         )  # fmt: skip
 
     def remeasure(self) -> Work:
-        """Measure each row's distance to the centroid that it is labeled with."""
+        """Work to measure each row's distance to the centroid it is labeled with."""
         moved = self.n_bytes + self.own * (4.0 * self.d + _ROW_BYTES)
         return Work(measured=3.0 * self.own * self.d, device_bytes=moved)
 
     def add_up(self, k: int) -> Work:
-        """Add the rows to the sums of k clusters, which the host gets, and in the end one of all hosts."""
+        """Work to sum the rows of k clusters, copy the sums to the host, and combine those of all hosts on one."""
         sums = 8.0 * k * (self.d + 1)
         added = Work(device_bytes=self.n_bytes + self.own * _SORT_BYTES + 2.0 * sums, link_bytes=sums)
         return added + self.exchange(sums, 4.0 * k * self.d)
 
 
 def lloyd(rows: RowShape, k: int, n_iter: int) -> Work:
-    """Iterations of Lloyd's on the device: sums are made once, then brought up to date for the rows that moved."""
+    """Work of Lloyd iterations on the device: sums are computed once, then updated for the rows that moved."""
     searched = rows.search(k) + rows.remeasure() + rows.started
     shares = Shares(relabeled=_MOVED, left_open=_OPEN)
     moved = lloyd_traffic(rows.own, k, rows.d, itemsize=rows.itemsize, shares=shares)
@@ -169,12 +171,12 @@ def lloyd(rows: RowShape, k: int, n_iter: int) -> Work:
 
 
 def means(k: int, d: int, times: int = 1) -> Work:
-    """Centroids moved to the means of their rows and made ready for the device, so many times."""
+    """Work to move centroids to the means of their rows and prepare them for the device, the given number of times."""
     return Work(thread_bytes=float(times * _UPDATE_BYTES * k * d))
 
 
 def sampling_rounds(n_centers: int) -> Iterator[tuple[int, int, int]]:
-    """Rounds of a draw by D²: centers before each, candidates that arrive, and those of them that are taken.
+    """Yield the rounds of a D² draw: centers before it, candidates that arrive, and candidates that are accepted.
 
     >>> list(sampling_rounds(300))
     [(1, 42, 25), (26, 136, 81), (107, 557, 193)]
@@ -189,7 +191,7 @@ def sampling_rounds(n_centers: int) -> Iterator[tuple[int, int, int]]:
 
 
 def seeding_passes(n: int, k: int, init: str) -> int:
-    """Passes over n rows that draw the points of a seeding, measure them, and add up their cells.
+    """Count the passes over n rows that draw the points of a seeding, measure them, and sum their cells.
 
     >>> [seeding_passes(10**6, 100, init) for init in ("coreset", "k-means||", "k-means++", "random")]
     [5, 11, 1, 0]
@@ -197,7 +199,7 @@ def seeding_passes(n: int, k: int, init: str) -> int:
     if init == "random":
         return 0
     m = POINTS_PER_CLUSTER.get(init, n) * k
-    if init == "k-means++" or m >= n:  # all rows at once
+    if init == "k-means++" or m >= n:  # all rows become points
         return 1
     return 2 * PARALLEL_ROUNDS + 1 if init == "k-means||" else len(list(sampling_rounds(m))) + 2
 
@@ -229,10 +231,10 @@ def _seeding(rows: RowShape, k: int, init: str, *, on_devices: bool) -> Iterator
 
 
 def _thinning(rows: RowShape, n_candidates: int, taken: int) -> Work:
-    """Compare candidates with those that were accepted before them in their batch."""
+    """Work to compare candidates with those accepted before them in their batch."""
     walked = min(n_candidates, taken / _ACCEPTED)
-    flops = walked * taken * rows.d  # half of the accepted ones, on average; two operations a coordinate
-    # 8192 at a time: searched among those accepted before, then each is measured to the others and the host gets bits.
+    flops = walked * taken * rows.d  # half of the accepted ones on average, two operations per coordinate
+    # In chunks of 8192: searched among those accepted before, then compared with each other; the host gets bits.
     n_chunks = max(1, math.ceil(walked / 8192))
     n_searches, n_pairs = n_chunks * (n_chunks - 1) / 2, walked * walked / n_chunks / 2
     return Work(
@@ -244,7 +246,7 @@ def _thinning(rows: RowShape, n_candidates: int, taken: int) -> Work:
 
 
 def _walk(rows: RowShape, m: int, *, k: int, n_iter: int, size: int, on_devices: bool) -> Iterator[tuple[str, Work]]:
-    """Greedy k-means++ over m points in groups, and the iterations that follow it."""
+    """Yield the work of greedy k-means++ over m points in groups, and of the iterations that follow it."""
     points, size = RowShape(m, rows.d, 4, rows.n_workers), min(m, size)
     n_groups = math.ceil(m / size)
     grouping = 0.0 if n_groups == 1 else 10.0 * m * n_groups * rows.d
@@ -260,14 +262,14 @@ def _walk(rows: RowShape, m: int, *, k: int, n_iter: int, size: int, on_devices:
         n_bytes = 16.0 * further * min(k, m) * n_trials_for(k) * size
         yield "greedy walks", walks + Work(
             shared_products=2.0 * m * size * rows.d / n_walkers, shared_bytes=n_bytes / n_walkers,
-            longest_bytes=n_bytes / n_groups,  # a group is walked by one thread
+            longest_bytes=n_bytes / n_groups,  # one thread walks a group
         )  # fmt: skip
     if n_iter:
         yield "iterations on the coreset", lloyd(points, k, n_iter) + means(k, rows.d, n_iter)
 
 
 def _walks_on_device(n_groups: int, size: int, n_steps: float, k: int, d: int) -> Work:
-    """Greedy walks of so many steps over groups of a size: a table for each, and chains of additions side by side."""
+    """Work of greedy walks of `n_steps` over groups of `size`: a table for each, and parallel chains of additions."""
     n_points, n_trials = n_groups * size, n_trials_for(k)
     chains = size * (1.0 + 1.0 / 8.0) * _CHAINED_SECONDS + _STEP_SECONDS
     return Work(
@@ -279,11 +281,11 @@ def _walks_on_device(n_groups: int, size: int, n_steps: float, k: int, d: int) -
 
 
 def _trials(rows: RowShape, level: Level) -> Work:
-    """Choose forms for the searches of a level: one choice for each phase and size, which its resamplings share."""
+    """Work to choose forms for the searches of a level, once for each phase and size; resamplings share the choice."""
     n, k = min(rows.own, _TRIAL_ROWS), level.n_clusters
     m = min(rows.n, POINTS_PER_CLUSTER.get(level.init, 0) * k)
     sizes = {taken.bit_length(): taken for _, _, taken in sampling_rounds(m)} if level.init == "coreset" else {}
-    # The iterations, and the assignment; with and without labels to begin with, where the level is resampled.
+    # Iterations and assignment; both with and without initial labels if the level is resampled.
     pairs = float(n) * (sum(sizes.values()) + k * (4 if level.n_resamples else 2)) if n >= _LEAST_TRIAL_ROWS else 0.0
     n_points = min(-(-m // rows.n_workers), _TRIAL_ROWS) if level.init == "coreset" else 0
     if n_points >= _LEAST_TRIAL_ROWS:
@@ -299,7 +301,7 @@ def _level(t: int, rows: RowShape, level: Level, iterations: Iterations, kernels
         yield Step(t, "Lloyd", "forms chosen", trials)
     on_devices = kernels != "none"
     yield from _k_means(t, rows, level, iterations(t, False, level), on_devices)
-    if m := level.n_resamples:  # steps that are alike, counted together
+    if m := level.n_resamples:  # identical steps, counted together
         yield Step(t, "assign", "labels", m * label)
         yield Step(t, "assign", "members chosen", m * _choosing(rows, members))
         gathered = Work(device_bytes=2.0 * members.n_bytes, link_bytes=8.0 * members.own, store_bytes=8.0 * members.n)
@@ -316,7 +318,7 @@ def _level(t: int, rows: RowShape, level: Level, iterations: Iterations, kernels
 
 
 def _k_means(t: int, rows: RowShape, level: Level, n_iter: int, on_devices: bool) -> Iterator[Step]:
-    """Seeding of level t among some rows, and the iterations that follow it."""
+    """Yield the seeding of level t among some rows, and the iterations that follow it."""
     for name, work in _seeding(rows, level.n_clusters, level.init, on_devices=on_devices):
         yield Step(t, "seeding", name, work)
     yield Step(t, "Lloyd", "iterations", lloyd(rows, level.n_clusters, n_iter))
@@ -324,10 +326,10 @@ def _k_means(t: int, rows: RowShape, level: Level, n_iter: int, on_devices: bool
 
 
 def _sorting(rows: RowShape, on_devices: bool) -> Work:
-    """Put rows in the order of their cluster, then of their distance."""
-    if not on_devices:  # a heap sort of every cluster moves each of its members some times
+    """Work to sort rows by cluster, then by distance."""
+    if not on_devices:  # the heap sort of a cluster moves each of its members several times
         return Work(shared_items=4.0 * rows.n)
-    n = rows.own  # sent with label and key, and a place comes back; one thread reads, and writes in order
+    n = rows.own  # sent with label and key, returned as positions; one thread reads, and writes in order
     return Work(device_bytes=float(n * _SORT_BYTES), link_bytes=20.0 * n, thread_bytes=60.0 * n)
 
 
@@ -349,11 +351,11 @@ def run_steps(
     read: float = 0.0,
     iterations: Iterations = all_iterations,
 ) -> list[Step]:
-    """Work of every step of a run, from the start of the command to a sample of the tree.
+    """List the work of every step of a run, from the start of the command to a sample of the tree.
 
-    Rows are stored in `dtype`: float16 and float32 are what the device keeps. Each of `n_workers` has a share of them,
-    and a device; shares of the rows of level 1 are `sent` to devices, and `read` from the store, in every pass.
-    `start_seconds` are those of processes, contexts and compilers.
+    Rows are stored in `dtype`: float16 and float32 are kept by the device as they are. Each of `n_workers` has a share
+    of the rows and a device. `sent` and `read` are the shares of the rows of level 1 that are sent to devices, and read
+    from the store, in every pass. `start_seconds` covers processes, contexts and compilers.
 
     >>> levels = [Level(n_clusters=100, n_resamples=1, max_iter=10), Level(n_clusters=10, n_resamples=0)]
     >>> steps = run_steps(10_000, 32, "float16", levels)

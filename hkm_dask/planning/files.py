@@ -1,4 +1,4 @@
-"""Bytes that a build reads from files and writes to them, by phase, as pure functions of shapes."""
+"""Bytes that a build reads from and writes to files, by phase, as pure functions of shapes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hkm_dask.hierarchy.source import label_chunk_rows
 from hkm_dask.planning.cost import seeding_passes
 from hkm_dask.search.geometry import has_directions
 
-#: Places at which rows are sampled, and rows of the samples: to find the middle of all, and their directions.
+#: Number of places at which rows are sampled, and total rows of the two samples: for the mean and for directions.
 _SAMPLE_PLACES, _SAMPLED_ROWS = 16, (1024, 8192)
 
-#: Bytes of the key by which members are sorted, each of which is looked at in a pass of its own.
+#: Bytes of the sort key of members; each needs one pass.
 _KEY_BYTES = 4
 
 
@@ -38,29 +38,29 @@ class FileBytes:
 
 @dataclass(frozen=True)
 class Resident:
-    """Shares of rows that stay in memory from pass to pass."""
+    """Shares of rows that stay in memory between passes."""
 
     fit: float = 1.0  # of the rows of a level in its first k-means
-    labels: float = 1.0  # while they are labeled
-    members: float = 1.0  # of those that are resampled
-    after_members: float = 1.0  # of the rows of a level, when those have taken what room they needed
-    members_in_files: bool = False  # those that are resampled are copied to files
+    labels: float = 1.0  # of the same rows, during assignment
+    members: float = 1.0  # of the resampled rows
+    after_members: float = 1.0  # of the rows of a level, after resampled rows have displaced some
+    members_in_files: bool = False  # whether resampled rows are copied to files
 
 
 def level_files(
     number: int, shape: dict[str, Any], rows: Rows, n_total: int, stays: Resident, n_iter: tuple[int, int],
     runner: Runner,
 ) -> dict[str, FileBytes]:  # fmt: skip
-    """Bytes of a level by phase; rows of an upper level are the centroids of the one below, and stay in memory.
+    """Return the bytes of a level by phase; rows of upper levels are centroids, which stay in memory.
 
-    `shape` is as the event ``run_started`` has it, `rows` what level 1 clusters, and `n_total` the rows that the level
-    has labels for. What `stays` is read once, the rest in every pass. `n_iter` are iterations of the first k-means, and
-    of each that follows; the memory of the `runner` decides what goes through files.
+    `shape` is that of the event ``run_started``, `rows` are the input of level 1, and `n_total` is the number of rows
+    that the level labels. Rows that stay in memory (`stays`) are read once, the rest in every pass. `n_iter` are the
+    iterations of the first k-means and of each later one; the memory of the `runner` decides what goes through files.
     """
     n, k, d, m = (shape[name] for name in "nkdm")
     centroids, ends = 4 * k * d, 4 * k * d * shape["n_splits"]
     stored = rows.n_rows * rows.row_bytes if number == 1 else 4 * n * d
-    steps = (m + 1) * centroids  # kept when a k-means ends, and read again for its checksum
+    steps = (m + 1) * centroids  # written at the end of a k-means, and read back for the checksum
     files = {
         "start": FileBytes(_sampled(rows, k) if number == 1 else stored),
         "Lloyd": FileBytes(steps, steps),
@@ -70,7 +70,7 @@ def level_files(
     more = []
     if number == 1:
         more += [passes_of_fit(stored, stays.fit, seeding_passes(n, k, shape["init"]), n_iter[0])]
-        # The first center is a row, and takes its chunk; so does each that is drawn at random.
+        # The first center is a row, and its whole chunk is read; so is that of each center drawn at random.
         n_drawn = k if shape["init"] == "random" else 1
         more += [{"seeding": FileBytes(min(stored, n_drawn * _chunk_bytes(rows)))}]
         again = [round((1.0 - share) * stored) for share in (stays.labels, stays.after_members)]
@@ -92,7 +92,7 @@ def level_files(
 
 
 def added(*of_phases: Mapping[str, FileBytes]) -> dict[str, FileBytes]:
-    """Bytes by phase, added up.
+    """Add up bytes by phase.
 
     >>> added({"seeding": FileBytes(1)}, {"seeding": FileBytes(2), "Lloyd": FileBytes(3)})
     {'seeding': FileBytes(read=3, written=0), 'Lloyd': FileBytes(read=3, written=0)}
@@ -105,7 +105,7 @@ def added(*of_phases: Mapping[str, FileBytes]) -> dict[str, FileBytes]:
 
 
 def passes_of_fit(n_bytes: int, resident: float, n_seeding: int, n_iter: int) -> dict[str, FileBytes]:
-    """Bytes that a k-means reads of its rows: all in its first pass, what does not stay in those that follow.
+    """Return the bytes that a k-means reads of its rows: all in the first pass, then those that do not stay in memory.
 
     >>> passes_of_fit(1000, 0.75, 3, 10)
     {'seeding': FileBytes(read=1500, written=0), 'Lloyd': FileBytes(read=2500, written=0)}
@@ -119,10 +119,10 @@ def passes_of_fit(n_bytes: int, resident: float, n_seeding: int, n_iter: int) ->
 
 
 def split_members(n: int, again: int, stored: int, ends: int, runner: Runner) -> dict[str, FileBytes]:
-    """Bytes of splitting clusters: `n` rows, of which `again` bytes are to be read, are put next to each other.
+    """Return the bytes to split clusters: `n` rows, of which `again` bytes must be read, are made contiguous.
 
-    Labels and distances are read, and what is found, 8 bytes of a row each, is written, checked, and read to be put
-    back. What tasks hand on meanwhile may be in memory: a row's record, its place, and what was found there.
+    Labels and distances are read; results, 8 bytes per row each, are written, verified, and read again to restore the
+    order. Intermediate data of tasks may stay in memory: the record of a row, its position, and its result.
     """
     handed_on, place = (MEMBER_BYTES, 8) if runner.keeps_in_files(REGROUPED_ROW_BYTES * n) else (0, 0)
     split = FileBytes((16 + 2 * handed_on + place) * n, (8 + handed_on + place) * n)
@@ -131,7 +131,10 @@ def split_members(n: int, again: int, stored: int, ends: int, runner: Runner) ->
 
 
 def sorted_members(n: int, runner: Runner) -> FileBytes:
-    """Labels and distances, 8 bytes of a row, are read to count and to sort; in more shares than one to cut as well."""
+    """Return the bytes to sort members: labels and distances, 8 bytes per row, are read to count and to sort.
+
+    With more than one share they are also read to partition them.
+    """
     if n <= n_at_once(n, runner):
         return FileBytes(2 * 8 * n, 8 * n)
     scratch = MEMBER_BYTES * n if runner.keeps_in_files(MEMBER_BYTES * n) else 0
@@ -139,9 +142,10 @@ def sorted_members(n: int, runner: Runner) -> FileBytes:
 
 
 def picked_members(n: int, k: int, r: int, n_parts: int, runner: Runner) -> dict[str, FileBytes]:
-    """Of a resampling: each of `n_parts` picks up to `r` rows of a cluster, among which are chosen so many row numbers.
+    """Return the bytes of picking members to resample: each of `n_parts` picks up to `r` rows per cluster.
 
-    What was picked is read for that; in more shares than one to cut and to sort, and once more to leave out some.
+    The final rows are chosen among these, so picks are read again; with more than one share, also to partition and to
+    sort them, and once more to drop some.
     """
     n_picked, n_chosen = min(n, k * r * n_parts), min(n, k * r)
     if not runner.keeps_in_files(MEMBER_BYTES * n_picked):
@@ -158,11 +162,11 @@ def _chunk_bytes(rows: Rows) -> int:
 
 
 def _sampled(rows: Rows, n_clusters: int) -> int:
-    """Bytes of the chunks that samples of rows touch, each of which is read whole at every place in it.
+    """Return the bytes of the chunks that row samples touch; a chunk is read whole at every place in it.
 
-    Principal directions, which many features and clusters are searched by, take a sample of their own.
+    Searches with many features and clusters use principal directions, which need a second sample.
     """
     samples = _SAMPLED_ROWS if has_directions(rows.n_features, n_clusters) else _SAMPLED_ROWS[:1]
     chunk = min(rows.chunk_rows, rows.n_rows)
-    beyond = sum(samples) / _SAMPLE_PLACES / chunk if chunk < rows.n_rows else 0.0  # chunks that a place reaches into
+    beyond = sum(samples) / _SAMPLE_PLACES / chunk if chunk < rows.n_rows else 0.0  # extra chunks per place
     return round(_SAMPLE_PLACES * (len(samples) + beyond) * _chunk_bytes(rows))

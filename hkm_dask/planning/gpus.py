@@ -1,4 +1,4 @@
-"""GPUs by name: what their makers say they do, brought to what a search of nearest centroids reaches of it."""
+"""GPUs by name: the peak rates of their data sheets, scaled to what the nearest-centroid search reaches."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from dataclasses import dataclass, replace
 from hkm_dask.errors import InputError
 from hkm_dask.planning.rates import H200, Rates
 
-#: Share of a maker's peak that a large matrix product reaches: 790 of 989 TFLOP/s, measured on an H200.
+#: Share of the specified peak that a large matrix product reaches: 790 of 989 TFLOP/s, measured on an H200.
 _PRODUCT_SHARE = 0.8
-#: The same of memory, of which all steps of a pass take turns, is as for an H200: what is told is taken.
+#: Memory bandwidth is not scaled: as on an H200, the data sheet's rate is used.
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU: peaks without sparsity, as its maker gives them."""
+    """One GPU model, with its data sheet's peak rates without sparsity."""
 
-    #: What it is called, and the data sheet.
+    #: Name and data sheet.
     name: str
     source: str
-    product: float  # operations a second of bfloat16 products
-    double: float  # operations a second in float64, not by tensor cores
-    memory: float  # bytes a second
+    product: float  # bfloat16 tensor-core operations per second
+    double: float  # float64 operations per second, without tensor cores
+    memory: float  # bytes per second
     size: int  # bytes of memory
-    link: float  # bytes a second from the host
+    link: float  # bytes per second from the host
 
     @property
     def rates(self) -> Rates:
-        """Rates of one beside 16 processors, as those of an H200 are; predicted, not measured."""
+        """Rates of one GPU with 16 processors, scaled from those of an H200; predicted, not measured."""
         return replace(
             H200, product=_PRODUCT_SHARE * self.product, measured=H200.measured * self.double / 34e12,
             memory=self.memory, link=self.link,
         )  # fmt: skip
 
 
-#: By the name that `--gpu` takes. Sheets: nvidia.com/en-us/data-center/ h200, h100, a100, l40s, l4.
+#: By their names for `--gpu`. Data sheets: nvidia.com/en-us/data-center/ h200, h100, a100, l40s, l4.
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -50,7 +50,7 @@ GPUS = {
 
 
 def find_gpu(text: str) -> tuple[Gpu, int]:
-    """Read a name and a number of GPUs.
+    """Parse the name and number of GPUs.
 
     >>> gpu, n = find_gpu("h200:8")
     >>> gpu.name, n, find_gpu("A100")[1]

@@ -1,4 +1,4 @@
-"""What each part of a build took, told from its events: seconds, processor time, bytes, pairs compared."""
+"""Resources used by each part of a build, measured between events: time, processor time, bytes, pairs compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 from hkm_dask.events import Event
 from hkm_dask.search.cpu.tally import Tally
 
-#: The phase that ends with an event; see `planning.cost.Step`.
+#: The phase that ends with each event; see `planning.cost.Step`.
 _ENDS = {
     "seeding": "seeding", "iteration": "Lloyd", "step_finished": "Lloyd: kept", "assigned": "assign",
     "splitting": "split", "level_finished": "write", "run_started": "start", "level_started": "start",
@@ -20,7 +20,7 @@ _ENDS = {
 
 @dataclass
 class Spent:
-    """Seconds, processor seconds, bytes that went through reads and writes of this process, and pairs it compared."""
+    """Seconds, processor seconds, bytes read and written by this process, and pairs that it compared."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -36,19 +36,19 @@ class Spent:
 
 
 def spent_so_far(tally: Tally | None = None) -> Spent:
-    """What this process has spent until now; bytes that the page cache serves count as read."""
+    """Return what this process has spent so far; bytes served by the page cache count as read."""
     io = psutil.Process().io_counters()
     n_pairs = 0 if tally is None else tally.pairs
     return Spent(time.perf_counter(), time.process_time(), io.read_chars, io.write_chars, n_pairs)
 
 
-#: A level from 1, whether it was a resampling step, and a part, which begins with its phase.
+#: A level from 1, whether it is a resampling step, and a part, whose name begins with the phase.
 Place = tuple[int, bool, str]
 
 
 @dataclass
 class PhaseClock:
-    """Subscriber that adds up what a build spends, by level and part.
+    """Event subscriber that adds up what a build spends, by level and part.
 
     >>> now = [Spent(), Spent(seconds=2.0), Spent(seconds=5.0)]
     >>> clock = PhaseClock(iter(now).__next__)
@@ -59,12 +59,11 @@ class PhaseClock:
     """
 
     now: Callable[[], Spent] = spent_so_far
-    #: By level (0 for what belongs to none), whether it belongs to a resampling step, and part, as
-    #: `processor_work.Part` names it.
+    #: By level (0 for none), whether it is a resampling step, and part, named as in `processor_work.Part`.
     spent: dict[Place, Spent] = field(default_factory=dict)
-    #: Lloyd iterations of each step, by level and whether it is a resampling step.
+    #: Lloyd iterations of each k-means, by level and whether it is a resampling step.
     iterations: dict[tuple[int, bool], list[int]] = field(default_factory=dict)
-    #: Gets the level, whether it is a resampling step, and the part, whenever one has come to an end.
+    #: Called with the level, whether it is a resampling step, and the part, whenever a part ends.
     ended: Callable[[Place], None] | None = None
     _level: int = 0
     _resamples: bool = False
@@ -73,17 +72,17 @@ class PhaseClock:
         self._last = self.now()
 
     def __call__(self, event: Event) -> None:
-        """Take an event into account."""
+        """Process an event."""
         name = event.kind
         if name != "step_started" and name not in _ENDS:
             return
         now, values = self.now(), event.fields
         self._level = int(values.get("level", 0))
         self._resamples = values.get("step", 0) > 0 or (name == "splitting" and self._resamples)
-        # Members are gathered between an assignment and the step over them.
+        # Members are gathered between an assignment and the k-means over them.
         part = _ENDS.get(name) or ("gather" if self._resamples else "start")
         if name == "seeding":
-            # Where a phase begins, the one before it ends.
+            # The start of a phase ends the one before.
             before = {} if values["done"] else {"choose": "draw", "refine": "choose"}
             part = f"seeding: {before.get(values['phase'], values['phase'])}"
         if name == "iteration":
@@ -97,7 +96,7 @@ class PhaseClock:
             self.iterations.setdefault((self._level, self._resamples), []).append(int(values["n_iter"]))
 
     def phases(self) -> dict[str, Spent]:
-        """By phase, all levels together."""
+        """Return the totals by phase, over all levels."""
         found: dict[str, Spent] = {}
         for (_, _, part), spent in self.spent.items():
             phase = part.partition(":")[0]

@@ -1,7 +1,7 @@
-"""What a run will take, level by level: work, time, memory, bytes read and written; and what would make it fit.
+"""Prediction of a run by level: work, time, memory, bytes read and written; and remedies if it does not fit.
 
-Nothing is modeled here that the build does not go by itself: memory is what `_Build.check` asks for, shapes are those
-of the event ``run_started``, work is that of `planning.cost`, and units those by which the time left is told.
+The plan uses the same functions as the build: memory is that of `_Build.check`, shapes are those of the event
+``run_started``, work is that of `planning.cost`, and units are those of the time-left estimate.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from hkm_dask.search.cpu.operand import operand_bytes
 from hkm_dask.search.geometry import has_directions
 from hkm_dask.view.pieces import splitting_of, steps_of
 
-#: How far every k-means goes: as expected, as few and as many iterations as were seen, or to its cap.
+#: Number of iterations assumed: as expected, the fewest and the most that are likely, and the maximum.
 BOUNDS = ("seconds", "at_least", "likely_at_most", "at_most")
-#: Seconds by level, 0 for what belongs to none, and phase.
+#: Seconds by level (0 for none) and phase.
 Times = dict[int, dict[str, float]]
 
 
@@ -40,57 +40,57 @@ Times = dict[int, dict[str, float]]
 class LevelPlan:
     """One level of a planned run."""
 
-    shape: dict[str, Any]  # as the event ``run_started`` has it
-    units: float  # of the work by which the time left is told, at most: n · k · d of every pass
+    shape: dict[str, Any]  # as in the event ``run_started``
+    units: float  # upper bound on work in units of the time-left estimate: n · k · d of every pass
     flops: float  # operations of all workers
-    passes: int  # over rows: of all, or of members while the level is resampled
-    times: dict[str, dict[str, float]] | None  # seconds by phase, for each of `BOUNDS`; None where no rates are known
-    files: dict[str, FileBytes]  # by phase, bytes read and written
-    network: float  # bytes between workers, all of them together
-    #: What is read and written of that because clusters are shared out in ranges.
+    passes: int  # over rows: over all, or over resampled members
+    times: dict[str, dict[str, float]] | None  # seconds by phase, for each of `BOUNDS`; None if no rates are known
+    files: dict[str, FileBytes]  # bytes read and written, by phase
+    network: float  # bytes between all workers
+    #: The part of `files` that is due to the division of clusters into ranges.
     in_ranges: FileBytes = field(default_factory=FileBytes)
-    range_seconds: float | None = None  # what it takes of the expected times
+    range_seconds: float | None = None  # the part of the expected time that is due to ranges
 
     @property
     def seconds(self) -> dict[str, float] | None:
-        """Seconds by phase, as expected."""
+        """Expected seconds by phase."""
         return None if self.times is None else self.times["seconds"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned run: its levels, what each worker needs, and what to do where that is too much."""
+    """A planned run: its levels, the memory of each worker, and remedies if that is too much."""
 
-    #: Of what is clustered.
+    #: Shape and dtype of the rows that are clustered.
     n_rows: int
     n_features: int
     dtype: str
     workers: Workers
     levels: tuple[LevelPlan, ...]
-    other: dict[str, float]  # seconds that belong to no level, by phase
-    #: Bytes that one task at a time needs in each stage, beside `inputs`; as the build checks them.
+    other: dict[str, float]  # seconds by phase that belong to no level
+    #: Bytes needed by a task in each stage, besides `inputs`, as the build checks them.
     stages: dict[str, StageBytes]
-    #: Bytes of blocks of rows, and all a worker may hold above its idle size.
+    #: Bytes of blocks of rows, and the memory budget of a worker above its idle size.
     inputs: int
     budget: int
-    peak: int  # bytes a worker holds at most, its idle size included
-    resident: float  # share of the rows that stays in memory from pass to pass
-    fits: bool = True  # whether the build would begin, and devices hold what they must
-    remedies: tuple[str, ...] = ()  # what would fit, where it does not
+    peak: int  # most bytes of a worker, including its idle size
+    resident: float  # share of the rows that stays in memory between passes
+    fits: bool = True  # whether the build would begin, and device memory suffices
+    remedies: tuple[str, ...] = ()  # changes that would make it fit
     calibration: Calibration | None = field(default=None, repr=False)
 
     @property
     def worst(self) -> str:
-        """The stage that needs most."""
+        """The stage that needs the most memory."""
         return max(self.stages, key=lambda name: self.stages[name].total())
 
     @property
     def need(self) -> int:
-        """Bytes of memory limit with which every stage fits."""
+        """Least memory limit in bytes with which every stage fits."""
         return int(limit_mib(self.stages[self.worst].total() + self.inputs) * 2**20) + 1
 
     def total(self, name: str = "seconds") -> float | None:
-        """Seconds of the whole run, as expected, or another of `BOUNDS`."""
+        """Return the seconds of the whole run, as expected or for another of `BOUNDS`; None if unknown."""
         if any(level.times is None for level in self.levels):
             return None
         of_levels = (sum(level.times[name].values()) for level in self.levels if level.times)
@@ -106,10 +106,10 @@ def make_plan(
     n_labeled: int | None = None,
     calibration: Calibration | None = None,
 ) -> Plan:
-    """Plan a run; of the `rows` that level 1 is fit on, only the shape and the chunks are looked at.
+    """Plan a run; only the shape and the chunks of `rows`, the input of level 1, are used.
 
-    `n_total` and `n_labeled` are rows of the pool, and those that get a label; as many as `rows` by default. A
-    `calibration` has rates of processors like those of the workers, and the iterations that were seen.
+    `n_total` and `n_labeled` are the numbers of rows of the pool and of rows that get a label; by default that of
+    `rows`. A `calibration` has rates of processors like those of the workers, and the iterations seen.
 
     >>> from hkm_dask.planning.workers import PlannedRows
     >>> plan = make_plan(Config.from_flags((2000, 400)), PlannedRows(40_000, 384, "float16"), Workers.here())
@@ -191,7 +191,7 @@ def _steps(
 def _resident(
     t: int, shape: dict[str, Any], rows: Rows, stages: Mapping[str, StageBytes], runner: PlannedRunner
 ) -> Resident:
-    """Shares of the rows of level t that stay in memory; those of an upper level do."""
+    """Return the shares of the rows of level t that stay in memory; all rows of upper levels do."""
 
     def share(some: Rows, stage: str) -> float:
         return runner.resident_shares(some, stages[f"{stage} of level {t}"])[1]
@@ -213,9 +213,9 @@ def _resident(
 def _kept_beside_members(
     rows: Rows, members: Rows, shape: dict[str, Any], iteration: StageBytes, runner: PlannedRunner, in_files: bool
 ) -> float:
-    """Share of what stays of the rows of level 1 that is still there when members of its clusters were clustered.
+    """Return the share of the cached rows of level 1 that is still cached after its resampled members were clustered.
 
-    A worker that cannot remember both forgets its rows; where one task clusters all members, only its worker does.
+    A worker that cannot cache both drops its rows; if one task clusters all members, only its worker does.
     """
     n, k, d = members.n_rows, shape["k"], members.n_features
     in_one_task = runner.fits_one_task(2.0 * n * k * d, n * members.row_bytes, fit_stage(n, k, d, shape["init"]))
@@ -234,7 +234,7 @@ def _kept_beside_members(
 
 
 def _remembered_bytes(rows: Rows, n_clusters: int, n_own: int, budget: int) -> int:
-    """Bytes of a row that stay in the memory of a worker: its values, rotated ones where there is room, its label."""
+    """Return the bytes per row that a worker caches: values, rotated values if there is room, and label."""
     rotated = operand_bytes(rows.n_features) if has_directions(rows.n_features, n_clusters) else 0
     fits = n_own * (rows.row_bytes + rotated) < budget
     return rows.row_bytes + REMEMBERED_BYTES + (rotated if fits else 0)
@@ -243,7 +243,7 @@ def _remembered_bytes(rows: Rows, n_clusters: int, n_own: int, budget: int) -> i
 def _in_ranges(
     config: Config, rows: Any, n_ranges: list[int], besides: Callable[[int, Any, Level, int], Iterable[Any]]
 ) -> list[Any]:
-    """Steps, or parts, that there are because clusters are shared out."""
+    """List the additional steps or parts that are due to the division of clusters into ranges."""
     found: list[Any] = []
     for t, (level, n) in enumerate(zip(config.levels, n_ranges, strict=True), 1):
         found += besides(t, rows, level, n)
@@ -252,7 +252,7 @@ def _in_ranges(
 
 
 def _add_up(pieces: Iterable[Step | Part], seconds: Callable[[Any], float]) -> Times:
-    """Seconds of steps, or of parts, by level and phase."""
+    """Add up the seconds of steps or parts by level and phase."""
     spent = Times()
     for one in pieces:
         of_level = spent.setdefault(one.level, {})
@@ -269,7 +269,7 @@ def _processor_seconds(
     n_ranges: list[int],
     shares: list[Resident],
 ) -> tuple[dict[str, Times], Times]:
-    """Seconds by how far each k-means goes; and those of ranges, where it goes as far as expected."""
+    """Return the seconds for each assumption on iterations, and those due to ranges for the expected one."""
     courses = {
         "at_least": calibration.course("fewest"), "likely_at_most": calibration.course("most"),
         "at_most": calibration.capped, "seconds": calibration.course(),
@@ -284,7 +284,7 @@ def _processor_seconds(
 
 
 def _units(shape: dict[str, Any]) -> float:
-    """Units of a level, every k-means taken to its cap, as `view.timeleft` counts them."""
+    """Return the units of a level with the maximum number of iterations, as `view.timeleft` counts them."""
     split = splitting_of(shape)
     return sum(step.units for step in steps_of(shape)) + (split.units if split else 0.0)
 
@@ -294,16 +294,16 @@ def _flops(work: Work) -> float:
 
 
 # -- clusters in ranges ------------------------------------------------------------------------------------------------
-# Each range is another pass over the rows to label them, and one more to add them up; every iteration compares every
-# row with every centroid; sums and centroids go through files. See `kmeans.ranges`.
+# Each range adds a pass over the rows to label them and one to sum them; every iteration compares every row with every
+# centroid; sums and centroids go through files. See `kmeans.ranges`.
 
 
 def range_parts(
     t: int, rows: Table, level: Level, n_ranges: int, course: Course, shares: Sequence[Resident]
 ) -> Iterator[Part]:
-    """What processors do besides at level t; none where its clusters are in one range.
+    """Yield the additional parts of level t on processors; none if its clusters are in one range.
 
-    `shares` are those of the rows of each level that stay in memory.
+    `shares` are the shares of the rows of each level that stay in memory.
 
     >>> table, level = Table(10**6, 32, 4, n_threads=2), Level(n_clusters=10**5, n_resamples=0, max_iter=3)
     >>> list(range_parts(1, table, level, 1, lambda t, resampled, level: (3.0, 0.5), [Resident()]))
@@ -333,7 +333,7 @@ def range_parts(
 
 
 def range_steps(t: int, rows: RowShape, level: Level, n_ranges: int, iterations: Iterations) -> Iterator[Step]:
-    """The same, for devices; there all rows meet all centroids in each iteration anyway."""
+    """Yield the same for devices, where every iteration compares all rows with all centroids in any case."""
     if n_ranges == 1:
         return
     k, m = level.n_clusters, level.n_resamples
@@ -351,7 +351,7 @@ def range_steps(t: int, rows: RowShape, level: Level, n_ranges: int, iterations:
 def range_files(
     t: int, shape: dict[str, Any], row_bytes: int, stays: Resident, level: Level, iterations: Iterations, runner: Runner
 ) -> dict[str, FileBytes]:
-    """Bytes read and written besides, by phase."""
+    """Return the additional bytes read and written, by phase."""
     n, k, d, m, n_ranges = (shape[name] for name in ("n", "k", "d", "m", "n_ranges"))
     if n_ranges == 1:
         return {}

@@ -1,4 +1,4 @@
-"""What units of work take on processors, as it was measured, read and kept; `calibration` measures it."""
+"""Costs of units of work on processors, as measured by `calibration`: prediction, loading and saving."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from hkm_dask.planning.processor_work import Course, Part, split_course
 from hkm_dask.untrusted import parse_json
 from hkm_dask.version import __version__
 
-#: How many more pairs iterations may compare where clusters have more rows than those of small trees.
+#: Factor by which iterations may compare more pairs if clusters have more rows than in small trees.
 _DENSER = 1.3
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the k-means of one level were seen to do, in trees of several sizes."""
+    """Iterations of the k-means of one level in trees of several sizes."""
 
-    #: That they made, on average, and that a larger one may make.
+    #: Mean number of iterations, and the range that a larger k-means may make.
     iterations: float
     fewest: float
     most: float
-    share: float  # of all pairs, that each iteration after the first compared
+    share: float  # share of all pairs compared by each iteration after the first
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a machine takes for units of work, and what was seen of the data they were measured on."""
+    """Costs of units of work on a machine, and the behavior seen on the data of the measurement."""
 
     machine: str
-    n_processors: int  # that worked
+    n_processors: int  # number of processors used
     costs: dict[str, float]  # seconds of one thread for each unit of `processor_work`
-    seen: dict[str, list[Seen]]  # "first" and "resampled" k-means, by level from 1; the last level's serves those above
-    #: Of the largest tree that was built.
+    seen: dict[str, list[Seen]]  # "first" and "resampled" k-means, by level from 1; the last also serves higher levels
+    #: Shape of the largest tree that was built.
     n_rows: int
     n_features: int
-    seconds: float  # it took to measure
-    #: Bytes of a pool a second.
+    seconds: float  # duration of the measurement
+    #: Bytes per second of pool reads and writes.
     read: float
     write: float
     software: str = f"hkm_dask {__version__}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return a dict for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, made: dict[str, Any]) -> Calibration:
-        """Read what `to_dict` gave, or a plan that has it; InputError where it is neither."""
+        """Read the output of `to_dict`, or a plan that contains it; raises InputError for anything else."""
         try:
             made = dict(made.get("calibration", made))
             costs = {str(unit): float(cost) for unit, cost in made.pop("costs").items()}
@@ -62,11 +62,11 @@ class Calibration:
             return cls(costs=costs, seen=seen, **made)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"rates should be what `hkm plan --json` prints, {error} is amiss; make it again"
+                f"rates should be what `hkm plan --json` prints, {error} is wrong; make it again"
             ) from None
 
     def course(self, bound: str = "iterations") -> Course:
-        """How a k-means goes, as it was seen: its "iterations", its "fewest" or its "most"; see `processor_work`."""
+        """Return a `Course` from what was seen: "iterations" (mean), "fewest" or "most"; see `processor_work`."""
 
         def goes(number: int, resampled: bool, level: Level) -> tuple[float, float]:
             if not number:
@@ -79,26 +79,26 @@ class Calibration:
         return goes
 
     def iterations_of(self, number: int, resampled: bool, level: Level) -> int:
-        """Iterations that a k-means of a level makes; see `planning.cost.Iterations`."""
+        """Return the expected iterations of a k-means of a level; see `planning.cost.Iterations`."""
         return round(self.course()(number, resampled, level)[0])
 
     def capped(self, number: int, resampled: bool, level: Level) -> tuple[float, float]:
-        """A k-means that makes all the iterations it may."""
+        """Return the maximum iterations of a k-means, and the share of pairs compared; a `Course`."""
         return float(level.max_iter), self.course()(number, resampled, level)[1]
 
     def seconds_of(self, part: Part) -> float:
-        """Seconds of a part on a machine like this one."""
+        """Predict the seconds of a part on a machine like this one."""
         return sum(amount * self.costs.get(unit, 0.0) for unit, amount in part.units.items())
 
 
 def rates_file() -> Path:
-    """Where the rates measured last on this machine are kept."""
+    """Return the path of the rates last measured on this machine."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "hkm-dask" / "rates.json"
 
 
 def keep(calibration: Calibration) -> None:
-    """Keep rates for `hkm cluster` to tell by; no loss where that cannot be."""
+    """Save rates for `hkm cluster`; failure to write is ignored."""
     path = rates_file()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def keep(calibration: Calibration) -> None:
 
 
 def kept_calibration(n_features: int) -> Calibration | None:
-    """Rates kept on this machine by this version, for rows of about as many features; None where there are none."""
+    """Load rates saved on this machine by this version, for a similar number of features; None if there are none."""
     try:
         kept = Calibration.from_dict(parse_json(rates_file().read_text(encoding="utf-8")))
     except (OSError, ValueError, InputError):

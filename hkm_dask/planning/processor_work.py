@@ -1,10 +1,9 @@
-"""What a build does on processors, counted part by part, as pure functions of shapes.
+"""Work of a build on processors, counted part by part, as pure functions of shapes.
 
-`planning.cost` bounds the work of any device. On processors the parts of a phase differ more: a draw rotates all rows
-once and tries forms of its search; later iterations of Lloyd's compare a share of the pairs only, since most centroids
-have come to rest; a walk looks at points, not at coordinates. What a unit of each takes, `calibration` measures.
-
-Units are of one thread: what several do side by side is divided by their number.
+`planning.cost` bounds the work on any device. On processors, the parts of a phase differ more: a draw rotates all rows
+once and tries several forms of its search; later Lloyd iterations compare only a share of the pairs, since most
+centroids no longer move; a walk depends on points, not coordinates. `calibration` measures the cost of each unit. Units
+are those of one thread: parallel work is divided by the number of threads.
 """
 
 from __future__ import annotations
@@ -26,36 +25,36 @@ from hkm_dask.planning.files import Resident
 from hkm_dask.search.cpu.engine import SWEEP_FEATURES
 from hkm_dask.search.geometry import has_directions
 
-#: Operations of a pass that are worth a task.
+#: Operations of a pass that justify a task.
 _TASK_FLOPS = 4e7
-#: Forms of a search that are tried, how often, and on how many rows.
+#: Number of search forms tried, number of trials, and rows of each.
 _TRIED, _TRIALS, _TRIAL_ROWS = 5, 3, 256
-#: Coordinates after the head that centroids keep, and the head as a share of the features, about.
+#: Coordinates of centroids kept beyond the head, and approximate size of the head as a share of the features.
 _REFINE, _HEAD = 96, 0.25
-#: Share of the candidates of a draw that are accepted, and how far beyond its share a group of points is walked.
+#: Share of a draw's candidates that are accepted, and factor by which a group is walked beyond its share.
 _ACCEPTED, _FURTHER = 0.6, 1.3
-#: Iterations that group points.
+#: Iterations of the k-means that groups points.
 _GROUP_ITERATIONS = 4
-#: Share of the pairs that the second iteration on the points of a seeding compares: nearly all centers still move.
+#: Share of pairs compared by the second iteration on the seeding's points, when nearly all centers still move.
 _SECOND_SHARE = 0.8
-#: Most points of which all distances are looked up.
+#: Most points for which a table of all distances is used.
 _TABLE_POINTS = 8192
-#: Values of a label, distance and number that are written for a row.
+#: Bytes written per row for label, distance and number.
 _LABEL_BYTES, _MEMBER_BYTES = 12, 8
 
-#: Iterations that a k-means makes which splits a cluster, unless it may make fewer: a unit, nobody counts them.
+#: Iterations of a k-means that splits a cluster, unless its maximum is lower; assumed, since they are not counted.
 _SPLIT_ITERATIONS, _SPLIT_SHARE = 30.0, 1.0
 
-#: Gets a level from 1, or 0 for those that split its clusters, and whether it is resampled: iterations, and the share
-#: of all pairs that each after the first compares.
+#: Function of a level from 1 (0 for k-means that split clusters), whether it is resampled, and settings; returns the
+#: iterations, and the share of all pairs compared by each after the first.
 Course = Callable[[int, bool, Level], tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Part of a build: its level (from 1, or 0), whether it belongs to resampling, its name, and units of work.
+    """Part of a build: its level (from 1, or 0), whether it belongs to resampling, its name, and its units of work.
 
-    The name begins with the phase. What is done `in_one_task` takes no rounds of tasks.
+    The name begins with the phase. A part done `in_one_task` needs no rounds of tasks.
     """
 
     level: int
@@ -66,36 +65,36 @@ class Part:
 
     @property
     def phase(self) -> str:
-        """As `planning.cost.Step` has it."""
+        """The phase, as in `planning.cost.Step`."""
         return self.name.partition(":")[0]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a k-means, and who works on them."""
+    """Shape of the rows of a k-means, and the threads that process them."""
 
     n: int
     d: int
     itemsize: int
-    n_threads: int  # of all workers
-    kept: bool = True  # rotated rows are kept from pass to pass
-    rotated: bool = False  # they are there from passes over the rows that these were gathered from
-    read: float = 0.0  # share of the rows that is read from files in every pass
-    runner: Runner | None = None  # tells which k-means are one task
+    n_threads: int  # in total, of all workers
+    kept: bool = True  # rotated rows are cached between passes
+    rotated: bool = False  # rotated rows exist already, from passes over the rows that these were gathered from
+    read: float = 0.0  # share of the rows read from files in every pass
+    runner: Runner | None = None  # decides which k-means are a single task
 
     def above(self, level: Level) -> Table:
-        """Rows of the next level: the centroids of this one."""
+        """Return the table of the next level, whose rows are the centroids of this one."""
         return replace(self, n=level.n_centroids, itemsize=4, kept=True, read=0.0)
 
     def fits_one_task(self, k: int, init: str) -> bool:
-        """Whether one task makes a k-means of the rows."""
+        """Return whether the k-means of the rows is a single task."""
         if self.runner is None:
             return False
         stage = fit_stage(self.n, k, self.d, init)
         return self.runner.fits_one_task(2.0 * self.n * k * self.d, self.n * self.d * self.itemsize, stage)
 
     def assigns_in_one_task(self, level: Level) -> bool:
-        """Whether one task resamples the rows, or labels them where they are not resampled."""
+        """Return whether one task resamples the rows, or labels them if they are not resampled."""
         shape, k, row_bytes = (self.n, self.d), level.n_clusters, self.d * self.itemsize
         if self.runner is None:
             return False
@@ -104,22 +103,22 @@ class Table:
         return resamples_in_one_task(self.runner, shape, k, resample_size(level, self.n), level.init, row_bytes)
 
     def side_by_side(self, k: float) -> float:
-        """Threads that share a pass over the rows and k centroids."""
+        """Return the number of threads that share a pass over the rows and k centroids."""
         return max(1.0, min(self.n_threads, 2.0 * self.n * k * self.d // _TASK_FLOPS))
 
     def is_pruned(self, k: float) -> bool:
-        """Whether a search of k centroids goes by rotated rows."""
+        """Return whether a search of k centroids uses rotated rows."""
         return has_directions(self.d, int(k))
 
     @property
     def width(self) -> float:
-        """Rotated coordinates that a centroid keeps."""
+        """Rotated coordinates kept of a centroid."""
         return min(self.d, _HEAD * self.d + _REFINE)
 
     def search(
         self, k: float, *, rotates: bool = False, share: float = 1.0, unit: str = "searched"
     ) -> dict[str, float]:
-        """A pass that compares every row with a share of k centroids, rotated before or now."""
+        """Work of a pass that compares every row with a share of k centroids, rotating the rows first if needed."""
         kind = unit if self.is_pruned(k) else "swept" if self.d <= SWEEP_FEATURES else "plain"
         projected = 0.0
         if self.is_pruned(k):
@@ -135,7 +134,7 @@ class Table:
         }  # fmt: skip
 
     def trials(self, k: float, times: int, unit: str = "searched") -> dict[str, float]:
-        """Forms of a search of k centroids that are tried, by one thread while others wait."""
+        """Work to try forms of a search of k centroids, by one thread while others wait."""
         if not self.is_pruned(k) or self.n < _TRIAL_ROWS:
             return {}
         tried = float(times * _TRIED)
@@ -145,12 +144,12 @@ class Table:
 
 
 def split_course(level: Level) -> tuple[float, float]:
-    """How a k-means that splits a cluster of a level is taken to go; see `Course`."""
+    """Return the assumed course of a k-means that splits a cluster of a level; see `Course`."""
     return min(float(level.max_iter), _SPLIT_ITERATIONS), _SPLIT_SHARE
 
 
 def together(*works: Mapping[str, float], times: float = 1.0) -> dict[str, float]:
-    """Add up units of work, and take them so many times.
+    """Add up units of work and multiply them.
 
     >>> together({"pass": 1.0}, {"pass": 2.0, "searched": 1.0}, times=2)
     {'pass': 6.0, 'searched': 2.0}
@@ -163,7 +162,7 @@ def together(*works: Mapping[str, float], times: float = 1.0) -> dict[str, float
 
 
 def _draws(rows: Table, k: int, init: str, tried: bool) -> Iterator[dict[str, float]]:
-    """Passes that draw the points of a seeding, and the last, which adds up their cells."""
+    """Yield the work of passes that draw the points of a seeding, and of the last, which sums their cells."""
     m = min(rows.n, POINTS_PER_CLUSTER[init] * k)
     if init == "coreset":
         batches = [taken for _, _, taken in sampling_rounds(m)]
@@ -174,7 +173,7 @@ def _draws(rows: Table, k: int, init: str, tried: bool) -> Iterator[dict[str, fl
         yield rows.search(taken, rotates=i == 0, unit="drawn") | {"pass": 0.0, "passed": 0.0, "reread": 0.0}
         if tried and i == batches.index(taken):
             yield rows.trials(taken, 1, "drawn")
-        if init == "coreset":  # candidates are compared with those that were accepted before them
+        if init == "coreset":  # candidates are compared with those accepted before them
             walked = taken / _ACCEPTED
             yield {"drawn": walked * taken * rows.d / 2 / min(rows.n_threads, max(1.0, walked // 256))}
     parallel = rows.side_by_side(m)
@@ -185,7 +184,7 @@ def _draws(rows: Table, k: int, init: str, tried: bool) -> Iterator[dict[str, fl
 
 
 def _walks(m: int, k: int, d: int, n_threads: int, *, whole: bool) -> Iterator[dict[str, float]]:
-    """Points grouped, and greedy walks over each group."""
+    """Yield the work to group points and to walk each group greedily."""
     n_groups = 1 if whole else -(-m // WALK_POINTS)
     size, parallel = m / n_groups, float(min(n_threads, n_groups))
     trials = n_trials_for(k)
@@ -231,7 +230,7 @@ def _phases(t: int, resampled: bool, rows: Table, level: Level, course: Course) 
 
 
 def _level(t: int, rows: Table, level: Level, course: Course, n_total: int, stays: Resident) -> Iterator[Part]:
-    """Parts of level t over some rows, of which what does not stay in memory is read in every pass."""
+    """Yield the parts of level t over some rows; rows that do not stay in memory are read in every pass."""
     rows = replace(rows, read=1.0 - stays.fit)
     n, k, d, m = rows.n, level.n_clusters, rows.d, level.n_resamples
     alone = rows.assigns_in_one_task(level)
@@ -272,9 +271,9 @@ def run_parts(
     table: Table, levels: Sequence[Level], course: Course, *, n_total: int | None = None,
     shares: Sequence[Resident] | None = None,
 ) -> list[Part]:  # fmt: skip
-    """All parts of a build over a table, which has `n_total` rows with those that are left out.
+    """List all parts of a build over a table; `n_total` rows include those that are left out.
 
-    `shares` are those of the rows of each level that stay in memory; all do by default.
+    `shares` are the shares of the rows of each level that stay in memory, by default all.
     """
     parts = [Part(0, False, "start", {"run": 1.0})]
     for t, (level, stays) in enumerate(zip(levels, shares or [Resident()] * len(levels), strict=True), 1):

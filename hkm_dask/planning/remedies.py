@@ -1,4 +1,4 @@
-"""What would fit where a run does not: more memory or workers, fewer clusters or as many in two steps, small chunks."""
+"""Remedies if a run does not fit: more memory or workers, fewer clusters, splitting in two steps, smaller chunks."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from hkm_dask.hierarchy.level_plans import level_plans, level_stages, with_range
 from hkm_dask.kmeans.seeding.random_rows import INITS_BY_RANGES
 from hkm_dask.planning.workers import PlannedRows, Workers
 
-#: Workers that are thought of, at most.
+#: Most workers that are proposed.
 _MOST_WORKERS = 1 << 14
-#: Rows that there should be for each part of a cluster.
+#: Least rows per part of a split cluster.
 _ROWS_PER_PART = 2
-#: Bytes of a chunk that is small.
+#: Bytes of a small chunk.
 _SMALL_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a build checks before it writes anything, for settings, rows and workers that may be changed.
+    """The checks that a build makes before it writes anything, for modifiable settings, rows and workers.
 
-    Level 1 is fit on `rows`, and `n_labeled` get a label of it.
+    Level 1 is fit on `rows`, and assigns labels to `n_labeled` rows.
     """
 
     config: Config
@@ -39,26 +39,26 @@ class Check:
     n_labeled: int
 
     def plans(self) -> list[dict[str, Any]]:
-        """Shapes and settings of every level, and into how many ranges its clusters are shared out."""
+        """Return the shape and settings of every level, with the number of ranges of its clusters."""
         plans = level_plans(self.config, self.rows.n_rows, self.rows.n_features)
         with self.workers.runner() as runner:
             return with_ranges(plans, runner, runner.memory_budget - runner.input_bytes(self.rows))
 
     def stages(self) -> dict[str, StageBytes]:
-        """Bytes that each stage needs, by name; beside `inputs`."""
+        """Return the bytes that each stage needs, by name, besides `inputs`."""
         with self.workers.runner() as runner:
             budget = runner.memory_budget - runner.input_bytes(self.rows)
             return level_stages(self.plans(), runner, budget, n_labeled=self.n_labeled)
 
     def need(self, level: int | None = None) -> int:
-        """Bytes of memory limit for all stages, or for those of a level."""
+        """Return the least memory limit in bytes for all stages, or for those of one level."""
         names = [one for one in self.stages() if level is None or one.endswith(f"of level {level}")]
         with self.workers.runner() as runner:
             inputs = runner.input_bytes(self.rows)
         return int(limit_mib(max(self.stages()[one].total() for one in names) + inputs) * 2**20) + 1
 
     def fits(self, level: int | None = None) -> bool:
-        """Whether the build would begin, and devices hold what they must; of all levels, or of one."""
+        """Return whether the build would begin and device memory suffices, for all levels or one."""
         plans = self.plans() if level is None else self.plans()[level - 1 : level]
         gpu = self.workers.gpu
         on_device = gpu is None or all(
@@ -67,18 +67,18 @@ class Check:
         return on_device and self.need(level) <= self.workers.memory_limit + 1
 
     def with_level(self, number: int, level: Level) -> Check:
-        """The same with another level in its place."""
+        """Return a copy with one level replaced."""
         levels = [level if t == number else one for t, one in enumerate(self.config.levels, 1)]
         return replace(self, config=self.config.model_copy(update={"levels": tuple(levels)}))
 
 
 def remedies_for(check: Check) -> Iterator[str]:
-    """Say what fits in place of what does not; nothing where all fits. Each was checked as the build would."""
+    """Yield changes that make the run fit, each checked as the build would; nothing if it fits."""
     if check.fits():
         return
     limit, need = check.workers.memory_limit, check.need()
     if replace(check, workers=replace(check.workers, memory_limit=need)).fits():
-        yield f"--memory {math.ceil(need / 2**20)}MiB for each worker, in place of {limit >> 20}MiB"
+        yield f"--memory {math.ceil(need / 2**20)}MiB per worker, instead of {limit >> 20}MiB"
     n = check.workers.n_workers
     while n < _MOST_WORKERS:
         n *= 2
@@ -92,11 +92,11 @@ def remedies_for(check: Check) -> Iterator[str]:
     small.chunk_rows = max(1, _SMALL_CHUNK // small.row_bytes)
     if check.rows.chunk_rows > small.chunk_rows and replace(check, rows=small).fits():
         least = size_text(check.rows.chunk_rows * check.rows.row_bytes)
-        yield f"hkm ingest --chunk-mb 1: chunks of 1 MiB, in place of {least}"
+        yield f"hkm ingest --chunk-mb 1: chunks of 1 MiB instead of {least}"
 
 
 def _fewer_clusters(check: Check, number: int) -> Iterator[str]:
-    """For a level that is too much: as many clusters in two steps, or fewer."""
+    """Yield remedies for a level that does not fit: the same number of clusters in two steps, or fewer."""
     level = check.config.levels[number - 1]
     n_rows = level_plans(check.config, check.rows.n_rows, check.rows.n_features)[number - 1]["n"]
     name = f"--set levels.{number}"
@@ -115,5 +115,5 @@ def _fewer_clusters(check: Check, number: int) -> Iterator[str]:
 
     most = bisect_left(range(1, level.n_clusters), True, key=is_too_much)
     if most > 1:
-        unit = 10 ** max(0, len(str(most)) - 2)  # two digits, and zeros
+        unit = 10 ** max(0, len(str(most)) - 2)  # round to two digits
         yield f"{name}.n_clusters={most // unit * unit}: about as many as fit"

@@ -1,4 +1,4 @@
-"""A plan as text, as JSON, and in a line before a run begins."""
+"""Plans formatted as text, as JSON, and as one line before a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hkm_dask.view.progress import duration
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
-    """Ready for JSON: bytes, seconds and operations, level by level and together.
+    """Return a dict for JSON: bytes, seconds and operations, by level and in total.
 
-    Seconds are None where no rates are known; ``calibration`` serves ``hkm plan --rates``.
+    Seconds are None if no rates are known; ``calibration`` can be passed to ``hkm plan --rates``.
     """
     levels = [
         {
@@ -44,20 +44,20 @@ def to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def basis(plan: Plan) -> str:
-    """What the times are from."""
+    """Describe the origin of the times."""
     if plan.workers.gpu is not None:
         return (
             f"predicted, not measured: rates of {plan.workers.gpu.source} from its data sheet, "
-            "every k-means taken to its cap of iterations"
+            "every k-means making max_iter iterations"
         )
     if plan.calibration is None:
-        return "no rates are known, so no times"
+        return "no times, since no rates are known"
     one = plan.calibration
     return f"measured on {one.n_rows:,} rows in {one.seconds:.0f} s, {one.n_processors} threads of {one.machine}"
 
 
 def render(plan: Plan, name: str) -> str:
-    """Write a plan for people."""
+    """Format a plan as text."""
     stored = plan.n_rows * plan.n_features * (2 if plan.dtype == "float16" else 4)
     facts = [
         ("rows", f"{plan.n_rows:,} × {plan.n_features} {plan.dtype}, {size_text(stored)}"),
@@ -76,13 +76,13 @@ def render(plan: Plan, name: str) -> str:
     if phases:
         lines += ["", "  of it " + ", ".join(f"{phase} {_span(seconds)}" for phase, seconds in phases.items())]
     if not plan.fits:
-        lines += ["", f"It does not fit: {plan.worst} takes a limit of {size_text(plan.need)}. What would, any of:"]
+        lines += ["", f"It does not fit: {plan.worst} needs a limit of {size_text(plan.need)}. Any of these would fit:"]
         lines += [f"  {remedy}" for remedy in plan.remedies]
     return "\n".join(lines)
 
 
 def short(plan: Plan) -> str:
-    """What to know before a run begins, in a line.
+    """Summarize a plan in one line, before a run begins.
 
     >>> from hkm_dask.config import Config
     >>> from hkm_dask.planning.plan import make_plan
@@ -102,13 +102,13 @@ def short(plan: Plan) -> str:
 
 
 def _in_ranges(plan: Plan) -> list[str]:
-    """Levels with more clusters than a worker may hold, into how many ranges they are shared, and at what cost."""
+    """Describe the levels whose clusters do not fit one worker: number of ranges and additional cost."""
     texts = []
     for t, level in enumerate(plan.levels, 1):
         if (n := level.shape["n_ranges"]) > 1:
             files = size_text(level.in_ranges.read + level.in_ranges.written)
             time = "" if level.range_seconds is None else f"about {_span(level.range_seconds)} and "
-            clusters = f"the {level.shape['k']:,} clusters of level {t} are shared out in {n} ranges"
+            clusters = f"the {level.shape['k']:,} clusters of level {t} are divided into {n} ranges"
             texts.append(f"{clusters}, since no worker may hold them all: {time}{files} read and written more")
     return texts
 
@@ -120,7 +120,7 @@ def _memory(plan: Plan) -> str:
 
 
 def _why_a_range(plan: Plan) -> str | None:
-    """From when to when a run ends, and what that hangs on."""
+    """Describe the range of the total time, and the iterations it depends on."""
     if plan.calibration is None or plan.workers.gpu is not None:
         return None
     low, high = (_span(plan.total(bound)) for bound in ("at_least", "likely_at_most"))

@@ -1,4 +1,4 @@
-"""Where a planned run works: so many workers, each with threads or a GPU, and memory."""
+"""Workers of a planned run: their number, threads or GPUs, and memory."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from hkm_dask.planning.processor_rates import Calibration
 from hkm_dask.planning.processor_work import Part
 from hkm_dask.planning.rates import Rates
 
-#: Bytes of host memory beside each GPU, where nothing else is said.
+#: Default bytes of host memory per GPU.
 GPU_HOST_MEMORY = 128 << 30
-#: Seconds in which Dask hands out the tasks of a pass and has their results; threads take none worth telling.
+#: Seconds for Dask to distribute the tasks of a pass and collect results; negligible with threads.
 _ROUND_TRIP = 0.06
-#: Units of work that are rounds of tasks.
+#: Units of work that count rounds of tasks.
 _ROUNDS = ("pass", "draw", "walk", "assignment", "gather", "step")
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Workers of one kind."""
+    """Identical workers."""
 
-    #: Workers, and threads of each.
+    #: Number of workers, and threads of each.
     n_workers: int
     n_threads: int
-    memory_limit: int  # bytes each may hold
+    memory_limit: int  # most bytes of each
     gpu: Gpu | None = None
-    is_cluster: bool = False  # they are processes of a Dask cluster, not threads of this one
-    network: float = 12.5e9  # bytes a second that each sends and receives
-    n_threads_alone: int | None = None  # threads of those on one host, by default of one worker
+    is_cluster: bool = False  # processes of a Dask cluster, not threads of this process
+    network: float = 12.5e9  # bytes per second that each sends and receives
+    n_threads_alone: int | None = None  # threads of all workers on one host; by default those of one worker
 
     @classmethod
     def here(cls, memory_limit: int | None = None) -> Workers:
-        """The threads of this process, as a command without further options has them."""
+        """Return the threads of this process, the default of commands."""
         return cls(1, n_processors(), memory_limit or int(machine_memory() * 0.6))
 
     @classmethod
     def processes(cls, n_workers: int, n_threads: int, memory_limit: int | None = None) -> Workers:
-        """Processes; they share this machine's memory where nothing is said of theirs, and are on it if they may be."""
+        """Return processes, which by default divide this machine's memory, and are on it if they fit."""
         n_all = n_workers * n_threads
         return cls(
             n_workers, n_threads, memory_limit or int(machine_memory() * 0.8) // n_workers, is_cluster=True,
@@ -53,7 +53,7 @@ class Workers:
 
     @classmethod
     def of_gpus(cls, gpu: Gpu, n: int, memory_limit: int | None = None) -> Workers:
-        """A worker for each GPU."""
+        """Return one worker per GPU."""
         return cls(n, 1, memory_limit or GPU_HOST_MEMORY, gpu, is_cluster=True)
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Workers:
         return f"{self.n_workers} worker{'s' if self.n_workers > 1 else ''} of {each}"
 
     def runner(self) -> PlannedRunner:
-        """A runner that plans as theirs would."""
+        """Return a runner that plans as that of these workers would."""
         size = None if self.gpu is None else self.gpu.size
         return PlannedRunner(
             self.n_workers, self.n_threads, self.memory_limit, size, is_cluster=self.is_cluster,
@@ -73,21 +73,21 @@ class Workers:
 
     @property
     def rates(self) -> Rates | None:
-        """Rates of one GPU, by its data sheet; None for processors, which are measured."""
+        """Rates of one GPU from its data sheet; None for processors, whose rates are measured."""
         return None if self.gpu is None else replace(self.gpu.rates, network=self.network)
 
     def seconds(self, part: Part, calibration: Calibration) -> float:
-        """Seconds of a part of a build on processors like those that were measured, beside what is read for it."""
+        """Predict the seconds of a part on processors like the measured ones, including its reads from files."""
         n_rounds = 0.0 if part.in_one_task else sum(part.units.get(unit, 0.0) for unit in _ROUNDS)
-        # The bytes of a pass are shared out already; each thread reads what it works on next.
+        # The bytes are per thread already; each thread reads ahead what it processes next.
         read = part.units.get("reread", 0.0) / calibration.read
         return calibration.seconds_of(part) + read + _ROUND_TRIP * self.is_cluster * n_rounds
 
 
 class PlannedRows(Rows):
-    """Rows of which no more than the shape is known: those of a pool that is yet to be made, or of an array in a file.
+    """Rows of which only the shape is known: those of a future pool, or of an array in a file.
 
-    In the latter any rows can be read alone: `chunk_rows` is 1.
+    Rows of an array in a file can be read individually: their `chunk_rows` is 1.
 
     >>> rows = PlannedRows(10**9, 1024, "float16")
     >>> rows.chunk_rows, rows.row_bytes
@@ -100,9 +100,9 @@ class PlannedRows(Rows):
         self.key = ("planned", n_rows, n_features, dtype)
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Refuse: there is nothing to be read."""
+        """Raise TypeError, as there is nothing to read."""
         raise TypeError("planned rows have a shape, and no values")
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Refuse: there is nothing to be read."""
+        """Raise TypeError, as there is nothing to read."""
         raise TypeError("planned rows have a shape, and no values")

@@ -1,1 +1,1 @@
-"""Exact nearest centroid: one engine for processors and one for GPUs, behind the same methods."""
+"""Exact nearest-centroid search: one engine for CPUs and one for GPUs, with the same methods and the same results."""

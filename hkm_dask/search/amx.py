@@ -1,8 +1,8 @@
-"""Scores by the matrix unit of x86 processors that have one (AMX): 16 rows and 16 centroids at a time.
+"""Scores computed by the matrix unit of x86 processors that have one (AMX): 16 rows by 16 centroids at a time.
 
-It multiplies matrices of bytes, several times as fast as vectors of 16 bits are multiplied. A 16-bit integer is 256
-times its upper byte, with the sign, and its lower byte without: four products of bytes are one of 16 bits, and their
-weighted sum in 32 bits is the sum that `int16_gemm` makes otherwise, bit for bit.
+AMX multiplies matrices of bytes, several times as fast as 16-bit vectors are multiplied. A 16-bit integer is 256 times
+its signed upper byte plus its unsigned lower byte, so a 16-bit product is the weighted sum of four byte products. In 32
+bits it equals what `int16_gemm` computes otherwise, bit for bit.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from hkm_dask.compute.jit import kernel
 
 intrinsic: Any = extending.intrinsic
 
-#: Rows, and centroids, of a tile; columns of one, and bytes.
+#: Rows (or centroids) of a tile; columns of a tile; its bytes.
 SIDE, CHUNK, _TILE_BYTES = 16, 64, 1024
-#: Bytes of as many columns of 16 rows or centroids: a tile of upper bytes and one of lower ones.
+#: Bytes of `CHUNK` columns of 16 rows or centroids: one tile of upper bytes and one of lower bytes.
 _PAIR_BYTES = 2 * _TILE_BYTES
-#: Linux's call by which a process asks for registers that it would not be given unasked, and its arguments for tiles.
+#: Linux system call to request registers that are not enabled by default, and its arguments for AMX tile data.
 _ARCH_PRCTL, _REQUEST_REGISTERS, _TILE_DATA = 158, 0x1023, 18
-#: All eight tiles have 16 rows of 64 bytes: the palette, 16 widths of two bytes, 16 heights.
+#: Tile configuration: all eight tiles have 16 rows of 64 bytes (palette, 16 two-byte widths, 16 heights).
 _SHAPES = np.zeros(64, np.uint8)
 _SHAPES[0], _SHAPES[16:32:2], _SHAPES[48:56] = 1, CHUNK, SIDE
-#: Tiles: the sums of products of upper bytes, of upper with lower ones, of lower ones; upper and lower of both factors.
+#: Tile numbers: sums of upper, mixed and lower byte products, then upper and lower bytes of the rows and the centroids.
 _UPPER, _MIXED, _LOWER, _ROWS_UPPER, _ROWS_LOWER, _UPPER_TILE, _LOWER_TILE = range(7)
 _PRODUCTS = (
     ("ss", _UPPER, _ROWS_UPPER, _UPPER_TILE), ("su", _MIXED, _ROWS_UPPER, _LOWER_TILE),
@@ -45,7 +45,7 @@ _ints, _floats = ir.VectorType(_i32, SIDE), ir.VectorType(_f32, SIDE)
 
 
 def is_at_hand() -> bool:
-    """Whether this process may compute with tiles; ``HKM_AMX=0`` in the environment says no."""
+    """Tell whether this process may use AMX tiles; ``HKM_AMX=0`` in the environment disables them."""
     chosen_by_hand = any(getattr(numba_config, name) is not None for name in ("CPU_NAME", "CPU_FEATURES"))
     features = llvm.get_host_cpu_features()
     if chosen_by_hand or not (features.get("amx-int8") and features.get("avx512bw")):
@@ -70,7 +70,7 @@ def _number(value: int) -> Any:
 
 
 def spread(builder: Any, value: Any, kind: Any) -> Any:
-    """A vector of some kind, of a value in every lane."""
+    """Return a vector of the given type with `value` in every lane."""
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_i32, 0))
     lanes = ir.VectorType(_i32, kind.count)
     return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(lanes, [0] * kind.count))
@@ -78,7 +78,7 @@ def spread(builder: Any, value: Any, kind: Any) -> Any:
 
 @intrinsic
 def _begin_tiles(typing_context: Any, shapes: Any) -> Any:
-    """Give the tiles their shapes."""
+    """Configure the shapes of the tiles."""
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         _call(b, "ldtilecfg", context.make_array(signature.args[0])(context, b, arguments[0]).data)
@@ -89,7 +89,7 @@ def _begin_tiles(typing_context: Any, shapes: Any) -> Any:
 
 @intrinsic
 def _end_tiles(typing_context: Any) -> Any:
-    """Leave the tiles, which the system need not save any more."""
+    """Release the tiles, so that the operating system need not save them."""
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         _call(b, "tilerelease")
@@ -100,7 +100,7 @@ def _end_tiles(typing_context: Any) -> Any:
 
 @intrinsic
 def _split_columns(typing_context: Any, row: Any, column: Any, out: Any, at: Any) -> Any:
-    """Write the upper and lower bytes of 16 columns of a row, a tile's bytes apart."""
+    """Write the upper and the lower bytes of 16 columns of a row, `_TILE_BYTES` apart."""
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         shorts, halves = ir.VectorType(ir.IntType(16), SIDE), ir.VectorType(_i8, SIDE)
@@ -120,7 +120,7 @@ def _score_tile(
     typing_context: Any, lines: Any, start: Any, tiles: Any, tile: Any, n_chunks: Any, norms: Any, constants: Any,
     slopes: Any, scale: Any, scores: Any, first: Any, column: Any,
 ) -> Any:  # fmt: skip
-    """Write the scores of 16 lines, from line `first` of `scores` on, with the 16 centroids of a tile."""
+    """Write the scores of 16 rows (lines of `scores` from `first` on) against the 16 centroids of a tile."""
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         def array(n: int) -> Any:
@@ -182,7 +182,7 @@ def write_by_tiles(
     rows: Any, n_columns: Any, places: Any, residual_norms: Any, tiles: Any, constants: Any, slopes: Any, scale: Any,
     first_panel: Any, n_panels: Any, scores: Any,
 ) -> None:  # fmt: skip
-    """Write scores as `int16_gemm.score` does, with what `pack` made for panels: each is two tiles."""
+    """Write scores as `int16_gemm.score` does; each panel, packed by `pack`, is two tiles."""
     n_chunks, last, tail = (n_columns + CHUNK - 1) // CHUNK, places.shape[0] - 1, n_columns // 16
     lines, norms = np.zeros(n_chunks * _PAIR_BYTES + CHUNK, np.uint8), np.empty(SIDE, np.float32)
     start = -lines.ctypes.data % CHUNK
@@ -205,7 +205,7 @@ def write_by_tiles(
 
 @kernel("void(i2[:,::1], i8, i8[::1], u4[::1])")
 def _pack(rows, n_columns, chosen, out):  # type: ignore[no-untyped-def]
-    """Write four columns at a time."""
+    """Write the tiles, four columns at a time."""
     n_chunks = (n_columns + CHUNK - 1) // CHUNK
     for i in range(chosen.shape[0]):
         row = rows[chosen[i]]
@@ -222,9 +222,9 @@ def _pack(rows, n_columns, chosen, out):  # type: ignore[no-untyped-def]
 
 
 def pack(rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64], n_padded: int) -> NDArray[np.uint8]:
-    """Put the first `n_columns` columns of the `chosen` rows into tiles; see `int16_gemm.pack`.
+    """Pack the first `n_columns` columns of the `chosen` rows into tiles; see `int16_gemm.pack`.
 
-    Four neighboring columns of a centroid stand together, as the unit takes them.
+    Four neighboring columns of a centroid are adjacent, as the AMX instruction requires.
     """
     n_bytes = n_padded // SIDE * -(-n_columns // CHUNK) * _PAIR_BYTES
     room = np.zeros(n_bytes + CHUNK, np.uint8)

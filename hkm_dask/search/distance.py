@@ -1,6 +1,6 @@
-"""*The* squared distance of this package: computed directly in float64, in eight interleaved sums of fixed order.
+"""The package's one definition of squared distance: computed directly in float64, as eight interleaved sums.
 
-So a label and a stored distance are functions of the row and the centroid alone.
+As their order is fixed, labels and stored distances are functions of the row and the centroid alone.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def squared_distance(x: np.ndarray, c: np.ndarray) -> float:
 
 @kernel("void(f4[:,::1], f8[::1])")
 def nearest_others(rows, squared):  # type: ignore[no-untyped-def]
-    """Write the squared distance of each row to the nearest one that is no copy of it; infinity where there is none."""
+    """Write the squared distance of each row to its nearest row that is not a copy of it; infinity if there is none."""
     for i in range(rows.shape[0]):
         squared[i] = np.inf
     for i in range(rows.shape[0]):

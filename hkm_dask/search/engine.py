@@ -1,8 +1,8 @@
-"""The engine of a worker: where it keeps rows, finds their nearest centroids and adds them up.
+"""The engine of a worker: it holds rows, finds their nearest centroids and sums them by cluster.
 
-There is one engine for processors (`cpu.CpuEngine`) and one for a GPU (`cuda.CudaEngine`), with the same methods and
-the same results. Lloyd's iteration, seeding and assignment differ in what they do with a tile of rows once it is
-labeled, not in how they pass over the rows of a part; the pass is `fold`.
+There is one engine for CPUs (`cpu.CpuEngine`) and one for a GPU (`cuda.CudaEngine`), with the same methods and the same
+results. Lloyd's iteration, seeding and assignment share the pass over the rows of a part, which is `fold`; they differ
+only in what they do with a tile of rows once it is labeled.
 """
 
 from __future__ import annotations
@@ -25,69 +25,69 @@ from hkm_dask.data.rows import Origin
 from hkm_dask.search.fixed_point import FixedPointSum, add_limbs
 from hkm_dask.search.geometry import Geometry
 
-#: Share of the centroids moved beyond which it does not pay to leave the others out.
+#: If more than this share of the centroids moved, leaving the others out does not pay off.
 _NEARLY_ALL = 0.9
-#: Bytes of what was made of centroids that are no longer in use.
+#: Bytes of data derived from centroids that are kept although the centroids are no longer in use.
 _MADE_BYTES = 16 << 20
 _NO_WEIGHTS = np.empty(0, np.int64)
-#: Features below which a walk makes a distance as fast as it is looked up in a table.
+#: Below this number of features, a greedy walk computes a distance as fast as it looks it up in a table.
 LEAST_FEATURES = 16
-#: Points chosen by a greedy walk, in order, and the weighted sum of D² that each choice left.
+#: Points chosen by a greedy walk, in order, and the weighted sum of D² after each choice.
 Walked = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 @dataclass
 class Assignment:
-    """The nearest centroids known of a part's rows, where the engine keeps them."""
+    """The nearest centroids found so far for the rows of a part, in the engine's memory."""
 
-    labels: Any  # int32 (n_rows,): -1 where nothing is known
-    distances: Any  # float64 (n_rows,): squared L2, infinity where nothing is known
+    labels: Any  # int32 (n_rows,): -1 if unknown
+    distances: Any  # float64 (n_rows,): squared L2, infinity if unknown
 
     @property
     def n_bytes(self) -> int:
-        """Bytes it takes."""
+        """Size of the arrays in bytes."""
         return int(self.labels.nbytes + self.distances.nbytes)
 
 
 @dataclass
 class RowTile:
-    """A few thousand consecutive rows, or on a device a block of them, and what is known of them."""
+    """A few thousand consecutive rows (on a device, a block of them) with their labels, distances and weights."""
 
     #: Row numbers.
     start: int
     stop: int
     rows: Any  # float32, on a device float16 too, (stop - start, n_features): valid until the next tile
-    #: (stop - start,): views into the part's `Assignment`; a search brings them up to date.
+    #: (stop - start,): views into the part's `Assignment`, which a search updates.
     labels: Any
     distances: Any
-    weights: Any  # int64 (stop - start,) or (0,): empty for weights of one
-    previous_labels: Any = None  # int32: labels before `TileSearch.update`
+    weights: Any  # int64 (stop - start,), or (0,) if all weights are 1
+    previous_labels: Any = None  # int32: the labels before `TileSearch.update`
 
 
 @dataclass(frozen=True)
 class GridWalk:
-    """What a greedy walk over a group of points needs, brought to a grid of 16 bits, as a device takes it."""
+    """Input of a greedy walk over a group of points, quantized to a 16-bit grid, as devices take it."""
 
-    grid: NDArray[np.int16]  # (n_points, width): points in steps from their middle, and zeros
-    norms: NDArray[np.float32]  # (n_points,): their squared norms
-    square: np.float32  # of a step
+    grid: NDArray[np.int16]  # (n_points, width): centered points in grid steps, padded with zeros
+    norms: NDArray[np.float32]  # (n_points,): squared norms in grid steps
+    square: np.float32  # square of a grid step
     weights: NDArray[np.float64]  # (n_points,)
-    draws: NDArray[np.float64]  # (n_steps, n_trials): uniform numbers
+    draws: NDArray[np.float64]  # (n_steps, n_trials): uniform random numbers
     n_features: int
 
     @property
     def n_points(self) -> int:
-        """Points of the group."""
+        """Number of points in the group."""
         return len(self.grid)
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of device memory it takes: squared distances between points, the points, what steps need and give."""
+        """Bytes of device memory needed: the table of squared distances, the points, the input and output of steps."""
         n = self.n_points
         return 4 * n * n + 2 * self.grid.size + 12 * n + 8 * self.draws.size + 12 * len(self.draws)
 
     def first(self, n_points: int, n_steps: int) -> GridWalk:
-        """The walk over the first points alone, so many steps."""
+        """Return the walk over the first `n_points` points only, with `n_steps` steps."""
         some = slice(n_points)
         return replace(
             self, grid=self.grid[some], norms=self.norms[some], weights=self.weights[some], draws=self.draws[:n_steps]
@@ -95,50 +95,50 @@ class GridWalk:
 
 
 class CentroidIndex(Protocol):
-    """A set of centroids made ready to be searched."""
+    """A set of centroids prepared for searching."""
 
     @property
     def n_bytes(self) -> int:
-        """Bytes it takes."""
+        """Size of the index in bytes."""
 
     def only(self, chosen: NDArray[np.bool_]) -> Self:
-        """An index of the centroids `chosen` (n_clusters,), under the numbers they have in this one."""
+        """Return an index of the centroids `chosen` (n_clusters,), with the numbers they have in this one."""
 
     def nearest(
         self, rows: Any, labels: Any, distances: Any, operand: Any = None, first: int = 0, which: Any = None
     ) -> int | None:
-        """Bring `labels` and `distances` up to date with these centroids, numbered from `first`.
+        """Update `labels` and `distances` with these centroids, numbered from `first`.
 
-        Only the rows `which` are looked at, if given; `operand` is the engine's form of the rows, if it was kept.
-        Returns the number of distances measured directly, where that is known.
+        If `which` is given, only those rows are searched. `operand` is the engine's form of the rows, if it is cached.
+        Returns the number of distances that were computed directly, or None if that is not known.
         """
 
 
 class Engine(ABC):
-    """Where a worker computes."""
+    """What a worker computes with, a CPU or a GPU, and the memory that belongs to it."""
 
     xp: ModuleType  # NumPy or CuPy
-    cache: BlockCache  # what the worker remembers of blocks and parts, in the memory it computes in
-    busy_rows: int  # that a search should be given to keep a thread, or a device, busy
-    #: Those of `cpu.kernels`, for arrays of the engine.
+    cache: BlockCache  # cached data of blocks and parts, in the memory where the engine computes
+    busy_rows: int  # rows to give one search to keep a thread, or a device, busy
+    #: The function of that name in `cpu.kernels`, for arrays of the engine.
     label_distances: Callable[..., None]
     add_rows: Callable[..., None]
     move_rows: Callable[..., int | None]
     #: Adds distances to their exact sum; see `FixedPointSum.add`.
     add_limbs: Callable[..., None] = staticmethod(add_limbs)
-    #: Places of rows, on the host, in the order of label (int32), then of key (uint64), then of place; None where
-    #: processors sort them as soon.
+    #: Sorts rows by label (int32), then key (uint64), then position, and returns their positions, all on the host; None
+    #: if sorting on the CPU is as fast.
     order: Callable[[NDArray[np.int32], NDArray[np.uint64]], NDArray[np.int64] | None] = staticmethod(lambda *_: None)
 
     def __init__(self) -> None:
-        # Things made of centroids, once per process. What the last few passes used is enough: memory given back is used
-        # again, fresh pages cost time.
+        # Data derived from centroids, made once per process. Keeping that of the last few passes is enough to reuse its
+        # memory, as allocating fresh pages takes time.
         self.made = RecentCache(most_bytes=_MADE_BYTES)
 
     # -- arrays --------------------------------------------------------------------------------------------------------
 
     def put(self, array: Any) -> Any:
-        """Bring an array where the engine keeps its own; nothing is copied that is there already."""
+        """Copy an array to the engine's memory, unless it is there already."""
         return to_module(array, self.xp)
 
     def host(self, array: Any) -> NDArray[Any]:
@@ -146,15 +146,15 @@ class Engine(ABC):
         return to_host(array)
 
     def zeros(self, *shape: int) -> Any:
-        """An array of int64 zeros."""
+        """Return an array of int64 zeros."""
         return self.xp.zeros(shape, self.xp.int64)
 
     def unknown(self, n_rows: int) -> Assignment:
-        """An assignment of which nothing is known yet."""
+        """Return an assignment with all labels and distances unknown."""
         return Assignment(self.xp.full(n_rows, -1, self.xp.int32), self.xp.full(n_rows, self.xp.inf))
 
     def furthest(self, distances: Any, n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Distances and places of the `n` rows furthest from their centroids, ties to the lowest; on the host."""
+        """Return distances and positions of the `n` rows furthest from their centroids, on the host; lowest on ties."""
         if len(distances) > n:
             least = self.xp.partition(distances, len(distances) - n)[len(distances) - n]
             places = self.xp.flatnonzero(distances >= least)
@@ -164,16 +164,16 @@ class Engine(ABC):
         order = np.lexsort((rows, -values))[:n]
         return values[order], rows[order]
 
-    # -- what is remembered from pass to pass --------------------------------------------------------------------------
+    # -- state cached from pass to pass --------------------------------------------------------------------------------
 
     @abstractmethod
     def room(self, part: Part) -> int:
-        """Bytes the cache may take while this part is worked on."""
+        """Return the bytes that the cache may take while this part is processed."""
 
     def pop(self, part: Part, kind: str, run: str) -> Any | None:
-        """Take back what a run remembered about a part, of some kind, or None; it is forgotten until it is kept again.
+        """Remove from the cache and return what a run kept of some kind for a part; None if there is nothing.
 
-        What is being changed must not be found by a task that repeats this one after a failure.
+        It is removed because a task that repeats this one after a failure must not find half-updated state.
         """
         key = (kind, part.start, part.stop)
         entry = self.cache.get(part.rows.key, key)
@@ -183,19 +183,19 @@ class Engine(ABC):
         return entry[1]
 
     def keep(self, part: Part, kind: str, run: str, value: Any, n_bytes: int) -> None:
-        """Remember a value of `n_bytes` about a part for the next pass of the same run, if there is room; see `pop`."""
+        """Cache a value of `n_bytes` for a part, for the next pass of the same run, if there is room; see `pop`."""
         self.cache.put(part.rows.key, (kind, part.start, part.stop), (run, value), n_bytes, self.room(part))
 
-    # -- what is made of centroids, once per process -------------------------------------------------------------------
+    # -- data derived from centroids, made once per process ------------------------------------------------------------
 
     def array(self, shared: SharedArray) -> Any:
-        """A shared array, C-contiguous, where the engine keeps its own."""
+        """Return a shared array in the engine's memory, C-contiguous."""
         if self.xp is np:
             return np.ascontiguousarray(shared.get())
         return self.made.get(("array", shared.name), (shared,), lambda: self.put(np.ascontiguousarray(shared.get())))
 
     def moved(self, centroids: SharedArray, before: SharedArray) -> NDArray[np.bool_]:
-        """Which centroids are no longer where they were before, shape (n_clusters,); on the host."""
+        """Return which centroids differ from those before, shape (n_clusters,), on the host."""
         return self.made.get(
             ("moved", centroids.name, before.name),
             (centroids, before),
@@ -203,7 +203,7 @@ class Engine(ABC):
         )
 
     def stayed(self, centroids: SharedArray, before: SharedArray | None) -> Any:
-        """Which centroids are where they were before, shape (n_clusters,), or (0,) where none is known to be."""
+        """Return which centroids equal those before, shape (n_clusters,), or (0,) if `before` is None."""
         if before is None:
             return self.put(np.empty(0, np.bool_))
         return self.made.get(
@@ -215,72 +215,72 @@ class Engine(ABC):
     # -- rows ----------------------------------------------------------------------------------------------------------
 
     def prepare(self, n_features: int, dtype: np.dtype, precision: str) -> None:  # noqa: B027
-        """Begin what takes its time before rows of such a width and type are searched; nothing on processors."""
+        """Start slow preparations for searching rows of such a width and dtype; does nothing on a CPU."""
 
     @abstractmethod
     def blocks(self, part: Part) -> Iterator[tuple[int, Any]]:
-        """Yield ``(first row, rows)`` of a part, as many rows at a time as the engine takes at once."""
+        """Yield ``(first row, rows)`` of a part, in blocks of the size that the engine processes at once."""
 
     @abstractmethod
     def row_dtype(self, dtype: np.dtype) -> np.dtype:
-        """Type in which the engine computes with rows of a type."""
+        """Return the dtype in which the engine computes with rows of a dtype."""
 
     @abstractmethod
     def operand(self, rows: Any, geometry: Geometry, origin: Origin | None = None) -> Any:
-        """The form of rows, an array of the engine, that indexes of this geometry search; None if they make it.
+        """Return rows of the engine in the form that indexes of this geometry search; None if the index converts them.
 
-        It is taken from what is kept of the rows that these are copies of, where `origin` tells which, and all is kept.
+        If `origin` says which rows these are copies of, and all of those are cached, the cached form is used.
         """
 
     @abstractmethod
     def walked_rows(self, operand: Any) -> int:
-        """How many rows, of such an operand, are each compared with all before it sooner than halved and searched."""
+        """Return how many rows with such an operand are faster compared one by one than halved and searched."""
 
     @abstractmethod
     def accept_in_order(
         self, rows: Any, some: Any, limits: Any, operand: Any, geometry: Geometry
     ) -> NDArray[np.bool_]:  # fmt: skip
-        """Tell which of some rows lie beyond their limits from all before them that it accepts; on the host.
+        """Tell, on the host, which of `some` rows lie beyond their limits from all accepted rows before them.
 
-        `some` are their numbers, in order, and `limits` squared distances, of all rows, as the `operand` is.
+        `some` are row numbers, in order; `limits`, squared distances, and `operand` belong to all rows.
         """
 
     @abstractmethod
     def index(self, centroids: Any, geometry: Geometry) -> CentroidIndex:
-        """An index of centroids, on the host or of the engine, for searches too few to have their form tried."""
+        """Make an index of centroids, on the host or the engine, for searches too small to time several forms."""
 
     def index_of_some(self, rows: Any, some: Any, operand: Any, geometry: Geometry) -> CentroidIndex:
-        """Do as `index` for some of the rows, by their numbers; `operand` is that of all."""
+        """Make an index of some of the rows, given by number; `operand` is that of all rows."""
         return self.index(rows[some], geometry)
 
     @abstractmethod
     def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> TileSearch:
-        """A search for the tiles of a part; see `TileSearch`."""
+        """Return a search for the tiles of a part; see `TileSearch`."""
 
     def walks_groups(self, n_features: int) -> bool:
-        """Whether greedy walks over many groups of points of such a width are made side by side, see `walk_groups`."""
+        """Tell whether the engine runs greedy walks over many groups of points of such a width in parallel."""
         return False
 
     def walk_groups(self, walks: Sequence[GridWalk]) -> list[Walked | None]:
-        """Walk through groups of points side by side; None for each that processors have to walk through."""
+        """Run walks over groups of points in parallel; None for each that is left to CPU threads."""
         return [None] * len(walks)
 
     def batches(self, geometry: Geometry, dtype: np.dtype) -> bool:
-        """Whether the passes of many small k-means over rows of a type can be made together, see `fit_groups`.
+        """Tell whether passes of many small k-means over rows of this dtype can be batched, see `fit_groups`.
 
-        On a CPU it would not pay.
+        On a CPU that would not pay off.
         """
         return False
 
 
 class TileSearch(ABC):
-    """Finds the nearest centroids of a part's tiles, in the form that is fastest for these rows.
+    """Searches the nearest centroids for the tiles of a part, in the form that is fastest for these rows.
 
-    That depends on how much is known beforehand: on the phase that the pass belongs to, and on the assignment of the
-    part when it begins.
+    Which form is fastest depends on how much is known in advance: on the phase of the pass, and on the part's
+    assignment at its start.
     """
 
-    #: Makes a `CentroidIndex` of centroids, a geometry and a form.
+    #: Makes a `CentroidIndex` from centroids, a geometry and a form.
     make_index: Callable[[NDArray[np.float32], Geometry, Any], CentroidIndex]
 
     def __init__(self, engine: Engine, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> None:
@@ -290,18 +290,18 @@ class TileSearch(ABC):
 
     @abstractmethod
     def form(self, tile: RowTile, centroids: SharedArray) -> Any:
-        """The form that finds the nearest centroids of such rows soonest: a choice measured once."""
+        """Return the fastest form for such a tile, which is measured only once."""
 
     @abstractmethod
     def operand(self, tile: RowTile, index: Any) -> Any:
-        """The rows as the index takes them, or None to have it make them."""
+        """Return the rows in the form that the index takes, or None to have the index convert them."""
 
     def index_of_all(self, centroids: SharedArray, form: Any) -> Any:
-        """An index of centroids in a form."""
+        """Make an index of all centroids in a form."""
         return self.make_index(centroids.get(), self.geometry, form)
 
     def index(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> Any:
-        """The index of centroids for these rows; of those alone that have moved since `before`, if given."""
+        """Return the index of all centroids for a tile; if `before` is given, of those that have moved since."""
         form, made, geometry = self.form(tile, centroids), self.engine.made, self.geometry
         key = (centroids.name, geometry.name, form)
         whole = partial(made.get, key, (centroids,), lambda: self.index_of_all(centroids, form))
@@ -311,7 +311,7 @@ class TileSearch(ABC):
         return made.get((*key, before.name), (centroids, before), lambda: whole().only(moved))
 
     def measure(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> None:
-        """Measure a tile's distances to the centroids of its labels; those to centroids as in `before` are kept."""
+        """Update a tile's distances to the centroids of its labels; centroids unchanged since `before` are skipped."""
         if not self.any_labeled:
             tile.distances[:] = np.inf
             return
@@ -320,16 +320,16 @@ class TileSearch(ABC):
         engine.label_distances(tile.rows, engine.array(centroids), stayed, tile.labels, tile.distances)
 
     def nearest(self, tile: RowTile, centroids: SharedArray, first: int = 0) -> None:
-        """Bring a tile's labels and distances up to date with `centroids`, numbered from `first`."""
+        """Update a tile's labels and distances with `centroids`, numbered from `first`."""
         index = self.index(tile, centroids)
         index.nearest(tile.rows, tile.labels, tile.distances, self.operand(tile, index), first)
 
     def update(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> None:
-        """Label a tile by its nearest centroids, beginning with those that its labels name.
+        """Label a tile with its nearest centroids, trying those of its current labels first.
 
-        A row that is no further from its own centroid than it was cannot have come closer to one that stayed: among
-        those that stayed its own was the nearest. It needs to be measured against the ones that moved only. Without
-        `before`, the centroids that labels and distances belong to, labels are good for a hint and no more.
+        If a row is no further from its own centroid than it was, no centroid that stayed can now be nearer, as none was
+        nearer before; the row is compared only with centroids that moved. `before` holds the centroids to which the
+        labels and distances belong; without it, labels are only hints.
         """
         if before is None or self.engine.moved(centroids, before).mean() > _NEARLY_ALL:
             tile.previous_labels = tile.labels.copy()
@@ -340,14 +340,14 @@ class TileSearch(ABC):
         self.nearest_of(tile, self.index(tile, centroids), further, self.index(tile, centroids, before), others)
 
     def split(self, tile: RowTile, centroids: SharedArray, before: SharedArray) -> tuple[Any, Any]:
-        """Do as `measure`, and give the rows that are further from their centroid than they were, and the others."""
+        """Do what `measure` does; returns the rows now further from their centroid than before, and the other rows."""
         tile.previous_labels, old = tile.labels.copy(), tile.distances.copy()
         self.measure(tile, centroids, before)
         further, xp = tile.distances > old, self.engine.xp
         return xp.flatnonzero(further), xp.flatnonzero(~further)
 
     def nearest_of(self, tile: RowTile, index: Any, further: Any, moved: Any, others: Any) -> None:
-        """Bring the rows `further` up to date with an index of all centroids, the `others` with one of the moved."""
+        """Search all centroids (`index`) for the rows `further`, and those that moved (`moved`) for the `others`."""
         operand = self.operand(tile, index)
         index.nearest(tile.rows, tile.labels, tile.distances, operand, which=further)
         moved.nearest(tile.rows, tile.labels, tile.distances, operand, which=others)
@@ -363,13 +363,13 @@ def fold(
     geometry: Geometry,
     weights: SharedArray | None = None,
 ) -> FixedPointSum:
-    """Pass over the rows of a part: label every tile, add up its distances, and have it consumed.
+    """Pass over the rows of a part: label every tile, sum its distances, and hand it to `consume`.
 
-    `search` labels a tile, as `TileSearch.update` does, and brings the part's `assignment` up to date; `consume` uses
-    the labeled tile. `weights` are int64 (n_rows,), of all rows.
+    `search` labels a tile and updates the part's `assignment`, as `TileSearch.update` does; `consume` uses the labeled
+    tile. `weights` are int64 (n_rows,), for all rows.
 
-    Gives the weighted sum of the squared distances, in units of the geometry's `distance_scale`: the same for any order
-    and any cut of the rows; see `Geometry.distance_sum`.
+    Returns the weighted sum of the squared distances in units of the geometry's `distance_scale`, which does not depend
+    on the order or partition of the rows; see `Geometry.distance_sum`.
     """
     part_weights = None if weights is None else weights.get()[part.start : part.stop]
     total = geometry.distance_sum(part.stop - part.start if part_weights is None else int(part_weights.sum()))
@@ -384,7 +384,7 @@ def fold(
 def tiles(
     part: Part, engine: Engine, assignment: Assignment, weights: NDArray[np.int64] | None = None
 ) -> Iterator[RowTile]:
-    """The rows of a part, tile by tile, with views into its assignment; `weights` are those of its rows, if any."""
+    """Yield the rows of a part tile by tile, as views into its assignment; `weights` are those of the part's rows."""
     no_weights = engine.put(_NO_WEIGHTS)
     for first, rows in engine.blocks(part):
         local = slice(first - part.start, first - part.start + len(rows))

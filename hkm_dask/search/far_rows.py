@@ -1,4 +1,4 @@
-"""Rows with values beyond a limit, found in one pass and named."""
+"""Rows with values beyond a limit, found in one pass and named in messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hkm_dask.errors import N_NAMED, first_few
 
 @dataclass(frozen=True)
 class RowsBeyond:
-    """Rows with values beyond a limit: the numbers of the first few, and how many; the largest value of any row."""
+    """Rows with values beyond a limit: the first few row numbers, their count, and the largest value of any row."""
 
     first: NDArray[np.int64]
     n_rows: int
@@ -29,7 +29,7 @@ class RowsBeyond:
         return RowsBeyond(first, self.n_rows + other.n_rows, max(self.largest, other.largest))
 
     def names(self, rows: Rows) -> str:
-        """What to call them in messages: their numbers, in the table that a subset was taken from."""
+        """Return their names for messages: the row numbers in the table that a subset was taken from."""
         first, label = self.first, rows.label
         if isinstance(rows, SubsetRows):
             first, label = rows.index[first], rows.base.label
@@ -39,7 +39,7 @@ class RowsBeyond:
 
 
 def _find_beyond(limit: float, origin: NDArray[np.float32] | None, part: Part) -> RowsBeyond:
-    """Task: look for rows with a value as far from the origin as `limit`, or NaN."""
+    """Task: find rows with a value at least `limit` from the origin, or NaN."""
     found = RowsBeyond(np.empty(0, np.int64), 0, 0.0)
     for start, block in iter_blocks(part):
         with np.errstate(over="ignore", invalid="ignore"):
@@ -51,7 +51,7 @@ def _find_beyond(limit: float, origin: NDArray[np.float32] | None, part: Part) -
 
 
 def rows_beyond(rows: Rows, runner: Runner, limit: float, *, origin: NDArray[np.float32] | None = None) -> RowsBeyond:
-    """Find rows with a value as far from the origin as `limit`, in one pass."""
+    """Find rows with a value at least `limit` from the origin, in one pass."""
     found: RowsBeyond = runner.map_reduce(
         partial(_find_beyond, limit, origin), runner.split(rows, 1), combine=RowsBeyond.__add__, stage="measure"
     )

@@ -1,7 +1,7 @@
-"""Exact sums in fixed point: of float64 values, as integers of any length in pieces (limbs) of int64, and of rows.
+"""Exact fixed-point sums: of float64 values, as integers of any length in int64 pieces (limbs), and of rows.
 
-Integer addition is associative, so a sum does not depend on the order, on the tiles or on the device. One int64 would
-have to choose between values far apart; limbs hold all of them.
+Integer addition is associative, so a sum does not depend on the order, the tiles or the device. A single int64 could
+not resolve small values beside very large ones; limbs represent all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NO_WEIGHTS = np.empty(0, np.int64)
 
 @kernel("void(f8[::1], i8[::1], f8, f8, f8, i8[:,::1])")
 def add_limbs(values, weights, scale, base, limit, sums):  # type: ignore[no-untyped-def]
-    """Add the limbs of values to their sums, the highest first; empty `weights` are all 1."""
+    """Add the limbs of values to their sums, the highest limb first; if `weights` is empty, all are 1."""
     for i in range(values.shape[0]):
         rest = values[i] * scale
         weight = weights[i] if weights.shape[0] > 0 else 1
@@ -36,12 +36,12 @@ def add_limbs(values, weights, scale, base, limit, sums):  # type: ignore[no-unt
 
 
 class FixedPointSum:
-    """Sum of ``trunc(value * scale) * weight`` over values from 0 to below ``2**n_bits / scale``, as a Python integer.
+    """Sum of ``trunc(value * scale) * weight``, for values >= 0 and below ``2**n_bits / scale``, as a Python integer.
 
-    Values are split into limbs by powers of two, which is exact in float64, and each limb is summed in int64. What is
-    added on a device stays there until `total` asks for it. `scale` is a power of two; `total_weight` the largest sum
-    of the weights, or number of the values; values up to `limit` are also summed by themselves, see `near`. InputError
-    where weights leave no bits to the limbs.
+    Values are split into limbs by powers of two, which is exact in float64, and each limb is summed in int64. Sums made
+    on a device stay there until `total` is called. `scale` is a power of two; `total_weight` is the largest possible
+    sum of the weights, or number of values; values up to `limit` are also summed separately, see `near`. Raises
+    InputError if the weights leave no bits for the limbs.
 
     >>> total = FixedPointSum(scale=4.0, n_bits=100, total_weight=1000)
     >>> total.add(np.array([0.25, 2.0**90]))
@@ -55,23 +55,23 @@ class FixedPointSum:
         if self.limb_bits < 1:
             raise InputError(f"total_weight={total_weight} should be <= 2**61; scale the weights down")
         n_limbs = max(1, -(-n_bits // self.limb_bits))
-        #: Units of the highest limb per one; each limb below has 2**limb_bits units per unit of the one above.
+        #: Units of the highest limb per 1; a unit of each limb is 2**limb_bits units of the next lower one.
         self._scale = math.ldexp(scale, -self.limb_bits * (n_limbs - 1))
         self._base = 2.0**self.limb_bits
         self._limit = limit
         self._sums: Any = np.zeros((2, n_limbs), np.int64)
 
     def add(self, values: Any, weights: Any = None, add_limbs: Callable[..., None] = add_limbs) -> None:
-        """Add float64 values, times their int64 weights; where those are empty, all are 1.
+        """Add float64 values times their int64 weights; if `weights` is empty, all are 1.
 
-        Values on a device are added by the `add_limbs` of its engine.
+        For values on a device, `add_limbs` is that of its engine.
         """
         xp, weights = array_module(values), _NO_WEIGHTS if weights is None else weights
         self._sums = xp.asarray(self._sums)
         add_limbs(xp.ascontiguousarray(values), weights, self._scale, self._base, self._limit, self._sums)
 
     def limbs(self, values: Any) -> Any:
-        """Split float64 values into int64 (n_limbs, n), the highest first, for sums such as running ones."""
+        """Split float64 values into limbs, int64 (n_limbs, n), the highest first, for uses such as cumulative sums."""
         xp = array_module(values)
         limbs = xp.empty((self._sums.shape[1], len(values)), xp.int64)
         rest = values * self._scale
@@ -79,38 +79,38 @@ class FixedPointSum:
             whole = xp.trunc(rest)
             limb[...] = whole
             rest = (rest - whole) * self._base
-        limbs[-1] = rest  # drops what is below a unit
+        limbs[-1] = rest  # truncates what is below one unit
         return limbs
 
     def combine(self, sums: Any) -> int:
-        """The sum that sums of limbs (n_limbs,) stand for."""
+        """Return the integer represented by the sums of the limbs (n_limbs,)."""
         total = 0
         for limb in to_host(sums).tolist():
             total = (total << self.limb_bits) + limb
         return total
 
     def total(self) -> int:
-        """Everything added so far; waits for the device that added it."""
+        """Return the sum of all values so far; waits for a device that is still adding."""
         self._sums = to_host(self._sums)
         return self.combine(self._sums[0])
 
     def near(self) -> int | None:
-        """What was added of the values up to `limit`; None where that is infinite."""
+        """Return the sum of the values up to `limit`; None if the limit is infinite."""
         self._sums = to_host(self._sums)
         return None if self._limit == math.inf else self.combine(self._sums[1])
 
 
-#: Rows split into two columns a feature at once.
+#: Rows split at once into two columns per feature.
 _SPLIT_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
 class RowUnits:
-    """How rows are written as whole numbers, so that their sums are exact int64 and the same in any order.
+    """Conversion of rows to integers, whose int64 sums are exact and do not depend on the order.
 
-    A value is a whole number of units of ``1 / scale``. Where those are too coarse for most rows, because a few lie far
-    from all others, what rounding leaves is kept too, in units ``2**n_bits`` times as fine: `is_split`. Sums then have
-    two columns for each feature, all coarse ones first.
+    A value becomes a multiple of ``1 / scale``. If that is too coarse for most rows, because a few lie far from all
+    others, the remainder is kept as well, in units ``2**n_bits`` times as fine (`is_split`). Sums then have two columns
+    per feature, all coarse ones first.
 
     >>> units = RowUnits(scale=0.25, n_bits=10, is_split=True)
     >>> units.whole(np.float32([[9.5, 1024.0]]))
@@ -124,11 +124,11 @@ class RowUnits:
     is_split: bool = False
 
     def n_columns(self, n_features: int) -> int:
-        """Columns of a sum of rows."""
+        """Return the number of columns of a sum of rows."""
         return 2 * n_features if self.is_split else n_features
 
     def add_rows(self, engine: Any, rows: Any, labels: Any, weights: Any, sums: Any, counts: Any) -> None:
-        """Add rows to the sums of their clusters, on an engine; see `cpu.kernels.add_rows`."""
+        """Add rows to the sums of their clusters, with an engine; see `cpu.kernels.add_rows`."""
         if not self.is_split:
             engine.add_rows(rows, labels, weights, self.scale, sums, counts)
         elif array_module(rows) is not np:
@@ -138,7 +138,7 @@ class RowUnits:
                 engine.add_rows(self._split(rows[some]), labels[some], weights[some], 1.0, sums, counts)
 
     def move_rows(self, engine: Any, rows: Any, before: Any, after: Any, weights: Any, sums: Any, counts: Any) -> None:
-        """Bring sums up to date for the rows whose label changed; see `cpu.kernels.move_rows`."""
+        """Update sums for the rows whose label changed; see `cpu.kernels.move_rows`."""
         if not self.is_split:
             engine.move_rows(rows, before, after, weights, self.scale, sums, counts)
         elif array_module(rows) is not np:
@@ -149,19 +149,19 @@ class RowUnits:
                 engine.move_rows(pieces, before[some], after[some], weights[some], 1.0, sums, counts)
 
     def whole(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Rows as they are added up, shape (n_rows, n_columns)."""
+        """Convert rows to integers, shape (n_rows, n_columns)."""
         units = self._split(rows) if self.is_split else rows.astype(np.float64) * self.scale
         return np.rint(units).astype(np.int64)
 
     def values(self, sums: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What sums (n_clusters, n_columns) come to, shape (n_clusters, n_features)."""
+        """Convert sums (n_clusters, n_columns) to float64, shape (n_clusters, n_features)."""
         if not self.is_split:
             return sums / self.scale
         coarse, fine = np.split(sums, 2, axis=1)
         return (coarse + fine * 2.0**-self.n_bits) / self.scale
 
     def _split(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Coarse and fine units of float32 rows, as float32: their bits are those of the rows, so none is lost."""
+        """Split float32 rows into coarse and fine units, as float32: each has a subset of the bits, so it is exact."""
         units = rows.astype(np.float64) * self.scale
         coarse = np.rint(units)
         return np.concatenate([coarse, (units - coarse) * 2.0**self.n_bits], axis=1).astype(np.float32)

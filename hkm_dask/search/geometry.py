@@ -1,8 +1,8 @@
-"""The geometry rows are looked at in: where the origin lies, which directions come first, how sums are scaled.
+"""Coordinate system of a k-means: the origin, the principal directions, and the scales of fixed-point sums.
 
-A geometry belongs to the input of a k-means and changes nothing but speed and rounding: labels are exact in any. What
-it takes from the rows, origin and scales, is robust to a few rows far from all others; rows so far that squares or
-sums would lose the others are refused.
+A geometry is made from the input of a k-means and affects only speed and rounding: labels are exact in any. Its origin
+and scales are robust to a few rows far from all others; rows so far out that squares or sums would lose the precision
+of the others are rejected.
 """
 
 from __future__ import annotations
@@ -29,37 +29,38 @@ from hkm_dask.search.distance import nearest_others
 from hkm_dask.search.far_rows import rows_beyond
 from hkm_dask.search.fixed_point import FixedPointSum, RowUnits
 
-#: Rows the principal directions are taken from, and the places in the input they come from.
+#: Rows from which the principal directions are computed, and places of the input from which samples are read.
 _BASIS_ROWS, _SAMPLE_PLACES = 8192, 16
-#: Rows the spread is taken from; of those, the rows whose neighbors are looked for.
+#: Rows from which the spread is computed, and those of them whose nearest neighbors are searched.
 _SPREAD_ROWS, _NEIGHBOR_ROWS = 1024, 128
-#: Bytes of rows measured at once; some six times as many are made of them.
+#: Bytes of rows measured at once; temporary arrays take some six times as much.
 _MEASURED_BYTES = 8 << 20
-#: Below these sizes a pruned search cannot pay.
+#: Below these sizes a pruned search cannot pay off.
 MIN_FEATURES, MIN_CLUSTERS = 24, 64
-#: Rows longer than this have scores that float32 does not hold: 12 ‖x‖² at most, where 2**128 is the end.
+#: Norm beyond which scores, at most 12 ‖x‖², overflow float32 at 2**128.
 LARGEST_NORM = 2.0**62
-#: Times the spread the mean may lie from the median before it is no origin: float32 scores are then off by 2^-16 of
-#: the squared spread.
+#: The mean is not used as origin if it is more than this many spreads from the median: errors of float32 scores would
+#: then reach 2^-16 of the squared spread.
 _FAR_MEAN = 16.0
-#: Share of the spread that a unit of the sums may be at most.
+#: Largest unit of the sums, as a share of the spread.
 _COARSEST = 2.0**-20
-#: Times the spread from which a row is far: its cluster says nothing about the others.
+#: Multiple of the spread beyond which a row is far from its centroid, so that its cluster says nothing about others.
 FAR = 64.0
-#: Times the distance between neighbors that the spread is at most: groups may be that much further apart than wide.
+#: The spread is at most this multiple of the distance between neighbors, the ratio allowed between the distance of
+#: groups and their width.
 _WIDEST = 2.0**16
-#: Share of the sampled rows whose neighbors may be closer than that.
+#: Share of the sampled rows that may have closer neighbors than the distance between neighbors used above.
 _CLOSE_SHARE = 0.1
-#: Bits of the squared spread that the sums of squared distances keep: 2^-20 of a distance 2^20 times as small as it.
+#: Bits of the squared spread kept by sums of squared distances: 2^-20 of a distance 2^20 times smaller than the spread.
 _DISTANCE_BITS = 60
-#: Norms that surpass the others by this factor neither set the radius nor the principal directions.
+#: Norms larger than the others by this factor affect neither the radius nor the principal directions.
 _FAR_NORM = 16.0
-#: Norms between this and its inverse have squares in 16 bits whose steps float32 holds.
+#: For radii between this and its inverse, float32 can hold the grid steps of squares in 16 bits.
 _LEAST_RADIUS = 2.0**-40
 
 
 def has_directions(n_features: int, n_clusters: int) -> bool:
-    """Tell whether principal directions are worth finding: rows of so many features, compared with so many centroids.
+    """Tell whether principal directions pay off for this many features and centroids.
 
     >>> has_directions(64, 1000), has_directions(64, 10)
     (True, False)
@@ -69,28 +70,28 @@ def has_directions(n_features: int, n_clusters: int) -> bool:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How rows are looked at."""
+    """Origin, directions and scales used for the rows of one k-means."""
 
-    #: (n_features,): subtracted from rows; distances to it stay small, so little is lost to cancellation. The mean of
-    #: the rows, or their median where few rows far from all others shift the mean.
+    #: (n_features,): subtracted from rows to keep norms, and so cancellation errors, small. The mean of the rows, or
+    #: their median if a few rows far from all others shift the mean.
     origin: NDArray[np.float32]
-    max_abs: float  # largest absolute value of the rows
-    n_rows: int  # rows (or their total weight) that may be summed
-    #: float32 (n_features, n_features), orthonormal columns in order of falling variance.
+    max_abs: float  # largest absolute value in the rows
+    n_rows: int  # number (or total weight) of rows that may be summed
+    #: float32 (n_features, n_features): orthonormal columns in order of decreasing variance.
     basis: SharedArray | None = None
-    basis_error: float = 0.0  # bound on the spectral norm by which the basis, as stored, misses orthonormality
-    radius: float = 0.0  # norm up to which centered rows are brought to 16 bits; 0 for any
+    basis_error: float = 0.0  # bound, in spectral norm, on the stored basis's deviation from orthonormality
+    radius: float = 0.0  # largest norm of centered rows that are quantized to 16 bits; 0 for no limit
     spherical: bool = False  # rows and centroids have unit length (cosine)
-    precision: str = "float32"  # of the scores that propose labels on a GPU, as `Config.dtype` has it
-    #: Typical distance of a row from the middle, whatever a few rows far away do: the median over a sample, or less
-    #: where rows form groups very far from each other. 0 where it is not known.
+    precision: str = "float32"  # of the scores that propose labels on a GPU, as in `Config.dtype`
+    #: Typical distance of a row from the center, robust to a few far rows: the median over a sample, or less if rows
+    #: form groups very far from each other. 0 if unknown.
     spread: float = 0.0
-    #: Tells this geometry from others, for what a process remembers about it.
+    #: Identifies this geometry in the caches of a process.
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def scale(self) -> float:
-        """Fixed-point units per unit of a row's value: a power of two, such that no sum of rows leaves int64.
+        """Fixed-point units per unit of a row's value: a power of two, chosen so that sums of rows fit in int64.
 
         >>> Geometry(np.zeros(2, np.float32), max_abs=1.0, n_rows=1 << 20).scale == 2.0**41
         True
@@ -101,7 +102,7 @@ class Geometry:
 
     @property
     def units(self) -> RowUnits:
-        """How rows are summed: in units of `scale`, and in finer ones besides where few values are far too large.
+        """Units in which rows are summed: those of `scale`, and finer ones too if a few values are far too large.
 
         >>> [Geometry(np.zeros(2, np.float32), m, n_rows=1 << 20, spread=1.0).units.is_split for m in (9.0, 1e9)]
         [False, True]
@@ -111,7 +112,7 @@ class Geometry:
 
     @property
     def far_distance(self) -> float:
-        """Squared distance beyond which a row is far from its centroid; infinity where no row can be.
+        """Squared distance beyond which a row is far from its centroid; infinity if no row can be.
 
         >>> [Geometry(np.zeros(2, np.float32), m, n_rows=9, spread=1.0).far_distance for m in (9.0, 1e9)]
         [inf, 4096.0]
@@ -124,8 +125,8 @@ class Geometry:
     def distance_scale(self) -> float:
         """Fixed-point units per unit of squared distance: a power of two.
 
-        Distances are small beside the squared spread and large beside it, where rows are far: `distance_bits` of them
-        are summed, see `distance_sum`.
+        Distances may be tiny compared with the squared spread, or huge for far rows; `distance_bits` bits of them are
+        summed, see `distance_sum`.
 
         >>> Geometry(np.zeros(2, np.float32), max_abs=2.0**40, n_rows=1 << 20, spread=1.0).distance_scale == 2.0**60
         True
@@ -135,7 +136,7 @@ class Geometry:
 
     @property
     def distance_bits(self) -> int:
-        """Bits of the largest squared distance in those units: about 75 for rows about alike, below 180 for any.
+        """Bits of the largest squared distance in those units: about 75 without far rows, always below 180.
 
         >>> Geometry(np.zeros(2, np.float32), max_abs=2.0**40, n_rows=1 << 20, spread=1.0).distance_bits
         144
@@ -144,9 +145,9 @@ class Geometry:
         return max(1, 1 + math.ceil(math.log2(largest * self.distance_scale))) if largest > 0.0 else 1
 
     def distance_sum(self, total_weight: int) -> FixedPointSum:
-        """Begin an exact sum of squared distances, in units of `distance_scale`, of so much weight at most.
+        """Return an empty exact sum of squared distances in units of `distance_scale`, for at most this total weight.
 
-        Rows that are not far from their centroid, see `far_distance`, are summed by themselves besides.
+        It also has a separate sum over the rows that are not far from their centroid, see `far_distance`.
 
         >>> inertia = Geometry(np.zeros(2, np.float32), max_abs=9.0, n_rows=10, spread=1.0).distance_sum(10)
         >>> inertia.add(np.array([0.25, 3.0]))
@@ -157,7 +158,7 @@ class Geometry:
 
     @property
     def step(self) -> float:
-        """Width of the grid on which principal coordinates have 16 bits: a power of two.
+        """Width of the 16-bit grid for principal coordinates: a power of two.
 
         >>> Geometry(np.zeros(2, np.float32), max_abs=1.0, n_rows=9, radius=32767.0).step
         1.0
@@ -167,10 +168,10 @@ class Geometry:
 
     @property
     def resolution(self) -> float:
-        """Squared distance up to which rounding alone may part a row from the mean of its own copies.
+        """Squared distance by which rounding alone may separate a row from the mean of its own copies.
 
-        Fixed point moves a coordinate by half a unit and float32 by no more again; unit rows have unit length to
-        float32.
+        Fixed point moves a coordinate by up to half a unit, and float32 by no more than that again; the length of unit
+        rows is exact to float32 only.
         """
         units = self.units
         finest = units.scale * 2.0**units.n_bits if units.is_split else units.scale
@@ -179,14 +180,14 @@ class Geometry:
 
 
 def _value_bits(n_rows: int) -> int:
-    """Bits of a value in units, such that sums of so many do not leave int64."""
-    # One bit below int64's 62 so that rounding up cannot pass it; 50 keeps a single value exact in float64.
+    """Return the bits of a value in fixed-point units for which sums of `n_rows` values fit in int64."""
+    # One bit less than int64's 62, so that rounding up cannot exceed it; 50 keeps a single value exact in float64.
     return min(61 - math.ceil(math.log2(max(n_rows, 2))), 50)
 
 
 @dataclass(frozen=True)
 class Statistics(Outcome):
-    """Sum of rows (n_features,), largest absolute value, rows of zeros and rows; to be added in the order of rows."""
+    """Sum of rows (n_features,), largest absolute value, numbers of zero rows and rows; to be added in row order."""
 
     total: NDArray[np.float64]
     max_abs: float
@@ -195,7 +196,7 @@ class Statistics(Outcome):
 
     @property
     def mean(self) -> NDArray[np.float32]:
-        """Mean of the rows, zeros without rows."""
+        """Mean of the rows, or zeros if there are none."""
         return (self.total / max(self.n_rows, 1)).astype(np.float32)
 
     def __add__(self, other: Statistics) -> Statistics:
@@ -210,7 +211,7 @@ class Statistics(Outcome):
 def _block_statistics(part: Part) -> list[Statistics]:
     statistics = []
     for _, block in iter_blocks(part):
-        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is refused as such
+        with np.errstate(over="ignore"):  # values that overflow float32 become infinite, and are rejected as such
             values = np.asarray(block, dtype=np.float32)
         largest = float(np.abs(values).max(initial=0.0))
         zero = int((~values.any(axis=1)).sum())
@@ -219,11 +220,11 @@ def _block_statistics(part: Part) -> list[Statistics]:
 
 
 def measure_rows(rows: Rows, runner: Runner) -> Statistics:
-    """Mean, largest value and zero rows, in one pass; the same for any number of workers."""
+    """Compute the mean, the largest value and the number of zero rows in one pass; independent of the workers."""
     size = block_bytes(runner.memory_budget, 1)
     n_at_once = max(1, runner.memory_budget // (6 * _MEASURED_BYTES))
     n_parts = runner.n_parts(20.0 * rows.n_rows * rows.n_features, n_at_once)
-    # Blocks must not depend on the number of parts, or the float64 sums would.
+    # Blocks must not depend on the number of parts, or the float64 sums would depend on it.
     bounds = rows.bounds(min(size, _MEASURED_BYTES), 1)
     cuts = np.array_split(np.arange(len(bounds) - 1), min(n_parts, len(bounds) - 1))
     parts = [Part(rows, tuple(int(b) for b in bounds[c[0] : c[-1] + 2]), 0) for c in cuts if len(c)]
@@ -243,16 +244,15 @@ def make_geometry(
     start: NDArray[np.float32] | None = None,
     sums: bool = True,
 ) -> Geometry:
-    """Choose the geometry for a k-means over `rows`: `n_clusters` decides whether principal directions are worth it.
+    """Choose the geometry for a k-means over `rows`; with few clusters, it has no principal directions.
 
-    Where `mean` and `max_abs` are known already, as a pool knows them for all its rows or some, a pass is spared.
-    `total_weight` is the sum of the weights, if rows are weighted; `spherical`, rows have unit length; `precision` is
-    that of the scores that propose labels on a GPU, see `Geometry`. Initial centroids, where they are given, are
-    `start`, float32 (n_clusters, n_features): scales hold them as well. `sums` tells whether rows will be summed, not
-    only searched.
+    If `mean` and `max_abs` are already known, as in a pool, a pass over the rows is saved. `total_weight` is the sum of
+    the weights, for weighted rows; `spherical` means rows of unit length; `precision` is that of the scores on a GPU,
+    see `Geometry`. `start`, float32 (n_clusters, n_features), are initial centroids, which the scales must cover too.
+    `sums` tells whether rows are summed, not only searched.
 
-    InputError where values are too large for float32 squares, or so far from all others that sums of rows would lose
-    the others.
+    Raises InputError for values too large to be squared in float32, or so far from all others that sums of rows would
+    lose the precision of the others.
     """
     if mean is None or max_abs is None:
         statistics = measure_rows(rows, runner)
@@ -269,7 +269,7 @@ def make_geometry(
     )  # fmt: skip
     limit = _largest_value(geometry, sums=sums and not spherical)
     if not geometry.max_abs < limit:
-        # A pool has such a row, the subset of it may have none.
+        # `max_abs` may come from a row of the pool that is not in this subset.
         geometry = replace(geometry, max_abs=max(_check_values(rows, runner, limit), start_max))
         if start_max >= limit:
             raise InputError(f"max_abs={start_max:g} in init should be < {limit:.3g}; start from other centroids")
@@ -279,7 +279,7 @@ def make_geometry(
 
 
 def _largest_value(geometry: Geometry, *, sums: bool) -> float:
-    """Value below which float32 holds squares and, where rows are summed, sums do not lose ordinary rows."""
+    """Return the limit of values whose squares fit in float32 and, if rows are summed, whose sums stay precise."""
     limit = LARGEST_NORM / math.sqrt(len(geometry.origin))
     coarsest = _COARSEST * geometry.spread
     if not sums or coarsest <= 0.0:
@@ -288,7 +288,7 @@ def _largest_value(geometry: Geometry, *, sums: bool) -> float:
 
 
 def _check_values(rows: Rows, runner: Runner, limit: float) -> float:
-    """Refuse rows with a value from `limit`, by their numbers; return the largest value where there are none."""
+    """Reject rows with values of `limit` or more, by number; returns the largest value if there are none."""
     beyond = rows_beyond(rows, runner, limit)
     if beyond.n_rows:
         which = "that row" if beyond.n_rows == 1 else "those rows"
@@ -300,15 +300,15 @@ def _check_values(rows: Rows, runner: Runner, limit: float) -> float:
 
 
 def with_basis(geometry: Geometry, rows: Rows, runner: Runner) -> Geometry:
-    """Add the principal directions of a sample of the rows to a geometry; on GPUs, their radius alone."""
+    """Add the principal directions of a sample of the rows to a geometry; on GPUs, only the radius."""
     on_gpu = runner.device_budget is not None
     basis, radius = runner.call(partial(_principal_directions, geometry.origin, on_gpu), rows, stage="rotate")
-    if basis is None:  # tensor cores take all coordinates
+    if basis is None:  # tensor cores use all coordinates
         return replace(geometry, radius=radius)
     if not _LEAST_RADIUS < radius < 1.0 / _LEAST_RADIUS:
         return geometry
     gram = matmul(basis.T.astype(np.float64), basis.astype(np.float64))
-    # The root of the sum of all squares is no less than the largest singular value, and needs no decomposition.
+    # The Frobenius norm bounds the spectral norm and needs no decomposition.
     error = float(np.linalg.norm(gram - np.eye(len(gram))))
     return replace(
         geometry, basis=runner.array_store.put(f"basis-{uuid.uuid4().hex}", basis), basis_error=error, radius=radius
@@ -316,7 +316,7 @@ def with_basis(geometry: Geometry, rows: Rows, runner: Runner) -> Geometry:
 
 
 def _sample(rows: Rows, n: int) -> NDArray[np.float32]:
-    """About `n` rows, from a few places of the input; all where there are fewer."""
+    """Read about `n` rows from a few places of the input; all rows if there are fewer."""
     per_place = -(-n // _SAMPLE_PLACES)
     starts = np.unique(np.linspace(0, max(rows.n_rows - per_place, 0), _SAMPLE_PLACES).astype(np.int64))
     sample = np.concatenate([rows.read(int(s), int(min(s + per_place, rows.n_rows))) for s in starts])
@@ -325,11 +325,11 @@ def _sample(rows: Rows, n: int) -> NDArray[np.float32]:
 
 
 def _middle(rows: Rows) -> tuple[NDArray[np.float32], float, float]:
-    """Median of every coordinate of a sample, the median distance from there of the rows that are not there, and a
-    distance between neighbors; copies do not count.
+    """Return the coordinatewise median of a sample, the median distance to it of the rows that differ from it, and a
+    distance between neighbors, in which copies do not count.
     """
     sample = _sample(rows, _SPREAD_ROWS)
-    with np.errstate(over="ignore", invalid="ignore"):  # what float32 does not hold is refused later
+    with np.errstate(over="ignore", invalid="ignore"):  # values that overflow float32 are rejected later
         median = np.median(sample, axis=0)
         norms = np.linalg.norm(sample.astype(np.float64) - median, axis=1)
     norms = np.sort(norms[(norms > 0.0) & (norms < np.inf)])
@@ -339,7 +339,7 @@ def _middle(rows: Rows) -> tuple[NDArray[np.float32], float, float]:
 
 
 def _distance_between(sample: NDArray[np.float32]) -> float:
-    """Distance to the nearest other row that few rows fall short of; infinity where all are copies."""
+    """Return the distance to the nearest other row that only few rows fall short of; infinity if all are copies."""
     some = np.ascontiguousarray(sample[:: -(-len(sample) // _NEIGHBOR_ROWS)])
     squared = np.empty(len(some))
     nearest_others(some, squared)
@@ -350,7 +350,7 @@ def _distance_between(sample: NDArray[np.float32]) -> float:
 def _principal_directions(
     origin: NDArray[np.float32], norm_only: bool, rows: Rows
 ) -> tuple[NDArray[np.float32] | None, float]:
-    """Principal directions of a sample, and a norm that few rows surpass."""
+    """Return the principal directions of a sample, and a norm that few rows exceed."""
     centered = _sample(rows, _BASIS_ROWS) - origin
     norms = np.linalg.norm(centered, axis=1)
     shares = np.quantile(norms, [0.9, 0.99, 0.999]).tolist()

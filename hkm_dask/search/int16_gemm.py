@@ -1,9 +1,9 @@
-"""Scores by a matrix product of 16-bit integers, a tile at a time.
+"""Scores from a matrix product of 16-bit integers, one tile at a time.
 
-Two neighboring coordinates are multiplied and added in one instruction where the processor has it (x86 since AVX2;
-faster still with AVX-512 VNNI), so the product takes half the time of one in float32, or less, and is exact: what
-rounding there is lies in the 16 bits, and is known for every row. Centroids are packed in panels as wide as the
-registers, and rows are taken from where they are. A processor with a matrix unit uses that, see `amx`.
+Where the processor can (x86 since AVX2, faster still with AVX-512 VNNI), one instruction multiplies two neighboring
+coordinates and adds the products, so this takes at most half the time of a float32 product. It is also exact: the only
+rounding is that to 16 bits, which is known for every row. Centroids are packed into panels as wide as the registers;
+rows are read in place. Processors with a matrix unit use that instead, see `amx`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from hkm_dask.search import amx
 
 intrinsic: Any = extending.intrinsic
 
-#: Coordinates and norms of rows stay below this, so that no sum of products leaves 32 bits.
+#: Bound on coordinates and norms of rows, such that sums of products fit in 32 bits.
 LARGEST = 32767
 
 
 def _instructions() -> dict[int, str]:
-    """How pairs are multiplied, by the 32-bit lanes of a register."""
+    """Return the instruction that multiplies pairs, keyed by the 32-bit lanes of its registers."""
     features = llvm.get_host_cpu_features()
     chosen_by_hand = any(getattr(numba_config, name) is not None for name in ("CPU_NAME", "CPU_FEATURES"))
     known = {"avx512bw": (16, "llvm.x86.avx512.pmaddw.d.512"), "avx2": (8, "llvm.x86.avx2.pmadd.wd")}
@@ -35,14 +35,14 @@ def _instructions() -> dict[int, str]:
 
 
 _INSTRUCTIONS = _instructions()
-#: Lanes of the registers, and rows of a block: there are twice as many sums, each in a register of its own.
+#: Lanes of a register and rows of a block, which has two registers of sums per row.
 _LANES, _VECTOR_ROWS = (16, 8) if 16 in _INSTRUCTIONS else (8, 6) if 8 in _INSTRUCTIONS else (4, 6)
 _BY_TILES = amx.is_at_hand()
-#: Rows scored at once, and centroids side by side.
+#: Rows scored at once, and centroids of a panel.
 BLOCK_ROWS, PANEL = amx.SIDE if _BY_TILES else _VECTOR_ROWS, 2 * _LANES
-#: How many columns are multiplied at no more cost than one.
+#: Number of columns that cost no more than one.
 COLUMNS = amx.CHUNK if _BY_TILES else 16
-#: What packed centroids are to numba; kernels for tiles and for vectors are kept apart by it.
+#: Numba type of packed centroids; it tells apart kernels compiled for tiles and for vectors.
 PACKED = "u1[::1]" if _BY_TILES else "i2[::1]"
 
 _i16, _i32, _i64, _f32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -58,7 +58,7 @@ def _load(builder: Any, pointer: Any, at: Any, kind: Any) -> Any:
 
 
 def _multiply_pairs(builder: Any, a: Any, b: Any) -> Any:
-    """Products of 16-bit lanes, neighbors added: what one instruction does where there is one."""
+    """Multiply 16-bit lanes and add neighboring products, by one instruction where there is one."""
     lanes = a.type.count // 2
     sums = ir.VectorType(_i32, lanes)
     if lanes in _INSTRUCTIONS:
@@ -77,9 +77,9 @@ def _multiply_pairs(builder: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def inner_product(typing_context: Any, a: Any, i: Any, b: Any, j: Any, first: Any, last: Any) -> Any:
-    """Inner product of row i of `a` and row j of `b`, int16 matrices of one width, over columns `first` to `last`.
+    """Compute the inner product of rows `a[i]` and `b[j]`, int16 of equal width, over columns `first` to `last`.
 
-    Their number is a multiple of 16 and not 0.
+    The number of columns is a positive multiple of 16.
     """
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
@@ -113,7 +113,7 @@ def _score_block(
     slopes: Any,
     scale: Any, first: Any, panel: Any, scores: Any, column: Any,
 ) -> Any:  # fmt: skip
-    """Scores of `_VECTOR_ROWS` rows from line `first` on, the last one repeated, for one panel."""
+    """Score `_VECTOR_ROWS` rows from line `first` on against one panel; the last row is repeated past the end."""
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         def array(n: int) -> Any:
@@ -189,7 +189,7 @@ def _write_by_vectors(
             )  # fmt: skip
 
 
-#: See `score`; for use in other kernels.
+#: As `score`, but callable from other kernels.
 write_scores = amx.write_by_tiles if _BY_TILES else _write_by_vectors
 
 
@@ -199,9 +199,9 @@ def score(  # type: ignore[no-untyped-def]
 ):
     """Write ``constants + scale * (rows · centroids) + residual_norms * slopes`` for rows and panels of centroids.
 
-    Of each row that `places` names, `n_columns` are taken, a multiple of 16, and with them column ``n_columns // 16``
-    of `residual_norms`. The panels are from `pack`; `constants` and `slopes` have a multiple of `PANEL` centroids.
-    `scores` (n, n_panels * PANEL or more) are written to: n is the number of `places` or more, and a multiple of
+    Of each row in `places`, the first `n_columns` are used, a multiple of 16, with column ``n_columns // 16`` of
+    `residual_norms`. `panels` come from `pack`; `constants` and `slopes` are padded to a multiple of `PANEL` centroids.
+    The output `scores` is (n, n_panels * PANEL or more), where n is at least the number of `places` and a multiple of
     `BLOCK_ROWS`.
     """
     write_scores(
@@ -220,9 +220,9 @@ def _pack(rows, n_columns, chosen, out):  # type: ignore[no-untyped-def]
 
 
 def pack(rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64]) -> NDArray[Any]:
-    """Put the `chosen` rows, in this order, into panels of their first `n_columns` (even) columns, for `score`.
+    """Pack the first `n_columns` (an even number) columns of the `chosen` rows into panels for `score`.
 
-    They are filled up with zeros to a multiple of `PANEL` centroids.
+    The panels are padded with zeros to a multiple of `PANEL` centroids.
     """
     if _BY_TILES:
         return amx.pack(rows, n_columns, chosen, padded(len(chosen)))

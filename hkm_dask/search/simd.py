@@ -1,6 +1,6 @@
-"""Vector instructions that numba's optimizer does not find by itself, written out in LLVM's own terms.
+"""Vector code that numba's optimizer does not generate by itself, written as LLVM IR.
 
-They are portable: LLVM cuts the 64 lanes into whatever the processor has.
+It is portable: LLVM splits the 64 lanes into registers of the processor's width.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from hkm_dask.compute.jit import kernel
 
 intrinsic: Any = extending.intrinsic
-# Without the instruction, or for a processor chosen by hand, LLVM would call a function that is not there.
+# Without the F16C instruction, or with a manually chosen CPU, LLVM would call a library function that does not exist.
 _CAN_WIDEN = bool(llvm.get_host_cpu_features().get("f16c")) and getattr(numba_config, "CPU_NAME", None) is None
 #: Values compared at once.
 LANES = 64
 
 
 def _load(context: Any, builder: Any, array_type: Any, array: Any, start: Any) -> Any:
-    """`LANES` float32 from a contiguous array."""
+    """Load `LANES` float32 values from a contiguous array."""
     data = context.make_array(array_type)(context, builder, array).data
     pointer = builder.bitcast(builder.gep(data, [start]), ir.VectorType(ir.FloatType(), LANES).as_pointer())
     return builder.load(pointer, align=4)
@@ -40,7 +40,7 @@ def _broadcast(builder: Any, value: Any) -> Any:
 
 @intrinsic
 def mask_not_above(typing_context: Any, values: Any, start: Any, limit: Any) -> Any:
-    """Which of 64 float32 values from index `start` on are at most `limit`, as bits of an unsigned integer."""
+    """Tell which of the 64 float32 values from index `start` on are at most `limit`, as a bit mask."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         loaded = _load(context, builder, signature.args[0], arguments[0], arguments[1])
@@ -52,7 +52,7 @@ def mask_not_above(typing_context: Any, values: Any, start: Any, limit: Any) -> 
 
 @intrinsic
 def lowest_bit(typing_context: Any, mask: Any) -> Any:
-    """Index of the lowest bit set; the mask is not zero."""
+    """Return the index of the lowest set bit of a nonzero mask."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
@@ -62,12 +62,12 @@ def lowest_bit(typing_context: Any, mask: Any) -> Any:
 
 @intrinsic
 def least_of_lanes(typing_context: Any, values: Any, start: Any) -> Any:
-    """The least of 64 float32 values from index `start` on, none of them NaN."""
+    """Return the least of the 64 float32 values from index `start` on, none of which is NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         lanes = _load(context, builder, signature.args[0], arguments[0], arguments[1])
         width = LANES
-        while width > 1:  # halves against each other
+        while width > 1:  # compare the two halves
             width //= 2
             undefined = ir.Constant(lanes.type, ir.Undefined)
             numbers = ir.VectorType(ir.IntType(32), width)
@@ -83,9 +83,9 @@ def least_of_lanes(typing_context: Any, values: Any, start: Any) -> Any:
 
 @intrinsic
 def weighted_least(typing_context: Any, weights: Any, a: Any, b: Any) -> Any:
-    """Sum of ``weights * min(a, b)``, in float64; `a` and `b` are float32.
+    """Compute the float64 sum of ``weights * min(a, b)``, for float32 `a` and `b`.
 
-    It is added up in eight interleaved sums s0 to s7, what is left after whole eights to s0, and they come together as
+    Terms go to eight interleaved sums s0 to s7, those after the last whole eight to s0; the result is
     ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7)).
     """
 
@@ -95,7 +95,7 @@ def weighted_least(typing_context: Any, weights: Any, a: Any, b: Any) -> Any:
         whole = builder.and_(n, ir.Constant(n.type, -8))
 
         def add_up(start: Any, stop: Any, sums: Any, n_lanes: int) -> Any:
-            """Add the terms from start to stop, so many at a time."""
+            """Add the terms from start to stop, `n_lanes` at a time."""
             kinds = ir.DoubleType(), ir.FloatType(), ir.FloatType()
             before, test, loop, after = builder.block, *(builder.append_basic_block(part) for part in ("", "", ""))
             builder.branch(test)
@@ -129,7 +129,7 @@ def weighted_least(typing_context: Any, weights: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def _widen_lanes(typing_context: Any, values: Any, start: Any, out: Any) -> Any:
-    """Write 16 float16 values, given as their bits, as float32."""
+    """Convert 16 float16 values, given as bits, to float32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         half, full = ir.VectorType(ir.HalfType(), 16), ir.VectorType(ir.FloatType(), 16)
@@ -149,9 +149,9 @@ def _widen(bits, out):  # type: ignore[no-untyped-def]
 
 
 def widen(values: NDArray[np.float16], out: NDArray[np.float32]) -> None:
-    """Write float16 as float32; exact, and five times as fast as NumPy where the processor has an instruction for it.
+    """Convert float16 to float32 exactly, five times as fast as NumPy where the processor has an instruction for it.
 
-    Both are C-contiguous and of the same shape.
+    Both arrays are C-contiguous and have the same shape.
 
     >>> out = np.empty(20, np.float32)
     >>> widen(np.arange(20, dtype=np.float16), out)
@@ -162,5 +162,5 @@ def widen(values: NDArray[np.float16], out: NDArray[np.float32]) -> None:
     whole = len(flat) // 16 * 16 if _CAN_WIDEN else 0
     if whole:
         _widen(flat[:whole].view(np.uint16), flat_out[:whole])
-    with np.errstate(invalid="ignore"):  # of signaling NaN, on ARM
+    with np.errstate(invalid="ignore"):  # raised by signaling NaNs on ARM
         flat_out[whole:] = flat[whole:]

@@ -1,4 +1,4 @@
-"""How many rows each cluster has, and which have its smallest keys, wherever the engine keeps them."""
+"""Number of rows and the rows with the smallest keys in each cluster, in the memory of the engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hkm_dask.compute.jit import kernel
 
 @njit
 def nth_smallest(keys: Any, n: int) -> Any:
-    """The n-th smallest key, from 0, by Hoare's selection; reorders the keys."""
+    """Return the n-th smallest key, from 0, by quickselect; reorders the keys."""
     low, high = 0, keys.shape[0] - 1
     while low < high:
         pivot = keys[(low + high) >> 1]
@@ -39,7 +39,7 @@ def nth_smallest(keys: Any, n: int) -> Any:
 
 @kernel("void(i4[::1], i8[::1])")
 def count_labels(labels, counts):  # type: ignore[no-untyped-def]
-    """Add to `counts` the rows of every label; rows labeled -1 are left out. NumPy's count takes a copy in int64."""
+    """Count rows by label into `counts`, ignoring label -1; unlike ``np.bincount``, without an int64 copy."""
     for i in range(labels.shape[0]):
         if labels[i] >= 0:
             counts[labels[i]] += 1
@@ -49,7 +49,7 @@ def count_labels(labels, counts):  # type: ignore[no-untyped-def]
 def mark_smallest(keys, groups, indptr, r, chosen):  # type: ignore[no-untyped-def]
     """Set `chosen` to True at the `r` >= 1 smallest keys of every group; ties go to the first.
 
-    `indptr` holds the cumulative sizes of the groups; keys of group -1 are left out.
+    `indptr` holds the cumulative sizes of the groups; keys of group -1 are ignored.
     """
     place = indptr[:-1].copy()
     grouped = np.empty(indptr[-1], np.float64)
@@ -76,9 +76,9 @@ def mark_smallest(keys, groups, indptr, r, chosen):  # type: ignore[no-untyped-d
 
 
 def bounds_of_labels(labels: Any, n_clusters: int) -> NDArray[np.int64]:
-    """Where the members of each cluster begin and end once rows are grouped; rows labeled -1 are left out.
+    """Return the offsets of the clusters once rows are grouped by label; rows labeled -1 are ignored.
 
-    Labels (int32) may be on a device; the bounds are on the host.
+    Labels (int32) may be on a device; the offsets are on the host.
 
     >>> bounds_of_labels(np.int32([1, 0, -1, 1]), 3).tolist()
     [0, 1, 3, 3]
@@ -92,9 +92,9 @@ def bounds_of_labels(labels: Any, n_clusters: int) -> NDArray[np.int64]:
 
 
 def are_smallest(n_clusters: int, r: int, keys: Any, labels: Any) -> Any:
-    """Which keys are among the `r` smallest of their cluster, ties to the first; where the keys are.
+    """Mark the keys among the `r` smallest of their cluster, ties to the first, in the memory of the keys.
 
-    `keys` (float64, none negative) and `labels` (int32) may be on a device; rows labeled -1 are left out.
+    `keys` (float64, not negative) and `labels` (int32) may be on a device; rows labeled -1 are ignored.
 
     >>> are_smallest(2, 1, np.array([3.0, 1.0, 1.0, 5.0]), np.int32([0, 0, 0, 1])).tolist()
     [False, True, False, True]
@@ -104,7 +104,7 @@ def are_smallest(n_clusters: int, r: int, keys: Any, labels: Any) -> Any:
     if xp is np:
         mark_smallest(np.ascontiguousarray(keys), np.ascontiguousarray(labels), indptr, r, chosen)
         return chosen
-    by_key = device_argsort(keys.view(xp.int64))  # floats that are not negative are in the order of their bits
+    by_key = device_argsort(keys.view(xp.int64))  # non-negative floats sort like their bits
     order = by_key[device_argsort(labels[by_key])][len(keys) - int(indptr[-1]) :]
     rank = xp.arange(len(order)) - xp.asarray(indptr)[labels[order]]
     chosen[order[rank < r]] = True

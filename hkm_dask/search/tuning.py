@@ -1,4 +1,4 @@
-"""Choices that are measured: which form of a search is fastest for some rows, found once and kept."""
+"""Measured choices: the fastest form of a search for some rows is measured once and remembered."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 
 from hkm_dask.compute.block_cache import host_cache
 
-#: Numbers of coordinates tried as the head of a pruned search.
+#: Head lengths of a pruned search that are tried.
 _HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
 
 _choosing = threading.Lock()
 
 
 def chosen_once(group: Hashable, key: Hashable, budget: int, measure: Callable[[], Any] | None = None) -> Any:
-    """Return a choice made before, or measure it: one thread measures, others wait for what it chooses.
+    """Return a choice made before, or measure it: one thread measures while others wait for its result.
 
-    It is forgotten with its group, such as the name of a geometry; without `measure`, an unknown choice is None. All
-    that the process remembers may take `budget` bytes; a choice takes none.
+    The choice is dropped together with its group, such as the name of a geometry. Without `measure`, an unknown choice
+    is None. `budget` is the size limit in bytes of the process's cache; a choice takes no space.
     """
     choice = host_cache.get(group, key)
     if choice is not None or measure is None:
@@ -35,7 +35,7 @@ def chosen_once(group: Hashable, key: Hashable, budget: int, measure: Callable[[
 
 
 def search_seconds(index: Any, rows: Any, labels: Any, distances: Any, operand: Any) -> float:
-    """Time of a search that leaves labels and distances as they are."""
+    """Time a search that leaves labels and distances unchanged."""
     labels, distances = labels.copy(), distances.copy()
     begin = time.perf_counter()
     index.nearest(rows, labels, distances, operand)
@@ -43,11 +43,11 @@ def search_seconds(index: Any, rows: Any, labels: Any, distances: Any, operand: 
 
 
 def best_head(n_features: int, seconds: Callable[[int], float], columns: int = 16) -> int:
-    """Find the fastest number of coordinates in the head of the product; 0 for the plain form.
+    """Find the fastest number of coordinates in the head of the product; 0 means the plain form.
 
-    From a third of the features downhill: with a longer head each pair costs more, with a shorter one more are left.
-    `seconds` times a search with so many coordinates in its head, once for each number that is tried: a multiple of
-    `columns`, or all.
+    The search starts at a third of the features and descends: a longer head makes each pair cost more, a shorter one
+    excludes fewer pairs. `seconds` times a search with a given head, a multiple of `columns` or all features, and is
+    called once for each length tried.
 
     >>> best_head(96, lambda n_head: 1.0 + abs(n_head - 48) if n_head else 99.0)
     48

@@ -1,1 +1,1 @@
-"""What people look at: progress while it runs, stores described, pictures."""
+"""User-facing output: progress of runs, descriptions of stores, figures."""

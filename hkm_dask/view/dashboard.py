@@ -1,6 +1,6 @@
-"""Our page in the Dask dashboard: how a build goes, its time left, stages and inertia, and the speed of each worker.
+"""The hkm page in the Dask dashboard: status and time left of a build, its stages and inertia, the workers' speed.
 
-The scheduler makes it, of the events that the driver sends (`hkm_dask.compute.cluster.dashboard`) and of its own tasks.
+The scheduler serves it, from events that the driver sends (`hkm_dask.compute.cluster.dashboard`) and its own task log.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from hkm_dask.events import TOPIC, Event
 from hkm_dask.view.progress import Status
 
-#: Colors of stages and of levels, which differ for the color-blind, too (Okabe and Ito).
+#: Colors of stages and levels, distinguishable for color-blind readers (Okabe and Ito).
 STAGES = {
     "seeding": "#E69F00",
     "iterations": "#0072B2",
@@ -25,33 +25,33 @@ STAGES = {
 }
 _LEVEL_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _UPDATE_MS = 500
-#: Pixels that a figure has at least; a telephone has 360.
+#: Minimum width of a figure in pixels; a phone screen has 360.
 _LEAST_WIDTH = 320
-#: Workers and passes that speeds are shown of: the slowest, and the last ones.
+#: Most workers whose speeds are shown (the slowest), and number of their last passes that count.
 _MOST_WORKERS, _PASSES = 40, 4
-#: Tasks that are looked at, the last ones, so that the scheduler is not kept from its work.
+#: Most tasks examined (the last ones), to keep the load on the scheduler low.
 _MOST_TASKS = 5000
 _PASS = re.compile(r"hkm-(lloyd|assign)-.*?level(\d+)(?:-step(\d+))?")
 
 
 class RunLog:
-    """What the events of a run tell: of a build, or of other work that reports how much of it is done.
+    """State of a run, collected from its events: a build, or other work that reports progress.
 
     It began at `started`, in seconds since the epoch.
     """
 
     def __init__(self, started: float) -> None:
         self.started, self.status, self.running = started, Status(started), True
-        #: ``where`` (level and step), ``stage``, ``start`` and ``stop`` in seconds since the run began; a stage that
-        #: goes on has a ``stop`` of None.
+        #: ``where`` (level and step), ``stage``, ``start`` and ``stop`` in seconds since the run began; ``stop`` is
+        #: None for the current stage.
         self.stages: list[dict[str, Any]] = []
-        self.curves: dict[tuple[int, int], list[float]] = {}  # by level and step, the inertia of each iteration
-        self.rows: dict[tuple[int, int | None], int] = {}  # of each k-means; of the whole level where step is None
-        self.lines: list[str] = []  # what was worth keeping: levels done, warnings
+        self.curves: dict[tuple[int, int], list[float]] = {}  # inertia of each iteration, by level and step
+        self.rows: dict[tuple[int, int | None], int] = {}  # rows of each k-means; of the whole level if step is None
+        self.lines: list[str] = []  # messages to keep: finished levels, warnings
         self._seeded: float | None = None
 
     def update(self, event: Event) -> None:
-        """Take in one event; after the last one of the run nothing changes."""
+        """Process one event; events after the end of the run are ignored."""
         if not self.running:
             return
         self.lines += self.status.update(event)
@@ -70,7 +70,7 @@ class RunLog:
                     self._begin("iterations", fields, time if self._seeded is None else self._seeded)
                 curve.append(fields["inertia"])
             case "step_finished":
-                if self.stages and self.stages[-1]["stage"] == "seeding":  # a small k-means is one task for one worker
+                if self.stages and self.stages[-1]["stage"] == "seeding":  # a small k-means runs as a single task
                     self.stages[-1]["stage"] = "one task"
                 self._begin("assigning", fields, time)
             case "splitting" if not fields["done"]:
@@ -102,8 +102,8 @@ def _where(fields: Mapping[str, Any]) -> tuple[int, int]:
     return fields["level"], fields["step"]
 
 
-def _told(log: RunLog, now: float) -> str:
-    """What stands above the figures, in HTML."""
+def _status_html(log: RunLog, now: float) -> str:
+    """Make the status text above the figures, in HTML."""
     lines = [escape(line) for line in log.lines[-3:]]
     if log.running:
         headline, detail, share, times = log.status.parts(now)
@@ -113,10 +113,10 @@ def _told(log: RunLog, now: float) -> str:
 
 
 def rows_per_second(tasks: Iterable[Mapping[str, Any]], rows: Mapping[tuple[int, int | None], int]) -> dict[str, float]:
-    """Rows per second of each worker, over its last passes that assign rows.
+    """Compute the rows per second of each worker, over its last passes that assign rows.
 
-    Tasks are as ``TaskStreamPlugin.buffer`` of distributed has them: ``key``, ``worker`` and ``startstops``; `rows` as
-    in `RunLog`. A pass is made in parts of about as many rows each.
+    Tasks are those of distributed's ``TaskStreamPlugin.buffer``: ``key``, ``worker`` and ``startstops``; `rows` are
+    those of `RunLog`. The parts of a pass are assumed to have the same number of rows.
 
     >>> def task(i, worker, start, stop):
     ...     spent = [{"action": "compute", "start": start, "stop": stop}]
@@ -135,7 +135,7 @@ def rows_per_second(tasks: Iterable[Mapping[str, Any]], rows: Mapping[tuple[int,
     for name in reversed(passes):
         found = _PASS.match(name)
         assert found is not None
-        # An assignment passes over all rows of the level, whichever step asks for it.
+        # An assignment passes over all rows of the level, whatever the step.
         level, step = int(found[2]), None if found[1] == "assign" or found[3] is None else int(found[3])
         n_parts = 1 + max(task["key"][1] for task in passes[name])
         spent: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -151,7 +151,7 @@ def rows_per_second(tasks: Iterable[Mapping[str, Any]], rows: Mapping[tuple[int,
 
 
 def add_to(scheduler: Any) -> bool:
-    """Add the page to the dashboard of a scheduler, unless it is there; tell whether it is. Run by the scheduler."""
+    """Add the page to a scheduler's dashboard, if it is not there yet; returns whether it is. Runs on the scheduler."""
     from distributed.dashboard.core import BokehApplication
     from distributed.dashboard.scheduler import template_variables
     from tornado.ioloop import IOLoop
@@ -166,13 +166,13 @@ def add_to(scheduler: Any) -> bool:
     scheduler.http_application.add_application(application)
     application.initialize(IOLoop.current())
     application.start()
-    if TOPIC not in variables["pages"]:  # what all pages have at their top
+    if TOPIC not in variables["pages"]:  # the navigation bar of all pages
         variables["pages"].append(TOPIC)
     return True
 
 
 def show(scheduler: Any, extra: Mapping[str, Any], doc: Any) -> None:
-    """Fill a document of Bokeh with the page, and keep it up to date."""
+    """Fill a Bokeh document with the page and keep it up to date."""
     from distributed.dashboard.components.scheduler import BOKEH_THEME, env
     from distributed.diagnostics.task_stream import TaskStreamPlugin
 
@@ -189,7 +189,7 @@ def show(scheduler: Any, extra: Mapping[str, Any], doc: Any) -> None:
 
 
 class Page:
-    """The figures of one window, drawn again while it is open."""
+    """The figures in one browser window, updated while it is open."""
 
     def __init__(self, scheduler: Any) -> None:
         from bokeh.layouts import column, row
@@ -198,8 +198,8 @@ class Page:
 
         self.scheduler = scheduler
         self.log: RunLog | None = None
-        self._last: Any = None  # entry of the scheduler's log that was read
-        self._names: dict[str, str] = {}  # of workers, kept when they have gone
+        self._last: Any = None  # last entry of the scheduler's log that was read
+        self._names: dict[str, str] = {}  # of workers, including those that have left
         self._ahead = 0.0  # seconds by which the driver's clock is ahead of this one
         self.text = Div(name="status", sizing_mode="stretch_width", styles={"font-size": "115%"})
         names = ("where", "stage", "start", "stop", "seconds", "color")
@@ -208,7 +208,7 @@ class Page:
         self.curves = ColumnDataSource({name: [] for name in names}, name="inertia")
         self.speeds = ColumnDataSource({"worker": [], "speed": []}, name="speeds")
         self._draw()
-        # Beside each other where there is room, else one below the other.
+        # Side by side if there is room, otherwise stacked.
         wrapped = {"display": "flex", "flex-wrap": "wrap"}
         below = row(self.inertia_figure, self.speed_figure, sizing_mode="stretch_width", styles=wrapped)
         self.root = column(self.text, self.stage_figure, below, sizing_mode="stretch_width", margin=10)
@@ -217,7 +217,7 @@ class Page:
         from bokeh import plotting
         from bokeh.models import FactorRange, NumeralTickFormatter
 
-        figure: Any = plotting.figure  # whose options are not all typed
+        figure: Any = plotting.figure  # not all of its options are typed
         options: dict[str, Any] = {"sizing_mode": "stretch_width", "tools": "", "toolbar_location": None}
         self.stage_figure: Any = figure(
             title="Stages", y_range=FactorRange(), x_axis_label="time since the run began", height=120, **options,
@@ -251,13 +251,13 @@ class Page:
         self.speed_figure.x_range.start = 0
         self.speed_figure.ygrid.visible = False
         for shown in (self.stage_figure, self.speed_figure):
-            shown.xaxis.ticker.desired_num_ticks = 4  # so that labels do not meet in a narrow window
+            shown.xaxis.ticker.desired_num_ticks = 4  # so that labels do not overlap in a narrow window
             shown.xaxis.ticker.num_minor_ticks = 0
-        self.inertia_figure.xaxis.ticker.num_minor_ticks = 0  # there are no halves of iterations
-        self.inertia_figure.visible = self.speed_figure.visible = False  # until there is something in them
+        self.inertia_figure.xaxis.ticker.num_minor_ticks = 0  # iterations are integers
+        self.inertia_figure.visible = self.speed_figure.visible = False  # until they have data
 
     def update(self) -> None:
-        """Take in what has come since, and show it."""
+        """Read new events and update the figures."""
         from distributed.metrics import time
 
         changed = self._read()
@@ -265,7 +265,7 @@ class Page:
             self.text.text = "Nothing has run on this scheduler yet."
         elif changed or self.log.running:
             now = time() + self._ahead
-            self.text.text = _told(self.log, now)
+            self.text.text = _status_html(self.log, now)
             self._show_stages(self.log, now - self.log.started)
             if changed:
                 self._show_curves(self.log)

@@ -1,9 +1,9 @@
-"""How long pieces of work take, from those that a run has timed, and how sure that is.
+"""Prediction of the duration of pieces of work, and its uncertainty, from the pieces that a run has timed.
 
-The logarithm of the seconds of a piece, over its units, is a sum of normal effects: of the machine, of the phase, of
-the phase in first k-means or in resamplings, of the phase at a level, of both, and of the piece alone. A piece that was
-timed tells as much about another one as both have in common, so that what is still to come is known better with each,
-and its errors go together where their causes do.
+The logarithm of a piece's seconds per unit is modeled as a sum of normal effects: of the machine, of the phase, of the
+phase in first k-means or in resamplings, of the phase at a level, of both, and of the single piece. A timed piece is
+informative about another one to the extent that they share effects, so that the prediction improves with every piece,
+and errors are correlated if their causes are shared.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.matmul import matmul
 
-#: Of each phase: seconds per unit on some machine, seconds that a piece takes beside its units, the standard deviation
-#: of the logarithm of its speed from run to run, and how much that of resamplings is above first k-means'. Learned from
-#: recorded runs, as `pipelines.benchmark.timeleft` makes them; what is told of others is in docs/see-the-run.md.
+#: Of each phase: seconds per unit on a typical machine, fixed seconds per piece, the standard deviation of the log of
+#: its speed between runs, and the offset of that log for resamplings relative to first k-means. Fitted to recorded runs
+#: by `pipelines.benchmark.timeleft`; docs/see-the-run.md has the accuracy on other runs.
 PHASES = {
     "draw": (1.2e-10, 0.02, 0.3, 0.0),
     "choose": (4e-11, 0.006, 0.35, -0.15),
@@ -33,20 +33,20 @@ PHASES = {
     "split": (2.7e-10, 0.05, 0.8, 0.0),
     "clusters": (9e-4, 0.0, 0.3, 0.0),
 }
-#: Phases that wait for disks or for other processes, so that the machine's speed in others tells nothing of them.
+#: Phases that wait for disks or other processes, so that the machine's speed in other phases says nothing about them.
 ALONE = {"write", "clusters"}
-#: Variances of other effects: the machine, the phase in first or resampled k-means, at a level, in both, of a piece.
+#: Variances of the other effects: machine, phase in first or resampled k-means, phase at a level, both, single piece.
 MACHINE, WHAT, LEVEL, BOTH, PIECE = 4.0, 0.02, 0.06, 0.015, 0.012
-#: Variance of a kind's speed beside what was timed of it.
+#: Variance of a kind's speed that remains however much was timed of it.
 DRIFT = 0.001
-#: Overhead of a piece on workers, as many times that of one process.
+#: Overhead of a piece on workers relative to that in one process.
 ON_WORKERS = 5
-#: Finished pieces that the mean of a kind is taken over, the last ones.
+#: Number of last finished pieces that the mean of a kind is taken over.
 RECENT = 5
 
 
 class Kind(NamedTuple):
-    """Pieces of work that are alike: at a level, of a first k-means, of resamplings or of the level, and in a phase."""
+    """Kind of work: its level, what it belongs to (a first k-means, resamplings or the level itself), and its phase."""
 
     level: int
     what: str
@@ -54,7 +54,7 @@ class Kind(NamedTuple):
 
 
 def _shared(a: Kind, b: Kind) -> float:
-    """Variance of what the speeds of two kinds have in common."""
+    """Return the covariance of the log speeds of two kinds, from their shared effects."""
     machine = 0.0 if {a.phase, b.phase} & ALONE else MACHINE
     if a.phase != b.phase:
         return machine
@@ -68,33 +68,33 @@ def _covariances(a: Sequence[Kind], b: Sequence[Kind]) -> NDArray[np.float64]:
 
 
 def _prior_log(kind: Kind, units: float) -> float:
-    """Logarithm of the seconds that units of a kind take, where nothing was timed."""
+    """Return the logarithm of the seconds for some units of a kind, before anything was timed."""
     pace, _, _, resampled = PHASES[kind.phase]
     return math.log(pace * units) + resampled * (kind.what == "resampling")
 
 
 class _Timed(NamedTuple):
-    """The logarithm of seconds, over what was expected before anything was timed, and the variance of its error."""
+    """Logarithm of measured seconds relative to the prior expectation, and the variance of its error."""
 
     log: float
     variance: float
 
     @classmethod
     def of(cls, seconds: float, overhead: float, expected: float, variance: float = 0.0) -> _Timed:
-        """Of work that takes some overhead, too, which hides how long it took itself."""
+        """Make it from seconds that include an overhead, which adds uncertainty to the seconds of the work itself."""
         alone = max(seconds - overhead, 0.2 * seconds, 1e-4)
         return cls(math.log(alone) - expected, variance + min(1.0, overhead / alone) ** 2 / 4)
 
 
 @dataclass
 class Durations:
-    """What was timed, by kind; on workers, where tasks take longer to hand out, the overhead is `ON_WORKERS` times."""
+    """Measured durations, by kind; on workers, the overhead of a task is `ON_WORKERS` times as long."""
 
     on_workers: bool = False
     timed: defaultdict[Kind, list[_Timed]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, pieces: Sequence[tuple[Kind, float]], seconds: float) -> None:
-        """Take in pieces that are done, each with its units, and their seconds together."""
+        """Add finished pieces, each with its units, and the seconds they took together."""
         if not pieces:
             return
         expected = self._speeds([kind for kind, _ in pieces], {})[0]
@@ -106,9 +106,10 @@ class Durations:
     def total(
         self, pieces: Mapping[tuple[Kind, float], int], under_way: Mapping[Kind, tuple[float, float, float]]
     ) -> tuple[float, float]:
-        """Mean and variance of the seconds of pieces, so many of each kind with its units.
+        """Predict the mean and variance of the total seconds of pieces, given the number of each kind with its units.
 
-        Of kinds `under_way` the units of the one that is are known, and a guess of its seconds and of their error.
+        `under_way` has, for a kind with a piece in progress, the units of that piece, a guess of its total seconds, and
+        the error of that guess.
         """
         if not pieces:
             return 0.0, 0.0
@@ -131,7 +132,7 @@ class Durations:
     def _speeds(
         self, kinds: Sequence[Kind], under_way: Mapping[Kind, _Timed]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and covariances of the logarithms of what kinds take, over what was expected before anything was."""
+        """Return means and covariances of the log durations of kinds, relative to the prior expectation."""
         seen = [*self.timed, *under_way]
         if not seen:
             return np.zeros(len(kinds)), _covariances(kinds, kinds)
@@ -147,7 +148,7 @@ class Durations:
         return matmul(gain, np.array(means)), _covariances(kinds, kinds) - matmul(gain, between.T)
 
     def _spread(self, kind: Kind) -> float:
-        """Variance of the logarithm of the seconds of a single piece of a kind."""
+        """Return the variance of the log duration of a single piece of a kind."""
         last = [one.log for one in self.timed.get(kind, [])[-RECENT:]]
         mean = sum(last) / max(len(last), 1)
         return (3 * PIECE + sum((one - mean) ** 2 for one in last)) / (3 + max(len(last) - 1, 0))

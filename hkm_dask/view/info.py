@@ -1,4 +1,4 @@
-"""What a pool or a tree is: sizes, levels, settings, history, whether it is complete."""
+"""Descriptions of pools, trees and assignments: sizes, levels, settings, history, completeness."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Facts = dict[str, Any]
 
 
 def describe(path: str | os.PathLike[str]) -> Facts:
-    """Describe a pool, a tree or an assignment, finished or not; the unfinished ``PATH.wip`` where only that is there.
+    """Describe a pool, a tree or an assignment, finished or not; ``PATH.wip`` if only the unfinished store exists.
 
-    Facts are ready for JSON: ``store``, ``kind`` ("pool", "tree" or "assignment"), ``complete``, ``format_version``,
-    and for a pool its shape, dtype, chunks, sources and fingerprint; for a tree its settings and one entry per level in
-    ``levels``, with the inertia of every iteration of every k-means in ``history``. StoreError where nothing is there,
-    it is no store of this package, of another version, or damaged.
+    The facts are ready for JSON: ``store``, ``kind`` ("pool", "tree" or "assignment"), ``complete``,
+    ``format_version``; for a pool also its shape, dtype, chunks, sources and fingerprint; for a tree its settings and
+    one entry per level in ``levels``, with the inertia of every iteration of every k-means in ``history``. Raises
+    StoreError if nothing is there, or it is not a store of this package, has another version, or is damaged.
     """
     root = _find(location(path, "store"))
     metadata = files.read_json(root / files.METADATA_FILE)
@@ -40,10 +40,10 @@ def describe(path: str | os.PathLike[str]) -> Facts:
     kind = attributes.get("format")
     if metadata is None or kind not in layout.FORMATS:
         unfinished = root.suffix == _WIP
-        what = "it is no Zarr group" if metadata is None else f"its format is {kind or 'another'}"
+        what = "it is not a Zarr group" if metadata is None else f"its format is {kind or 'another'}"
         remedy = "it was stopped before it began; run its command again" if unfinished else "give the path of one"
         raise StoreError(f"store={str(root)!r} should be a pool, tree or assignment of hkm, but {what}; {remedy}")
-    # The version first: what a newer one means by `complete` is not ours to know.
+    # Check the version first: `complete` may have another meaning in a newer one.
     layout.check_marker({**attributes, layout.COMPLETE: True}, kind, root)
     complete = attributes.get(layout.COMPLETE) is True and not root.suffix == _WIP
     facts = {
@@ -67,7 +67,7 @@ def describe(path: str | os.PathLike[str]) -> Facts:
 
 
 def render(facts: Facts) -> str:
-    """Write the facts of `describe` as lines of text in aligned columns.
+    """Format the facts of `describe` as lines of text in aligned columns.
 
     >>> print(render({"store": "a.zarr.wip", "kind": "pool", "complete": False}))
     a.zarr.wip: a pool, not complete
@@ -141,7 +141,7 @@ def _level_facts(root: Location, number: int, attributes: Mapping[str, Any]) -> 
     group = root / f"level_{number}"
     sizes, history = read_whole(group / "sizes"), read_whole(group / "inertia")
     filled = sizes[sizes > 0]
-    # A history is padded with NaN, which JSON has no word for.
+    # Histories are padded with NaN, which JSON does not have.
     runs = [[float(inertia) for inertia in run if math.isfinite(inertia)] for run in history]
     return facts | {
         "n_inputs": chunks.open_array(group / "labels").spec.shape[0],
@@ -170,7 +170,7 @@ def _pool_lines(facts: Facts) -> list[str]:
             ("dtype", facts["dtype"]),
             ("size", size_text(facts["bytes"])),
             ("chunks", f"{facts['n_chunks']:,} of {facts['chunk_rows']:,} rows"),
-            ("ids", "yes" if facts["has_ids"] else "no, rows are known by their numbers"),
+            ("ids", "yes" if facts["has_ids"] else "none; rows are identified by their numbers"),
             *([("columns", ", ".join(facts["columns"]))] if facts.get("columns") else []),
             ("max abs", f"{facts['max_abs']:.6g}"),
             ("zero rows", f"{facts['n_zero_rows']:,}"),
@@ -260,7 +260,7 @@ def _level_table(done: Sequence[Facts]) -> list[str]:
 
 
 def _settings_table(planned: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A column for the number of clusters, and for each setting that levels differ in; the others in a sentence."""
+    """Tabulate the number of clusters and all settings that differ between levels; list the others below."""
     alike = [name for name in sorted(planned[0]) if all(level[name] == planned[0][name] for level in planned)]
     alike = [name for name in alike if name != "n_clusters"]
     names = ["n_clusters", *sorted(set(planned[0]) - {"n_clusters", *alike})]
@@ -280,7 +280,7 @@ def _history_lines(done: Sequence[Facts]) -> list[str]:
 
 
 def _wrapped(head: str, items: Sequence[str]) -> list[str]:
-    """Items with commas between them, each on one line."""
+    """Join items with commas, breaking lines only between items."""
     no_break = "\N{NO-BREAK SPACE}"
     return [
         line.replace(no_break, " ") for line in wrapped(head, ", ".join(item.replace(" ", no_break) for item in items))

@@ -1,4 +1,4 @@
-"""The work of a run as pieces: phases of each k-means, then its assignment; of each level what is split and written."""
+"""The work of a run, divided into pieces: the phases of each k-means and assignment, then splitting and writing."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS
 from hkm_dask.view.durations import Kind
 
-#: Phases in the order in which they come in a step.
+#: Phases in their order within a step.
 _ORDER = ("draw", "choose", "refine", "iterate", "assign", "gather", "split", "write")
-#: Iterations of later resamplings take so much of the first one's time, as clusters are more even by then; a first
-#: assignment takes so many times what those take that begin at its labels.
+#: Time of an iteration in later resamplings relative to the first one, since clusters are more even by then; and time
+#: of a first assignment relative to those that start from its labels.
 LATER, FIRST_ASSIGNMENT = 0.87, 1.25
-#: What a cluster takes to split beside its new centroids, in as many of those.
+#: Fixed cost of splitting a cluster, in new centroids.
 ALONE_SPLITS = 3
 
 
 class Step(NamedTuple):
-    """One k-means: what an iteration of it costs, its cap, and what labeling the level costs afterwards."""
+    """One k-means: the cost of an iteration, the maximum number of iterations, and the cost of assigning the level."""
 
     iteration_units: float
     max_iter: int
@@ -29,17 +29,17 @@ class Step(NamedTuple):
 
     @property
     def units(self) -> float:
-        """What it costs where it goes to its cap."""
+        """Cost if all iterations are made."""
         return self.iteration_units * self.max_iter + self.assign_units
 
 
 def place_of(phase: str) -> int:
-    """Number of a phase in the order in which they come; of clusters that are split as that of the splitting."""
+    """Return the position of a phase in the order; "clusters" (to be split) has that of "split"."""
     return _ORDER.index("split" if phase == "clusters" else phase)
 
 
 class Piece(NamedTuple):
-    """Work of a kind, in a step of its level: its units."""
+    """Work of one kind, in a step of its level, with its amount in units."""
 
     kind: Kind
     units: float
@@ -47,15 +47,15 @@ class Piece(NamedTuple):
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """Where it is in a run."""
+        """Its position in a run."""
         return self.kind.level, self.step, place_of(self.kind.phase)
 
 
 def steps_of(level: Mapping[str, Any]) -> list[Step]:
     """Plan the k-means of a level from its entry in ``run_started``: the first one, then the resampling steps.
 
-    The entry has ``n`` rows, ``k`` centroids, ``d`` coordinates, ``m`` resampling steps of ``r`` members per cluster,
-    and ``max_iter``.
+    The entry has ``n`` rows, ``k`` centroids, ``d`` features, ``m`` resampling steps of ``r`` members per cluster, and
+    ``max_iter``.
 
     >>> first, second = steps_of({"n": 1000, "k": 10, "d": 2, "m": 1, "r": 5, "max_iter": 50})
     >>> first.iteration_units, second.iteration_units, second.assign_units
@@ -67,13 +67,13 @@ def steps_of(level: Mapping[str, Any]) -> list[Step]:
 
 
 def resampled_rows(level: Mapping[str, Any]) -> float:
-    """Members that a resampling of a level has at most."""
+    """Return the most members that a resampling of a level can have."""
     n, k, r = float(level["n"]), float(level["k"]), level.get("r")
     return min(n, k * (float(r) if isinstance(r, int | float) else max(2.0, n / k / 2)))
 
 
 def splitting_of(level: Mapping[str, Any]) -> Step | None:
-    """Plan the splitting of a level's clusters, as one k-means in which every row meets ``n_splits`` centroids.
+    """Plan the splitting of a level's clusters as a k-means in which every row is compared with ``n_splits`` centroids.
 
     >>> splitting_of({"n": 1000, "k": 10, "d": 2, "m": 0, "r": 5, "max_iter": 50, "n_splits": 4})
     Step(iteration_units=8000.0, max_iter=50, assign_units=8000.0)
@@ -84,7 +84,7 @@ def splitting_of(level: Mapping[str, Any]) -> Step | None:
 
 
 def k_means_pieces(level: Mapping[str, Any], number: int, step: int, n: float) -> list[Piece]:
-    """Phases of a k-means over n rows, of a level with that number.
+    """List the phases of a k-means of n rows, for the level with the given number.
 
     >>> level = {"n": 1000, "k": 10, "d": 2, "m": 0, "max_iter": 50, "init": "coreset"}
     >>> [(piece.kind.phase, piece.units) for piece in k_means_pieces(level, 1, 0, 1000)]
@@ -105,9 +105,9 @@ def k_means_pieces(level: Mapping[str, Any], number: int, step: int, n: float) -
 
 
 def level_pieces(level: Mapping[str, Any], number: int) -> list[Piece]:
-    """All work of a level, in the order in which it is done.
+    """List all work of a level in order.
 
-    Where a level is fit on a sample, all its ``n_labeled`` rows are assigned in the end.
+    If a level is fit on a sample, all its ``n_labeled`` rows are assigned at the end.
     """
     n, k, d, m = float(level["n"]), float(level["k"]), float(level["d"]), int(level["m"])
     resampled, split, pieces = resampled_rows(level), splitting_of(level), list[Piece]()
@@ -129,10 +129,10 @@ def level_pieces(level: Mapping[str, Any], number: int) -> list[Piece]:
 
 
 class Agenda:
-    """Pieces that are not begun, in the order in which they are done.
+    """Pieces that have not begun, in order.
 
-    What is asked of it costs as much as there are kinds of pieces, however many pieces there are: `counts` has how many
-    there are of a kind with its units.
+    `counts` has the number of pieces of each kind and units, so that predictions cost as much as there are kinds,
+    however many pieces there are.
     """
 
     def __init__(self, pieces: Iterable[Piece] = ()) -> None:
@@ -140,7 +140,7 @@ class Agenda:
         self.counts = Counter((piece.kind, piece.units) for piece in self._pieces)
 
     def take(self, last: tuple[int, int, int]) -> list[Piece]:
-        """Take out the pieces up to a place, that one included."""
+        """Remove and return the pieces up to and including a position."""
         taken = list(itertools.takewhile(lambda piece: piece.place <= last, self._pieces))
         for piece in taken:
             self._pieces.popleft()
@@ -150,16 +150,16 @@ class Agenda:
         return taken
 
     def renewed(self, pieces: Sequence[Piece]) -> Agenda:
-        """The same with these phases of k-means in place of all that were planned of their steps."""
+        """Return a copy in which these phases of k-means replace all that were planned for the same steps."""
         steps, last = {piece.place[:2] for piece in pieces}, place_of("iterate")
         kept = (piece for piece in self._pieces if piece.place[:2] not in steps or piece.place[2] > last)
         return Agenda(sorted([*kept, *pieces], key=lambda piece: piece.place))
 
     def of_step(self, level: int, step: int) -> list[Piece]:
-        """Pieces of a step of a level."""
+        """List the pieces of a step of a level."""
         upto = itertools.takewhile(lambda piece: piece.place[:2] <= (level, step), self._pieces)
         return [piece for piece in upto if piece.place[:2] == (level, step)]
 
     def first_after(self, place: tuple[int, int, int]) -> Piece | None:
-        """The next piece behind a place."""
+        """Return the next piece after a position."""
         return next((piece for piece in self._pieces if piece.place > place), None)

@@ -1,4 +1,4 @@
-"""Progress on the console: level, step, iteration, inertia and time left, live or as plain lines."""
+"""Console progress: level, step, iteration, inertia and time left, as a live display or plain lines."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from hkm_dask.errors import printable
 from hkm_dask.events import Event, subscribe
 from hkm_dask.view.timeleft import Left, TimeLeft
 
-# Seconds between two plain lines, so that a log of many hours stays readable.
+# Seconds between plain lines, so that the log of a long run stays readable.
 PLAIN_INTERVAL = 10.0
-# Seconds between two looks at whether such a line is due.
+# Seconds between checks of whether such a line is due.
 TICK = 0.5
 BAR_WIDTH = 24
-# What may take so many times as long as is expected is told as a range.
+# The time left is shown as a range if it may be this many times as long as expected.
 WIDE = 1.5
-# What is told of each phase of a seeding.
+# Text for each phase of a seeding.
 _SEEDING = {
     "draw": "seeding, {done:,} of {total:,} centers",
     "walk": "seeding, {done:,} of {total:,} centers chosen",
@@ -37,7 +37,7 @@ _SEEDING = {
 
 
 def duration(seconds: float) -> str:
-    """Write a time span for people, to about two digits.
+    """Format a time span for people, to about two digits.
 
     >>> [duration(seconds) for seconds in (0.4, 42, 200, 5000, 200_000)]
     ['a few seconds', '42 s', '3 min', '1 h 23 min', '2 d 8 h']
@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
 
 
 def stopwatch(seconds: float) -> str:
-    """Write elapsed time as h:mm:ss.
+    """Format elapsed time as h:mm:ss.
 
     >>> stopwatch(3725.9)
     '1:02:05'
@@ -67,7 +67,7 @@ def stopwatch(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """Say a guess of the time left as the guess it is.
+    """Format an estimate of the time left as approximate.
 
     >>> about(2), about(200)
     ('a few seconds left', 'about 3 min left')
@@ -77,7 +77,7 @@ def about(seconds: float) -> str:
 
 
 def time_left(left: Left | None) -> str:
-    """Say what is known about the time left, and no more than that: a range where it is wide.
+    """Format the time left no more precisely than it is known: as a range if that is wide.
 
     >>> time_left(Left(expected=200, bound=270))
     'about 3 min left, at most 4 min'
@@ -98,9 +98,9 @@ def time_left(left: Left | None) -> str:
 
 @dataclass
 class Status:
-    """What a run is at, told from its events.
+    """The current state of a run, from its events.
 
-    `update` gives the lines that are worth keeping; the rest is asked for with `parts`.
+    `update` returns the lines that are worth keeping; `parts` returns the rest.
     """
 
     started: float
@@ -110,15 +110,15 @@ class Status:
     step: Mapping[str, Any] = field(default_factory=dict)
     seeding: Mapping[str, Any] = field(default_factory=dict)
     iteration: Mapping[str, Any] = field(default_factory=dict)
-    drop: float | None = None  # share of the inertia that the last iteration took off
+    drop: float | None = None  # relative decrease of the inertia in the last iteration
     splitting: Mapping[str, Any] = field(default_factory=dict)
-    inertia: float | None = None  # of the last step finished
+    inertia: float | None = None  # of the last finished step
     steps_done: int = 0
     stage: Mapping[str, Any] = field(default_factory=dict)
     left: TimeLeft = field(default_factory=TimeLeft)
 
     def update(self, event: Event) -> list[str]:
-        """Take in one event and give the lines to keep: a level done, a resumed run, a warning."""
+        """Process one event and return the lines to keep: a finished level, a resumed run, a warning."""
         self.left.update(event)
         fields = event.fields
         match event.kind:
@@ -161,9 +161,9 @@ class Status:
         return []
 
     def parts(self, now: float) -> tuple[str, str, float | None, str]:
-        """Say where the run is: a headline, a detail, the share done of that detail, and the times.
+        """Return what the run is doing: a headline, a detail, the finished share of that detail, and the times.
 
-        Headline and detail are empty where there is nothing to say.
+        Headline and detail are empty if there is nothing to report.
         """
         elapsed = f"{stopwatch(now - self.started)} so far"
         if self.stage:
@@ -215,8 +215,8 @@ class Status:
 class Display:
     """Shows a run's `Status` on a console: a few live lines on a terminal, plain lines elsewhere.
 
-    Between two plain lines of the same level there are at least `interval` seconds. The `name` of what runs is shown
-    until there is more to tell. Times count from `started`, in seconds since the epoch; from now by default.
+    Plain lines of the same level are at least `interval` seconds apart. The `name` of the command is shown until there
+    is more to report. Times count from `started`, in seconds since the epoch, by default from now.
     """
 
     def __init__(
@@ -230,8 +230,8 @@ class Display:
         self._last_line = -float("inf")
 
     def __call__(self, event: Event) -> None:
-        """Take in one event; called in whichever thread emits it."""
-        # Printed after the lock is released: the live display's own thread takes the console first and this lock then.
+        """Process one event; called in the thread that emits it."""
+        # Printed after the lock is released: the live display's thread acquires the console first, then this lock.
         with self._lock:
             lines = self._status.update(event)
             if not self.live:
@@ -243,7 +243,7 @@ class Display:
             self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=not self.live)
 
     def tick(self) -> None:
-        """Write a plain line where the last one is `interval` seconds old, though nothing has happened since."""
+        """Write a plain line if the last one is `interval` seconds old, even if nothing has happened since."""
         with self._lock:
             now = clock.time()
             silent = now - max(self._last_line, self._status.started)
@@ -262,7 +262,7 @@ class Display:
         return [f"[{stopwatch(now - self._status.started)}] {line}" for line in lines]
 
     def __rich__(self) -> RenderableType:
-        """Draw the live lines."""
+        """Render the live lines."""
         with self._lock:
             headline, detail, share, times = self._status.parts(clock.time())
         if not headline:
@@ -280,9 +280,9 @@ class Display:
 
 
 class JsonLines:
-    """Writes each event as one line of JSON, with the seconds left where something tells.
+    """Writes each event as a line of JSON, with the estimated seconds left if available.
 
-    After `interval` seconds without an event, `tick` writes a line ``heartbeat``.
+    After `interval` seconds without an event, `tick` writes a ``heartbeat`` line.
 
     >>> import sys
     >>> JsonLines(sys.stdout)(Event("assigned", {"level": 1, "step": 0}, 7.5))
@@ -296,13 +296,13 @@ class JsonLines:
         self._last_line = clock.time()
 
     def __call__(self, event: Event) -> None:
-        """Write one event; called in whichever thread emits it."""
+        """Write one event; called in the thread that emits it."""
         with self._lock:
             self._left.update(event)
             self._write(event)
 
     def tick(self) -> None:
-        """Write a heartbeat where the last line is `interval` seconds old."""
+        """Write a heartbeat if the last line is `interval` seconds old."""
         with self._lock:
             if clock.time() - self._last_line >= self._interval:
                 self._write(Event("heartbeat", {}, clock.time()))
@@ -319,7 +319,7 @@ class JsonLines:
 
 @contextmanager
 def _repeated(function: Callable[[], None]) -> Iterator[None]:
-    """Call a function again and again, in a thread of its own."""
+    """Call a function repeatedly, in a separate thread, until the context closes."""
     done = threading.Event()
 
     def repeat() -> None:
@@ -340,11 +340,11 @@ def show_progress(
     console: Console | None = None, *, interval: float = PLAIN_INTERVAL, as_json: bool = False, name: str = "",
     started: float | None = None,
 ) -> Iterator[None]:  # fmt: skip
-    """Show on the console what the computation inside the context tells; on stderr by default.
+    """Show the progress of the computation inside the context on a console, by default on stderr.
 
-    Lines are live where it is a terminal, plain elsewhere, and then at least `interval` seconds apart; the `name` of
-    what runs is shown until there is more to tell, and times count from `started`. With `as_json` every event is a
-    line, and silence has heartbeats.
+    Lines are live on a terminal, otherwise plain and at least `interval` seconds apart; the `name` of the command is
+    shown until there is more to report, and times count from `started`. With `as_json`, every event is a line, with
+    heartbeats during silence.
 
     >>> import sys
     >>> from hkm_dask.events import emit
@@ -364,6 +364,6 @@ def show_progress(
             with _repeated(display.tick):
                 yield
             return
-        # Results belong to stdout, which the live display must leave alone.
+        # Results go to stdout, which the live display must not redirect.
         with Live(display, console=console, refresh_per_second=4, transient=True, redirect_stdout=False):
             yield

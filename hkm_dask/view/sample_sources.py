@@ -1,4 +1,4 @@
-"""What is known of the samples of a pool, and where it is: captions, ids, columns and images."""
+"""Where the captions, ids, columns and images of samples come from."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from hkm_dask.embedding.images import ImageFiles
 from hkm_dask.errors import InputError
 from hkm_dask.view.texts import Column, Lines, Records, Texts
 
-#: Columns that are taken for captions where none is named, and for paths of images where ids are not.
+#: Columns used as captions unless one is named, and as paths of images instead of ids.
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "TEXT")
 PATH_COLUMNS = ("image_path", "file_name", "filename", "path", "image")
-#: Bytes of ids and columns that are kept.
+#: Bytes of ids and columns that are cached.
 _KEPT_BYTES = 256 << 20
 
 
 class SampleSources:
-    """What is known of samples, by their row numbers below `n_rows`; ids, columns and embeddings are in a `pool`.
+    """Captions, images and metadata of samples, by row numbers below `n_rows`; ids and columns come from `pool`.
 
-    `captions` are a file with a text for each row, or the name of a column, and `images` a folder or a ``.zip`` that
-    holds the image files, whose names are the ids, or stand in a column. With `wait` a large file of captions is read
-    through at once, and not meanwhile. InputError for captions or images that there are not, or of another number of
-    rows.
+    `captions` is a file with one text per row, or the name of a column; `images` a folder or a ``.zip`` of image files,
+    named by the ids or by a column. With `wait`, a large file of captions is indexed before this returns, not in the
+    background. Raises InputError if captions or images do not exist, or have another number of rows.
     """
 
     def __init__(
@@ -37,11 +36,11 @@ class SampleSources:
     ) -> None:  # fmt: skip
         self.n_rows, self.pool = n_rows, pool
         self.ids: Column | None = None
-        self.columns: dict[str, Column] = {}  # those that are not the captions
+        self.columns: dict[str, Column] = {}  # except captions
         if pool is not None:
             cache = KeptChunks(_KEPT_BYTES)
             for name in pool.columns:
-                read = partial(pool.column_piece, name)  # with what is missing
+                read = partial(pool.column_piece, name)  # masks missing values
                 self.columns[name] = Column(open_array(location(pool.path) / name), cache, read, n_rows)
             if pool.has_ids:
                 self.ids = Column(open_array(location(pool.path) / layout.IDS), cache, n_rows=n_rows)
@@ -54,7 +53,7 @@ class SampleSources:
             raise InputError(
                 f"images={os.fspath(images or '')} should go with a pool whose ids, or a column "
                 f"{' or '.join(PATH_COLUMNS)}, name the files; make it with `hkm embed image` or `hkm ingest --ids`, "
-                "or say with --pool where it is"
+                "or give its path with --pool"
             )
 
     def _open_captions(self, captions: str | os.PathLike[str] | None, wait: bool) -> None:

@@ -1,4 +1,4 @@
-"""Texts of the rows of a pool, read a few at a time and searched in steps: lines of a file, or a column."""
+"""Texts of the rows of a pool, read a few at a time and searched incrementally: lines of a file, or a column."""
 
 from __future__ import annotations
 
@@ -21,50 +21,50 @@ from hkm_dask.embedding.texts import open_texts
 from hkm_dask.errors import InputError
 from hkm_dask.untrusted import open_regular
 
-#: Lines between two of which the place in the file is kept: 8 bytes for 64 lines.
+#: The offset of every STRIDE-th line is kept: 8 bytes per 64 lines.
 STRIDE = 64
-#: Bytes of a file that are looked at together, and of the longest line that is shown.
+#: Bytes of a file that are read at once, and of the longest line that is shown.
 BLOCK_BYTES = 4 * MIB
 MAX_LINE_BYTES = 64 * 2**10
-#: Bytes of a file whose lines are counted when it is opened; those of a larger one are counted meanwhile.
+#: Most bytes of a file whose lines are counted when it is opened; those of a larger file are counted in the background.
 COUNTED_AT_ONCE = 256 * MIB
-#: Records of a file that are looked at together.
+#: Records of a file that are searched at once.
 RECORDS_AT_ONCE = 4096
 
 
 class Found(NamedTuple):
-    """One step of a search."""
+    """Result of one step of a search."""
 
     rows: list[int]
-    next_row: int  # where to go on; the number of rows where all were searched
+    next_row: int  # where to continue; the number of rows at the end
 
 
 class Texts(Protocol):
-    """A text of every row."""
+    """One text per row."""
 
     def take(self, rows: NDArray[np.int64]) -> list[str | None]:
-        """Read the texts of rows; None of a row that has none, or not yet."""
+        """Read the texts of rows; None for a row without text, or one that is not indexed yet."""
         ...
 
     def find(self, query: str, row: int, *, limit: int, until: float) -> Found:
-        """Search from a row on for texts that hold `query`, in capitals or not.
+        """Search from `row` on for texts that contain `query`, ignoring case.
 
-        It ends with `limit` of them, or at the time `until` of `time.monotonic`, after one block at least.
+        Stops after `limit` matches, or at the time `until` of `time.monotonic`, but not before one block is searched.
         """
         ...
 
 
 class Lines:
-    """Lines of a text file, one per row: where every `STRIDE`-th begins is found by reading the file once.
+    """Lines of a text file, one per row; the offset of every `STRIDE`-th line is found by reading the file once.
 
-    A file of up to `COUNTED_AT_ONCE` bytes is read when it is opened, and an InputError where it has other than
-    `n_rows` lines. A larger one is read by a thread meanwhile, and `problem` tells of it, unless you `wait` for it.
+    A file of up to `COUNTED_AT_ONCE` bytes is read when it is opened; raises InputError unless it has `n_rows` lines. A
+    larger file is read by a background thread, and `problem` reports a wrong count, unless `wait` is set.
     """
 
     def __init__(self, path: str | os.PathLike[str], n_rows: int, *, wait: bool = False) -> None:
         self.path, self.n_rows = Path(path), n_rows
         self.problem: str | None = None
-        self.n_indexed = 0  # lines whose place is known
+        self.n_indexed = 0  # lines whose offsets are known
         self._offsets = np.zeros(n_rows // STRIDE + 1, np.int64)  # of every STRIDE-th line
         open_input(self.path).close()
         self.n_bytes = self.path.stat().st_size
@@ -137,7 +137,7 @@ class Lines:
 def _in_steps(
     search: Callable[[int], tuple[list[int], int]], row: int, n_rows: int, *, limit: int, until: float
 ) -> Found:
-    """Search from a row on, as `Texts.find` does; `search` gives the rows it finds from one on, and where it ended."""
+    """Implement `Texts.find`; `search` returns the matching rows of one block from a row on, and where it ended."""
     rows: list[int] = []
     while row < n_rows:
         found, row = search(row)
@@ -150,7 +150,7 @@ def _in_steps(
 
 
 def _lines_with(data: bytes, needle: bytes, pattern: re.Pattern[str] | None) -> list[int]:
-    r"""Numbers of the lines that hold a text: an ASCII one in small letters, or a pattern.
+    r"""Return the numbers of the lines that contain a text, given in lower case if ASCII, otherwise as a pattern.
 
     >>> _lines_with(b"a\nWolf\nb\nwolf wolf\n", b"wolf", None)
     [1, 3]
@@ -158,7 +158,7 @@ def _lines_with(data: bytes, needle: bytes, pattern: re.Pattern[str] | None) -> 
     if pattern is not None:
         lines = data.decode(errors="replace").split("\n")
         return [i for i, line in enumerate(lines) if pattern.search(line)]
-    found, line, at, low = [], 0, 0, data.lower()  # of bytes: ASCII only, and as long as before
+    found, line, at, low = [], 0, 0, data.lower()  # bytes.lower changes ASCII only and keeps the length
     while (hit := low.find(needle, at)) >= 0:
         line += low.count(b"\n", at, hit)
         found.append(line)
@@ -170,9 +170,9 @@ def _lines_with(data: bytes, needle: bytes, pattern: re.Pattern[str] | None) -> 
 
 
 class Records:
-    """Texts of a ``.jsonl`` or ``.parquet`` file, or of a folder, as they are embedded; see `open_texts`.
+    """Texts of a ``.jsonl`` or ``.parquet`` file, or of a folder, as for embedding; see `open_texts`.
 
-    InputError where there are other than `n_rows`.
+    Raises InputError unless there are `n_rows`.
     """
 
     def __init__(self, path: str | os.PathLike[str], n_rows: int) -> None:
@@ -204,14 +204,14 @@ def _to_arrow(values: np.ndarray) -> Any:
 
     if values.dtype.kind in "iufb":
         return pa.array(np.ma.getdata(values), mask=np.ma.getmaskarray(values))
-    return pa.array(values.tolist(), pa.large_string())  # None where one is masked
+    return pa.array(values.tolist(), pa.large_string())  # None for masked values
 
 
 class Column:
-    """Values of a column or the ids of a pool: strings, numbers or truth values, some of which may be missing.
+    """Values of a column, or the ids of a pool: strings, numbers or booleans, some of which may be missing.
 
-    They are the first `n_rows` of the array, or all; `read` gives them from a row to another, masked where they are
-    missing, in place of the array's own. A `cache` keeps chunks of them, as Arrow has them.
+    They are the first `n_rows` of the array, or all. `read` returns a range of values, masked where missing, instead of
+    the array's own method. A `cache` keeps chunks in Arrow format.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Column:
         return chunk
 
     def values(self, rows: NDArray[np.int64]) -> list[Any]:
-        """Read the values of rows, as Python has them; None where one is missing."""
+        """Read the values of rows as Python objects; None for missing values."""
         step = self.array.spec.chunk_rows
         return [self._chunk(int(row) // step)[int(row) % step].as_py() for row in rows]
 
@@ -238,7 +238,7 @@ class Column:
         return [None if value is None else str(value) for value in self.values(rows)]
 
     def find(self, query: str, row: int, *, limit: int, until: float) -> Found:
-        """See `Texts.find`; a number is found by all of its digits."""
+        """See `Texts.find`; a number matches only as a whole."""
         import pyarrow as pa
         import pyarrow.compute as pc
 

@@ -1,11 +1,11 @@
-"""How long a run still takes, as a pure function of the events so far.
+"""Estimate of the time left in a run, as a pure function of the events so far.
 
-Work is pieces (`hkm_dask.view.pieces`). Those that are done tell how long others take (`hkm_dask.view.durations`); the
-piece under way tells its own length: by the share of it that is done, or by how fast the inertia falls and iterations
-get shorter, since fewer and fewer rows move.
+Work is divided into pieces (`hkm_dask.view.pieces`). Finished pieces predict the duration of others
+(`hkm_dask.view.durations`); the current piece predicts its own, by the share that is done, or by how fast the inertia
+falls and iterations get shorter, as fewer and fewer rows move.
 
-What is left is then a sum of log-normal times, of which the median is *expected*, and the 10 % and 90 % quantiles are
-what it takes *at least* and at most, the *bound*.
+The time left is then a sum of log-normal times. Its median is *expected*; the 10 % and 90 % quantiles are *least* and
+*bound*.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from hkm_dask.events import Event
 from hkm_dask.view.durations import Durations, Kind
 from hkm_dask.view.pieces import Agenda, Piece, k_means_pieces, level_pieces, place_of, resampled_rows
 
-#: Standard deviation of the logarithm of the rest of a piece, by its own progress: of its iterations, of other work
-#: over the root of the number of its reports.
+#: Standard deviation of the logarithm of a piece's remaining time predicted from its own progress: for iterations, and
+#: for other work, over the square root of the number of its reports.
 OF_ITERATIONS, OF_SHARE = 0.4, 0.25
-#: Of the errors of the piece under way and of what follows it, the part that they have in common.
+#: Correlation of the errors of the current piece and of those that follow.
 COMMON = 0.65
-#: Share by which what comes is never quite like what was: other work on the machine, and what no phase counts.
+#: Irreducible relative variation of future work: other load on the machine, and work that belongs to no phase.
 VARIES = 0.16
-#: Of a small deviation that the errors of pieces amount to, the part that recorded runs had; of a large one, all.
+#: Share of a small predicted deviation that recorded runs showed; large deviations are kept in full.
 SEEN = 0.7
-#: Standard normal quantile of the bound.
+#: Standard normal quantile for the bounds.
 QUANTILE = 1.28
-#: Share of a draw's time before its last pass, and the power of the share drawn by which it goes there.
+#: Share of a draw's time before its last pass, and the exponent by which that share grows with the share drawn.
 _DRAWN, _DRAW_POWER = 0.7, 0.6
-#: Share of a draw from which it tells how long the rest takes.
+#: Least share drawn that predicts the rest of a draw.
 _LEAST_DRAWN = 0.1
-#: Power by which the drop of the inertia falls, before two drops have told, and how much steeper it gets further on.
+#: Exponent of the decay of the inertia's drop, before two drops are known, and its increase later.
 _POWER, _STEEPER = 1.7, 0.4
-#: Seconds of the last iteration as a share of the first one's, and how many iterations that is worth as evidence.
+#: Last iteration's seconds as a share of the first's, and the weight of this prior in iterations.
 _LAST, _LAST_WEIGHT = 0.15, 3
-#: Later resamplings have fewer members than the first: by this times the root of the share that is lacking in that.
+#: Reduction of the members of later resamplings, times the square root of the share that the first one lacks.
 FEWER = 0.35
-#: Iterations as a share of their cap, where nothing tells.
+#: Iterations as a share of their maximum, before anything is known.
 _SHARE = 0.25
 
 
 class Left(NamedTuple):
-    """Seconds a run still takes: as ``expected``, at most ``bound``, and at ``least``, each by nine in ten chances."""
+    """Seconds left in a run: ``expected`` is the median, ``least`` and ``bound`` the 10 % and 90 % quantiles."""
 
     expected: float
     bound: float
@@ -55,7 +55,7 @@ class Left(NamedTuple):
 
 
 def iterations_of(drops: Sequence[float], tol: float, max_iter: int) -> float:
-    """Iterations a k-means will have made, by the shares of the inertia that its iterations took off so far.
+    """Estimate the total number of iterations of a k-means from the relative drops of the inertia so far.
 
     Examples
     --------
@@ -73,14 +73,14 @@ def iterations_of(drops: Sequence[float], tol: float, max_iter: int) -> float:
 
 @dataclass
 class _Iterations:
-    """The iterations under way."""
+    """State of the iterations in progress."""
 
     max_iter: int
     tol: float
     iteration: int = 0
     inertia: float | None = None
-    drops: list[float] = field(default_factory=list)  # of the inertia, as a share of it
-    seconds: list[float] = field(default_factory=list)  # of each iteration
+    drops: list[float] = field(default_factory=list)  # relative decreases of the inertia
+    seconds: list[float] = field(default_factory=list)  # duration of each iteration
 
     def take(self, fields: Mapping[str, Any], seconds: float) -> None:
         inertia = fields.get("inertia")
@@ -90,11 +90,11 @@ class _Iterations:
         self.iteration, self.inertia = int(fields["iteration"]), inertia
 
     def rest(self) -> float:
-        """Seconds that those to come take."""
+        """Estimate the seconds of the remaining iterations."""
         n_iter = max(_SHARE * self.max_iter, self.iteration + 1.0)
         if self.drops and self.drops[-1] > 0:
             n_iter = max(iterations_of(self.drops, self.tol, self.max_iter), self.iteration + 0.5)
-        # The first iteration may have the end of the seeding in it.
+        # The first iteration may include the end of the seeding.
         first, last = self.seconds[min(1, len(self.seconds) - 1)], self.seconds[-1]
         fall = _LAST_WEIGHT * math.log(_LAST) / n_iter + math.log(max(last, 1e-6) / max(first, 1e-6))
         shorter = math.exp(min(fall / (_LAST_WEIGHT + max(len(self.seconds) - 2, 0)), -1e-3))
@@ -103,9 +103,9 @@ class _Iterations:
 
 @dataclass
 class _UnderWay:
-    """Pieces under way, more than one where nothing tells them apart, or none that was planned.
+    """The pieces in progress: more than one if events do not separate them, none if the work was not planned.
 
-    They began at `start` with a share done, the `first`; `share` was done when it was `told`.
+    They began at `start` with a share done, the `first`; `share` was done at the last report, at time `told`.
     """
 
     pieces: list[Piece]
@@ -116,7 +116,7 @@ class _UnderWay:
     share: float = 0.0
     n_reports: int = 0
     iterations: _Iterations | None = None
-    is_whole: bool = True  # it was not continued after an interruption
+    is_whole: bool = True  # False if it was resumed after an interruption
 
     @property
     def phase(self) -> str:
@@ -126,7 +126,7 @@ class _UnderWay:
         self.share, self.told, self.n_reports = share, time, self.n_reports + 1
 
     def rest(self) -> tuple[float, float] | None:
-        """Seconds it takes from when it `told` on, by its own progress, and their error; None without any."""
+        """Estimate the seconds left since the last report from its own progress, and their error; None if unknown."""
         if self.iterations is not None and self.iterations.seconds:
             rest = self.iterations.rest()
             return rest, OF_ITERATIONS * rest
@@ -138,7 +138,7 @@ class _UnderWay:
 
 @dataclass
 class TimeLeft:
-    """Learn from events how long work takes, and tell how long the rest takes.
+    """Learns the speed of work from events and estimates the time left.
 
     Examples
     --------
@@ -158,14 +158,14 @@ class TimeLeft:
     _levels: list[Mapping[str, Any]] = field(default_factory=list)  # as planned
     _durations: Durations = field(default_factory=Durations)
     _coming: Agenda = field(default_factory=Agenda)
-    _absent: set[Kind] = field(default_factory=set)  # planned, but no k-means like it has it
+    _absent: set[Kind] = field(default_factory=set)  # planned, but skipped in a k-means of the same kind
     _now: _UnderWay | None = None
-    _place: tuple[int, int] = 1, 0  # level and step of the k-means under way
-    _skipped: list[Piece] = field(default_factory=list)  # of it
+    _place: tuple[int, int] = 1, 0  # level and step of the current k-means
+    _skipped: list[Piece] = field(default_factory=list)  # of the current k-means
     _time: float = 0.0
 
     def update(self, event: Event) -> None:
-        """Take one event into account; kinds that say nothing about time are ignored."""
+        """Process one event; kinds that say nothing about time are ignored."""
         handler = getattr(self, f"_on_{event.kind}", None)
         if handler is not None:
             handler(event.fields, event.time)
@@ -173,27 +173,27 @@ class TimeLeft:
                 self._time = event.time
 
     def at(self, now: float) -> Left | None:
-        """Tell what is left at ``now`` (seconds since the epoch); None as long as nothing tells."""
+        """Return the time left at ``now`` (seconds since the epoch); None until there is evidence."""
         coming = {piece: number for piece, number in self._coming.counts.items() if piece[0] not in self._absent}
         current = self._rest()
         if current is None and (self._now is not None or not self._durations.timed):
             return None
         rest, error = current or (0.0, 0.0)
         seconds, variance = self._durations.total(coming, self._own())
-        if rest:  # the median of a log-normal variable; to its mean
+        if rest:  # the median of a log-normal variable, converted to its mean
             seconds += rest * math.sqrt((1 + math.sqrt(1 + 4 * (error / rest) ** 2)) / 2)
         variance += error**2 + 2 * COMMON * error * math.sqrt(variance)
         spread = math.log1p(variance / seconds**2) if seconds else 0.0
         deviation = math.sqrt(spread)
         deviation *= min(1.0, math.hypot(SEEN, deviation))
         median, margin = seconds * math.exp(-spread / 2), math.exp(QUANTILE * math.hypot(deviation, VARIES))
-        # Between two events time runs down, though not to nothing.
+        # Between two events the time left decreases, but not to zero.
         passed = min(now - self._now.told, 0.9 * rest) if self._now is not None else 0.0
         return Left(*(max(one - passed, 0.1 * one) for one in (median, median * margin, median / margin)))
 
-    # -- what is under way --------------------------------------------------------------------------------------------
+    # -- work in progress ---------------------------------------------------------------------------------------------
     def _own(self) -> dict[Kind, tuple[float, float, float]]:
-        """What the piece under way tells of its kind: its units, and a guess of its seconds and of their error."""
+        """Return what the current piece shows about its kind: its units, and an estimate of its seconds and error."""
         now, rest = self._now, None if self._now is None else self._now.rest()
         if now is None or rest is None or len(now.pieces) != 1 or not now.is_whole:
             return {}
@@ -201,7 +201,7 @@ class TimeLeft:
         return {now.pieces[0].kind: (now.pieces[0].units, whole, rest[1])}
 
     def _rest(self) -> tuple[float, float] | None:
-        """Seconds that the work under way takes after its last report, and their error; None where nothing tells."""
+        """Estimate the seconds of the current work after its last report, and their error; None if unknown."""
         at = self._now
         if at is None:
             return None
@@ -209,7 +209,7 @@ class TimeLeft:
         guesses = [] if own is None else [own]
         if at.pieces and at.is_whole and self._durations.timed and (own is None or at.phase != "clusters"):
             seconds, variance = self._durations.total(Counter((piece.kind, piece.units) for piece in at.pieces), {})
-            error = max(math.sqrt(variance), elapsed - seconds)  # what takes longer than others is not like them
+            error = max(math.sqrt(variance), elapsed - seconds)  # a piece that takes longer is unlike the others
             guesses.append((max(seconds - elapsed, 0.1 * error), error))
         if not guesses:
             return None
@@ -219,7 +219,7 @@ class TimeLeft:
 
     # -- events -------------------------------------------------------------------------------------------------------
     def _begin(self, level: int, step: int, phase: str, time: float) -> None:
-        """What is under way ends, and a phase begins."""
+        """End the current work and begin a phase."""
         self._end(time)
         place = level, step, place_of(phase)
         taken = self._coming.take(place)
@@ -241,7 +241,7 @@ class TimeLeft:
         self._levels, self._coming, self._now = [], Agenda(), None
 
     def _on_compiled(self, fields: Mapping[str, Any], time: float) -> None:
-        """Work takes as much longer as inner loops took to compile, once: that tells nothing of what follows."""
+        """Exclude the time that inner loops took to compile, which happens once and says nothing about later work."""
         seconds = min(fields["seconds"], time - self._time)
         self._time += seconds
         if self._now is not None:
@@ -263,9 +263,9 @@ class TimeLeft:
         self._skipped = []
 
     def _resample(self, level: int, first: int, n: float) -> None:
-        """Take resamplings from a step on to have n rows: small clusters give fewer members than was planned.
+        """Replan resamplings from a step on with n rows: small clusters give fewer members than was planned.
 
-        Those after the first resampling give fewer still, as much as they did in that.
+        Resamplings after the first give fewer still, in proportion to what the first lacks.
         """
         planned = self._levels[level - 1]
         lacking = max(0.0, 1 - n / resampled_rows(planned)) if first == 1 else 0.0
@@ -283,11 +283,11 @@ class TimeLeft:
         phase, share = fields["phase"], fields["done"] / max(1, fields["total"])
         phase = "choose" if phase == "walk" else phase
         if self._now.phase != phase:
-            if self._now.phase == "draw" and not self._now.n_reports:  # there are no more rows than it would draw
+            if self._now.phase == "draw" and not self._now.n_reports:  # there are not more rows than it would draw
                 self._skipped += self._now.pieces
                 self._now.is_whole = False
             self._begin(*self._place, phase, time)
-        if phase == "draw":  # passes over the rows draw more and more
+        if phase == "draw":  # each pass over the rows draws more than the one before
             share = _DRAWN * share**_DRAW_POWER if share >= _LEAST_DRAWN else 0.0
         if share:
             self._now.report(share, time)
@@ -296,7 +296,7 @@ class TimeLeft:
             self._begin(*self._place, "iterate", time)
 
     def _of_k_means(self) -> list[Piece]:
-        """Phases of the k-means under way that are not begun."""
+        """List the phases of the current k-means that have not begun."""
         return [piece for piece in self._coming.of_step(*self._place) if piece.place[2] <= place_of("iterate")]
 
     def _on_iteration(self, fields: Mapping[str, Any], time: float) -> None:
@@ -305,7 +305,7 @@ class TimeLeft:
         number = int(fields["iteration"])
         if self._now.phase != "iterate" and (self._now.n_reports or number > 1):
             self._begin(*self._place, "iterate", self._time)
-        elif self._now.phase != "iterate":  # nothing told where the seeding ended
+        elif self._now.phase != "iterate":  # no event separated the seeding from the iterations
             self._merge()
         now = self._now
         if now.iterations is None:
@@ -318,13 +318,13 @@ class TimeLeft:
             self._resample(self._place[0], self._place[1] + 1, float(fields["n_members"]))
 
     def _merge(self) -> None:
-        """The k-means is one piece from now on."""
+        """Treat the rest of the k-means as one piece."""
         if self._now is not None:
             self._now.pieces += self._of_k_means()
             self._coming.take((*self._place, place_of("iterate")))
 
     def _on_step_finished(self, fields: Mapping[str, Any], time: float) -> None:
-        if self._now is not None and self._now.iterations is None:  # it tells only its end
+        if self._now is not None and self._now.iterations is None:  # only its end is reported
             self._merge()
         elif self._now is not None and self._now.is_whole:
             self._absent |= {piece.kind for piece in self._skipped}
@@ -353,7 +353,7 @@ class TimeLeft:
     def _on_progress(self, fields: Mapping[str, Any], time: float) -> None:
         if self._levels:
             return
-        if "then" in fields:  # how long this takes tells nothing of what follows
+        if "then" in fields:  # its duration says nothing about what follows
             self._now = None
             return
         share, now = fields["done"] / max(1, fields["total"]), self._now

@@ -146,7 +146,7 @@ def simulate(passes: Sequence[Pass], cluster: Cluster, seed: int = 0) -> Outcome
 
 
 def passes_of(config: Config, n_rows: int, n_features: int, workers: Workers, dtype: str = "float16") -> list[Pass]:
-    """Return the passes of a run, from the plan's counts and rates; every k-means takes its maximum of iterations."""
+    """Return the passes of a run, from the plan's counts and rates; every k-means takes max_iter iterations."""
     steps = run_steps(n_rows, n_features, dtype, config.levels, n_workers=workers.n_workers)
     return [one for step in steps for one in _passes_of(step, workers, n_features)]
 

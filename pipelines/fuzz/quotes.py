@@ -11,5 +11,7 @@ def quote(runs: Mapping[str, Any]) -> dict[str, str]:
     run = runs["fuzz"]
     parsers = run["found"]["parsers"].values()
     worked, refused, defects = (sum(counts[kind] for counts in parsers) for kind in ("worked", "refused", "defect"))
-    counts = f"{worked:,} inputs were taken, {refused:,} refused in one line, and {defects or 'none'} did anything else"
+    counts = (
+        f"{worked:,} inputs were accepted, {refused:,} refused in one line, and {defects or 'none'} did anything else"
+    )
     return {"run": f"On {run['date']}, `{run['command']}`", "counts": counts}

@@ -112,7 +112,7 @@ def section() -> str:
     def registers(name: str, target: str) -> str:
         return " or ".join(map(str, dict.fromkeys(one.registers for one in made[target] if one.kernel == name)))
 
-    lines = [("kernel", *TARGETS, "the review's"), ("---",) * (len(TARGETS) + 2)]
+    lines = [("kernel", *TARGETS, "at commit 3fa8cbf"), ("---",) * (len(TARGETS) + 2)]
     lines += [
         (f"`{name}`", *(registers(name, target) for target in TARGETS), REVIEW.get(name, ""))
         for name in sorted({one.kernel for one in every} - {hopper.kernel})
@@ -126,7 +126,7 @@ def section() -> str:
         f"Registers of a thread, by nvcc {compiler_version()} (`python pipelines/gpu/run.py --compiled`), for rows in "
         f"float16 and float32 where they differ. {spills}",
         "\n".join(re.sub(r"  (?=\|)", " ", f"| {' | '.join(cells)} |") for cells in lines),
-        f"Instructions for sm_90 and {HOPPER}: {ops}. The review's sketch had 4 HGMMA.64x256x16 a step, too." if ops
+        f"Instructions for sm_90 and {HOPPER}: {ops}. A sketch had 4 HGMMA.64x256x16 per step, too." if ops
         else "Instructions were not counted: there was no disassembler.",
     ]  # fmt: skip
     return "\n\n".join(paragraphs) + "\n"

@@ -11,7 +11,7 @@ def quote(runs: Mapping[str, Any]) -> dict[str, str]:
     run = runs["all"]
     results = run["found"]["results"]
     n, n_missed = sum(results.values()), len(run["found"]["survivors"])
-    noticed = f"all of {n} were noticed" if not n_missed else f"{n - n_missed} of {n} were noticed"
+    noticed = f"all of {n} mutants were noticed" if not n_missed else f"{n - n_missed} of {n} mutants were noticed"
     hung = (
         f", {results['hung']} of them because the tests did not end within two minutes" if results.get("hung") else ""
     )

@@ -41,7 +41,7 @@ def test_it_serves_until_ctrl_c(hkm: Callable[..., Result], pool: Path, small: l
         cli.main(["browse", str(tmp_path / "tree.zarr"), "--out", str(tmp_path / "w.csv")], prog_name="hkm")
     thread.join()
     assert (exit_.value.code or 0, answers) == (0, [[20, 5], True])
-    assert "Ctrl-C ends it" in err.getvalue()
+    assert "Press Ctrl-C to end" in err.getvalue()
     assert f"1 mark was not saved to {tmp_path / 'w.csv'}" in err.getvalue()
     assert "Interrupted" not in err.getvalue()
 

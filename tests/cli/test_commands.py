@@ -89,10 +89,13 @@ def test_it_runs_as_a_module() -> None:
             ["cluster", "p", "t", "--config", "c.yaml", "--n-clusters", "5"],
             "Give --config FILE or --n-clusters K,K,..., ",
         ),
-        (["cluster", "p", "t", "--config", "c.yaml", "--n-resamples", "5"], "beside --config, use --set"),
-        (["cluster", "p", "t", "--n-clusters", "5,x"], "'5,x' should be whole numbers with commas between them; "),
-        (["cluster", "p", "t", "--n-clusters", "5,"], "'5,' should be whole numbers with commas between them; "),
-        (["cluster", "p", "t", "--n-clusters", "5", "--resample-size", "half"], "should be whole numbers with commas"),
+        (["cluster", "p", "t", "--config", "c.yaml", "--n-resamples", "5"], "with --config, use --set"),
+        (["cluster", "p", "t", "--n-clusters", "5,x"], "'5,x' should be whole numbers separated by commas; "),
+        (["cluster", "p", "t", "--n-clusters", "5,"], "'5,' should be whole numbers separated by commas; "),
+        (
+            ["cluster", "p", "t", "--n-clusters", "5", "--resample-size", "half"],
+            "should be whole numbers separated by commas",
+        ),
         (["cluster", "p", "t", "--n-clusters", "5", "--metric", "l1"], "'l1' is not one of 'l2', 'cosine'"),
         (["cluster", "p", "t", "--n-clusters", "5", "--workers", "0"], "0 is not in the range x>=1"),
         (["cluster", "p", "t", "--n-clusters", "5", "--memory-limit", "much"], "'much' should be a size above 0"),
@@ -219,15 +222,15 @@ def test_without_numbers_the_advice_is_taken_and_told(hkm: Callable[..., Result]
     words = ["cluster", pool, tmp_path / "tree.zarr", "--set", "levels.1.max_iter=3"]
     code, _, err = hkm(*words)
     assert code == 0
-    assert "For 200 rows, as advised: --n-clusters 40,20,6 --n-resamples 1 --resample-size 2" in err
-    assert "Why: 5, 10 and 30 rows to a cluster" in err
+    assert "For 200 rows, recommended: --n-clusters 40,20,6 --n-resamples 1 --resample-size 2" in err
+    assert "Why: 5, 10 and 30 rows per cluster" in err
     assert "--config FILE" in err
     config = json.loads(hkm("info", tmp_path / "tree.zarr", "--json").out)["config"]
     assert [level["n_clusters"] for level in config["levels"]] == [40, 20, 6]
     assert hkm(*words)[:2] == (0, f"{tmp_path / 'tree.zarr'}: already complete\n")
     code, _, err = hkm(*words, "--fit-sample", "90", "--n-resamples", "0", "--restart")
     assert code == 0
-    assert "For 90 rows, as advised: --n-clusters 18,9,3 --n-resamples 0 --resample-size 2" in err
+    assert "For 90 rows, recommended: --n-clusters 18,9,3 --n-resamples 0 --resample-size 2" in err
     assert "the levels are fit on 90 of 200 rows" in err
 
 

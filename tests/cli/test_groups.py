@@ -28,7 +28,7 @@ def test_an_option_given_twice_is_refused_where_one_would_be_lost(hkm: Callable[
     words = ["ingest", tmp_path / "a.npy", tmp_path / "p.zarr", "--keep", "url", "--keep", "license"]
     code, _, err = hkm(*words)
     assert code == 2
-    assert "--keep is given 2 times, it should be given once; put commas between its values" in err
+    assert "--keep is given 2 times but should be given once; separate its values by commas" in err
     for several in (["--exclude", "1:0", "--exclude", "1:1"], ["--json", "--json"], ["--seed", "1", "--seed", "2"]):
         code, _, err = hkm("sample", tmp_path / "t.zarr", "--size", 1, "--out", tmp_path / "a.npy", *several)
         assert code == 1
@@ -65,7 +65,7 @@ def test_lists_of_another_length_than_the_levels_are_refused(hkm: Callable[..., 
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (KeyError("x"), "Error: KeyError: 'x' (a defect; --debug shows where)"),
+        (KeyError("x"), "Error: KeyError: 'x' (a bug in hkm_dask; --debug shows the traceback)"),
         (PermissionError(13, "Permission denied", "a.zarr"), "Error: a.zarr: Permission denied"),
         (OSError(28, "No space left", "a"), "Error: the disk is full; free space and run the same command again"),
         (OSError("9 requested and 0 written"), "Error: the disk is full; free space and run the same command again"),

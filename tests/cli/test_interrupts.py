@@ -162,7 +162,7 @@ def test_an_interrupted_run_leaves_no_process_and_tells_how_to_resume(
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in err
-    assert "what is finished is kept" in err
+    assert "finished work is kept" in err
     resume = err.splitlines()[-1].strip()
     assert resume.startswith("python -m hkm_dask cluster pool.zarr tree.zarr --n-clusters 150")
     assert "--restart" not in resume
@@ -188,7 +188,7 @@ def test_an_interrupt_while_workers_start_ends_them(pool: Path, number: signal.S
         _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in err
-    assert "what is finished is kept" in err
+    assert "finished work is kept" in err
     assert psutil.wait_procs(starting, timeout=10)[1] == []
 
 
@@ -302,7 +302,7 @@ def test_an_interrupt_while_kernels_are_compiled_is_not_lost(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Exception ignored" not in err
-    assert "what is finished is kept" in err
+    assert "finished work is kept" in err
 
 
 @pytest.mark.parametrize(

@@ -41,13 +41,13 @@ def test_paths_may_begin_with_the_home_folder(kind: options.LocalPath) -> None:
 def test_a_preset_needs_gpus_of_this_machine(hkm: Callable[..., Result]) -> None:
     code, _, err = hkm("cluster", "p", "t", "--n-clusters", "5", "--cuda-preset", "capacity")
     assert code == 2
-    assert "--cuda-preset is for the workers that --local-cuda starts" in err
+    assert "--cuda-preset needs --local-cuda" in err
 
 
 def test_threads_of_workers_need_workers_of_this_machine(hkm: Callable[..., Result]) -> None:
     code, _, err = hkm("cluster", "p", "t", "--n-clusters", "5", "--threads-per-worker", "2")
     assert code == 2
-    assert "--threads-per-worker is for the processes of --workers" in err
+    assert "--threads-per-worker needs --workers" in err
 
 
 def test_a_place_is_threads_unless_another_is_asked_for() -> None:
@@ -65,7 +65,7 @@ def test_it_runs_on_worker_processes(pool: Path, tmp_path: Path, small: list[str
     result = subprocess.run([*words, "--workers", "2"], capture_output=True, text=True, env=env, check=False)
     assert result.returncode == 0, result.stderr
     assert "Dask dashboard: http://127.0.0.1:" in result.stderr
-    assert re.search(r"^This run there: http://127\.0\.0\.1:\d+/hkm$", result.stderr, re.MULTILINE)
+    assert re.search(r"^Page about this run: http://127\.0\.0\.1:\d+/hkm$", result.stderr, re.MULTILINE)
     assert "a tree, complete" in result.stdout
 
 
@@ -102,7 +102,7 @@ def test_a_url_of_what_is_no_store_is_refused_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     np.save("a.npy", np.zeros((3, 2), "f4"))
-    local, schemes = "should be a path on this machine, it is read or written there only", "should begin with s3://"
+    local, schemes = "should be a path on this machine; copy it to a disk", "should begin with s3://"
     for words, said in (
         (("ingest", "a.npy", "ftp://a/p.zarr"), f"pool='ftp://a/p.zarr' {schemes}"),
         (("ingest", "https://a/b.npy", "p.zarr"), f"source='https://a/b.npy' {schemes}"),

@@ -55,18 +55,18 @@ def test_no_pool_is_needed(hkm: HKM) -> None:
     assert "\n  --set levels.2.n_clusters=" in out
     assert "no rates are known" in out
     code, out, err = hkm("plan", "--n-samples", "90", "--n-features", "8", "--seconds", "0")
-    assert "For 90 rows, as advised: --n-clusters 18,9,3" in err
+    assert "For 90 rows, recommended: --n-clusters 18,9,3" in err
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ([], 2, "Give POOL.zarr, or --n-samples N and --n-features D in its place."),
-        (["--n-samples", "9"], 2, "Give POOL.zarr, or --n-samples N and --n-features D in its place."),
+        ([], 2, "Give POOL.zarr, or --n-samples N and --n-features D instead."),
+        (["--n-samples", "9"], 2, "Give POOL.zarr, or --n-samples N and --n-features D instead."),
         (["--n-samples", "9.5", "--n-features", "2"], 2, "'9.5' should be a whole number >= 1; write it like 743M"),
         (["--n-samples", "9", "--n-features", "2", "--gpu", "l4", "--workers", "2"], 2, "not both"),
         (["--n-samples", "9", "--n-features", "2", "--gpu", "h20"], 1, "--gpu='h20' should be NAME or NAME:NUMBER"),
-        (["--n-samples", "9", "--n-features", "2", "--subset", "a.npy"], 1, "subset goes with a pool"),
+        (["--n-samples", "9", "--n-features", "2", "--subset", "a.npy"], 1, "subset needs a pool"),
         (["--n-samples", "9", "--n-features", "2", "--n-clusters", "10"], 1, "--n-samples=9 should be >= levels.1"),
         (["--n-samples", "9", "--n-features", "2", "--rates", "none.json"], 1, "none.json"),
     ],

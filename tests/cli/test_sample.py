@@ -51,7 +51,7 @@ def test_rules_that_cannot_be_are_told_together(
         assert hkm("sample", tree, "--size", 5, "--out", out, option, "url").code == 2
         code, _, err = hkm("sample", tree, "--size", 5, "--out", out, option, "url=1", option, "url=2")
         assert code == 2
-        assert f"{option} is given twice for one column" in err
+        assert f"{option} is given twice for the same column" in err
     np.save(tmp_path / "rows.npy", np.arange(150))
     code, _, err = hkm("sample", tree, "--size", 60, "--out", out, "--exclude-ids", tmp_path / "rows.npy")
     assert code == 1

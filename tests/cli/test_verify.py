@@ -41,7 +41,7 @@ def test_problems_are_told_one_by_one_with_a_remedy(hkm: HKM, pool: Path, tree: 
     assert (code, out.splitlines()[0], err) == (1, f"{tree}: a tree with 2 problems", "")
     assert "  level_1/labels: chunk 0 (rows 0:200) has 803 bytes instead of 804\n" in out
     assert "  level_2/sizes: chunk 0 (rows 0:5) has 43 bytes instead of 44\n" in out
-    assert "to mend it\n  make it again from its pool with `hkm cluster --restart`\n" in out
+    assert "to fix it\n  make it again from its pool with `hkm cluster --restart`\n" in out
 
 
 def test_an_assignment_with_a_problem_is_called_one(hkm: HKM, pool: Path, tree: Path) -> None:

@@ -192,7 +192,7 @@ def test_all_problems_come_at_once_each_in_its_line(tmp_path: Path) -> None:
 
 def test_rising_levels_are_told_beside_other_problems() -> None:
     lines = problems_of(seed=-1, levels=[{"n_clusters": 50}, {"n_clusters": 60}])
-    assert lines[1:] == ["levels.2.n_clusters=60 should be <= levels.1.n_clusters=50; k falls from level to level"]
+    assert lines[1:] == ["levels.2.n_clusters=60 should be <= levels.1.n_clusters=50; lower it"]
 
 
 def test_check_finds_every_level_that_cannot_be() -> None:
@@ -201,8 +201,8 @@ def test_check_finds_every_level_that_cannot_be() -> None:
         config.check(40)
     assert caught.value.problems == (
         "n_samples=40 should be >= levels.1.n_clusters=50; lower n_clusters or add samples",
-        "levels.2.n_clusters=60 should be <= levels.1.n_clusters=50; k falls from level to level",
-        "levels.4.n_clusters=20 should be <= levels.3.n_clusters=10; k falls from level to level",
+        "levels.2.n_clusters=60 should be <= levels.1.n_clusters=50; lower it",
+        "levels.4.n_clusters=20 should be <= levels.3.n_clusters=10; lower it",
     )
 
 
@@ -297,7 +297,7 @@ def test_flags_of_the_wrong_length_are_refused_together_with_other_problems() ->
         "n_resamples=(1, 2, 3) should be one value or 2, one per level of n_clusters; it has 3",
         "resample_size=(1,) should be one value or 2, one per level of n_clusters; it has 1",
         "seed=-1 should be a whole number >= 0; raise it",
-        "levels.2.n_clusters=20 should be <= levels.1.n_clusters=10; k falls from level to level",
+        "levels.2.n_clusters=20 should be <= levels.1.n_clusters=10; lower it",
     )
 
 

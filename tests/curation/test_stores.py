@@ -86,7 +86,7 @@ def test_it_is_browsed_and_reported(folder: Path, tmp_path: Path) -> None:
 def test_another_pool_is_refused(folder: Path) -> None:
     tree = hkm.open_hierarchy(folder / "tree.zarr").copy()
     tree.attrs["pool"] = str(folder / "new.zarr")
-    with pytest.raises(StoreError, match="its content is another; put that pool back, or make the tree again"):
+    with pytest.raises(StoreError, match="its content differs; put that pool back, or make the tree again"):
         open_store(tree)
     tree.attrs["pool"] = ""
     with pytest.raises(InputError, match="from an array, not from a pool"):

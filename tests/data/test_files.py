@@ -40,7 +40,9 @@ def test_what_another_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
         partial.write_bytes(b"mine")
         target.write_bytes(b"theirs")
 
-    with pytest.raises(InputError, match=r"a\.npy should be a new file, it was made meanwhile; choose another name"):
+    with pytest.raises(
+        InputError, match=r"a\.npy should be a new file, but was created during the run; choose another name"
+    ):
         files.write_whole(target, write, new=True)
     assert target.read_bytes() == b"theirs"
     assert list(tmp_path.iterdir()) == [target]

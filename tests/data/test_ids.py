@@ -50,7 +50,7 @@ def test_as_many_ids_as_rows() -> None:
 
 def test_halves_of_characters_and_other_objects_are_refused() -> None:
     for piece in (np.array(["a", "b\ud800"], object), np.array(["\udfff"])):
-        with pytest.raises(InputError, match=r"ids: '.*ud.*' should be whole characters of Unicode; mend it"):
+        with pytest.raises(InputError, match=r"ids: '.*ud.*' should be valid Unicode; fix it"):
             ids.plain_ids(piece, "ids")
     for value in (None, 1.5, [1]):
         with pytest.raises(InputError, match="ids: some ids are neither integers nor strings"):

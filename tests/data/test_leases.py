@@ -139,7 +139,7 @@ def test_a_store_without_conditions_is_warned_of(bucket: ObjectPath, monkeypatch
     def refuse(*_: object) -> str:
         import errno
 
-        raise OSError(errno.ENOTSUP, "the store does not know how")
+        raise OSError(errno.ENOTSUP, "the store does not support it")
 
     monkeypatch.setattr(ObjectPath, "write_if", refuse)
     with pytest.warns(UserWarning, match="knows no locks: start no second run"), lock(bucket / "t.zarr"):

@@ -237,13 +237,13 @@ def test_no_credentials_are_named_by_the_kind_of_store(url: str, named: str) -> 
     from obstore.exceptions import GenericError
 
     error = GenericError("Error performing GET http://169.254.169.254/computeMetadata/v1/ in 1s")
-    assert f"there are no credentials; set {named}" in objects._sentence(error, url)
+    assert f"no credentials were found; set {named}" in objects._sentence(error, url)
 
 
 def test_no_network_is_a_sentence_soon(bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(objects._RETRIES, "max_retries", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StoreError, match="the store does not answer; check AWS_ENDPOINT_URL and the network"):
+    with pytest.raises(StoreError, match="the store does not respond; check AWS_ENDPOINT_URL and the network"):
         open_pool(bucket / "p.zarr")
 
 

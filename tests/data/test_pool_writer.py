@@ -37,7 +37,7 @@ def test_overflow_is_counted_apart_from_nonfinite_values() -> None:
     found = measured(rows, "f2")
     assert (found.n_overflows, found.n_overflow_rows) == (3, 2)
     assert np.concatenate(found.nonfinite).tolist() == [2]
-    with pytest.raises(InputError, match="n_overflows=3 should be 0: so many values, in 2 rows, exceed 65504"):
+    with pytest.raises(InputError, match="n_overflows=3 should be 0: that many values, in 2 rows, exceed 65504"):
         pool_writer.check_overflow(found, np.dtype("f2"))
 
 

@@ -146,7 +146,7 @@ def test_an_unreadable_image_is_refused_with_its_name_or_left_out(folder: Path, 
     images = open_images(source)
     for row, name in enumerate(images.names):
         if name in bad:
-            with pytest.raises(InputError, match=rf"image={name} should be readable, it is not \(.+\); mend it, or"):
+            with pytest.raises(InputError, match=rf"image={name} should be readable, it is not \(.+\); fix it, or"):
                 images.read(row, row + 1)
         else:
             images.read(row, row + 1)
@@ -240,7 +240,7 @@ def test_nothing_is_run_to_decode_a_file(tmp_path: Path) -> None:
 def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.png", picture(0))
     (tmp_path / "a.png").rename(tmp_path / "b\udcff.png")
-    with pytest.raises(InputError, match=r"'b.udcff.png' should be whole characters of Unicode; mend it"):
+    with pytest.raises(InputError, match=r"'b.udcff.png' should be valid Unicode; fix it"):
         open_images(tmp_path)
 
 

@@ -9,7 +9,7 @@ from hkm_dask.search.cuda import kernels as cuda_kernels
 _MULTIPLY = "multiply_64x256x16(products[0], matrix_at(a + 32 * k), matrix_at(b + 32 * k), step + k > 0);"
 _EXPECT = "barrier_expect(full(at.number), takes_rows ? COLUMNS_BYTES + ROWS_BYTES : COLUMNS_BYTES);"
 _ARRIVE = "if (lane < 2) barrier_arrive(empty(stage), lane);"
-_LAST = "  // a block must not go while the other may arrive at its barriers"
+_LAST = "  // a block must not exit while the other may arrive at its barriers"
 _COPY = "load_tile_for_both(columns_of"
 _BASE = "(shared_address(pool) + 1023) & ~1023u"
 #: A piece of the source, its replacement, and the emulator's error; empty if only the scores are wrong.

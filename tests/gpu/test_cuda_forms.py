@@ -85,7 +85,7 @@ def test_a_form_at_fault_is_put_aside_and_the_next_gives_the_cpus_labels(
     np.testing.assert_array_equal(on_device, on_cpu)
     (warning,) = told
     assert str(warning.message).startswith("the kernel nearest_two gave wrong scores for ")
-    assert str(warning.message).endswith("rows; this process goes on with cuBLAS in float16")
+    assert str(warning.message).endswith("rows; this process continues with cuBLAS in float16")
     geometry = geometry_of(rows)
     assert not CudaEngine().batches(geometry, HALF)
 
@@ -107,7 +107,7 @@ def test_where_no_form_is_right_nothing_is_computed(monkeypatch: pytest.MonkeyPa
         next(sound_forms(FORMS, 24, HALF))
     faults = "the kernel nearest_two is no good as fused", "cuBLAS in float16 is no good as half"
     assert [str(warning.message).partition(";")[0] for warning in told] == list(faults)
-    assert str(refused.value).startswith(f"no search on this GPU is right ({'; '.join(faults)}); compute on the CPU")
+    assert str(refused.value).startswith(f"no search on this GPU is correct ({'; '.join(faults)}); compute on the CPU")
 
 
 @pytest.mark.usefixtures("checked")
@@ -146,7 +146,7 @@ def test_a_fault_that_takes_the_context_with_it_is_noted_for_the_next_process(
     break_kernels(monkeypatch, "an illegal address on 120 rows", half=True)
     emulator.lose_context_by_faults()
     search, tile, centroids = search_of(groups(120, 24, np.float16))
-    said = r"nearest_two failed .* costs this process its GPU; restart it: the next one leaves that kernel"
+    said = r"nearest_two failed .* costs this process its GPU; restart it: the next one skips that kernel"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no other form is blamed
         with pytest.raises(ComputeError, match=said):
@@ -160,7 +160,7 @@ def test_a_fault_that_takes_the_context_with_it_is_noted_for_the_next_process(
     (note,) = (tmp_path / "cupy").glob("*.fault")
     assert str(warning.message).startswith("the kernel nearest_two failed (nearest_two: access outside the memory")
     assert str(warning.message).endswith(
-        f" in a process before (see {note}); this process goes on with cuBLAS in float16"
+        f" in a process before (see {note}); this process continues with cuBLAS in float16"
     )
 
 
@@ -180,7 +180,7 @@ def test_a_kernel_that_never_ends_here_is_noted_and_told_while_it_is_waited_for(
     cuda_forms.find_fault_here("the kernel", ONE, 0, never_ends)
     fault = "did not end within 0 s"
     (message,) = said
-    assert message.startswith(f"the kernel {fault}, which costs this process its GPU; restart it: the next one leaves")
+    assert message.startswith(f"the kernel {fault}, which costs this process its GPU; restart it: the next one skips")
     again = cuda_forms.find_fault_here("the kernel", ONE, 0, never_ends)
     assert again is not None
     assert again.startswith(f"{fault} in a process before (see {tmp_path}")

@@ -267,7 +267,7 @@ def test_float16_overflow_is_an_error_with_the_count(tmp_path: Path, drop: bool)
     x[3, :2] = 1e5
     x[40, 0] = -7e4
     with pytest.raises(
-        InputError, match=r"n_overflows=3 should be 0: so many values, in 2 rows, exceed 65504, .*; store float32"
+        InputError, match=r"n_overflows=3 should be 0: that many values, in 2 rows, exceed 65504, .*; store float32"
     ):
         ingest(x, tmp_path / "p.zarr", dtype="float16", chunk_mb=TINY, drop_nonfinite=drop)
     tidy(tmp_path)

@@ -192,14 +192,16 @@ def test_the_command_says_how_many_of_the_pool_a_tree_has(folder: Path) -> None:
     words = ["update", *(str(folder / name) for name in ("cosine.zarr", "pool.zarr", "new.zarr"))]
     said = CliRunner().invoke(main, words)
     assert n < N
-    assert f"cosine.zarr: {n + ADDED} of the pool's {N + ADDED} samples, of which {ADDED} joined in the" in said.output
+    assert (
+        f"cosine.zarr: {n + ADDED} of the pool's {N + ADDED} samples, of which {ADDED} were added in the" in said.output
+    )
 
 
 def test_the_command_and_two_updates(folder: Path) -> None:
     target, pool = folder / "l2.zarr", folder / "pool.zarr"
     said = CliRunner().invoke(main, ["update", str(target), str(pool), str(folder / "new.zarr")])
     assert said.exit_code == 0, said.output
-    assert f"{target}: 771 samples, of which 171 joined in the last update" in said.output
+    assert f"{target}: 771 samples, of which 171 were added in the last update" in said.output
     far = make_pool(folder / "far.zarr", 9 * rows(2, 40), "c")
     said = CliRunner().invoke(main, ["update", str(target), str(pool), str(far)])
     assert "times as far from their centroids as the others" in said.output
@@ -222,7 +224,10 @@ def test_the_command_and_two_updates(folder: Path) -> None:
             lambda folder: make_pool(folder / "w.zarr", rows(3)[:, :4].copy(), "w"),
             "n_features=4 of .* should be 5, as in",
         ),
-        (lambda folder: make_pool(folder / "w.zarr", rows(3, 9), "a"), "id='a0' and 8 more should come once"),
+        (
+            lambda folder: make_pool(folder / "w.zarr", rows(3, 9), "a"),
+            "id='a0' and 8 more should not be in the pool already",
+        ),
         (lambda folder: hkm.ingest(rows(3, 9), folder / "w.zarr", ids=np.arange(9)), "should have the columns score"),
     ],
 )
@@ -262,7 +267,7 @@ def test_rows_of_files_get_their_ids_and_columns_from_a_table(folder: Path) -> N
     for _ in range(2):  # once more is nothing more
         said = CliRunner().invoke(main, words)
         assert said.exit_code == 0, said.output
-        assert f"{target}: 801 samples, of which 201 joined in the last update" in said.output
+        assert f"{target}: 801 samples, of which 201 were added in the last update" in said.output
     everything = np.concatenate([rows(0), rows(1, ADDED), x])
     check_by_hand(before, hkm.open_hierarchy(target), everything, N)
     grown = open_pool(pool)
@@ -330,7 +335,7 @@ def test_the_same_embeddings_under_other_ids_are_other_samples(folder: Path) -> 
         "these samples are in the pool already"
     ]
     warned = [event.fields["message"] for event in told if event.kind == "warning"]
-    assert warned == ["samples of the same embeddings have joined before: they are there twice"]
+    assert warned == ["samples with the same embeddings were added before: they are in the pool twice"]
 
 
 def test_stores_that_do_not_belong_together(folder: Path) -> None:

@@ -35,8 +35,8 @@ def test_it_says_how_many_and_at_what_cost() -> None:
     assert few.total() == pytest.approx(enough.total() + more, rel=0.2)  # type: ignore[operator]
     assert enough.levels[0].in_ranges == FileBytes()
     for text in (short(few), render(few, "rows")):
-        assert f"the 40,000 clusters of level 1 are shared out in {n_ranges} ranges" in text
-    assert "shared out" not in short(enough) + render(enough, "rows")
+        assert f"the 40,000 clusters of level 1 are divided into {n_ranges} ranges" in text
+    assert "divided into" not in short(enough) + render(enough, "rows")
     assert to_dict(few)["levels"][0]["in_ranges"]["seconds"] == more
 
 

@@ -196,10 +196,10 @@ def test_what_is_foreign_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="should be a pool, tree or assignment of hkm, but its format is another; "):
         describe(tmp_path / "foreign.zarr")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(StoreError, match="but it is no Zarr group; "):
+    with pytest.raises(StoreError, match="but it is not a Zarr group; "):
         describe(tmp_path / "folder")
     (tmp_path / "file.npy").write_bytes(b"x")
-    with pytest.raises(StoreError, match="but it is no Zarr group; "):
+    with pytest.raises(StoreError, match="but it is not a Zarr group; "):
         describe(tmp_path / "file.npy")
 
 

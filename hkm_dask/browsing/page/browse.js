@@ -1,4 +1,4 @@
-// The page: where one is stands in the address, after #, so that Back goes back.
+// The page. The current view is in the address after #, so that the Back button works.
 
 import { h, count, plural, percent, weightText, title, bars, largestShare, legend, clusterCard, sampleCard, fillDetail, grid, pager } from "./parts.js";
 
@@ -7,7 +7,7 @@ const [main, path, problem, status, aside, detail, what, query, file] =
   ["main", "path", "problem", "status", "marks", "detail", "what", "query", "file"].map(at);
 let tree, marks, facts = null, visit = 0;
 
-// -- asking -----------------------------------------------------------------------------------------------------------
+// -- requests ---------------------------------------------------------------------------------------------------------
 
 async function ask(question, given = {}) {
   const answer = await fetch(`api/${question}?${new URLSearchParams(given)}`);
@@ -30,11 +30,11 @@ function tell(text) {
   problem.hidden = !text;
 }
 
-const fail = (error) => tell(error instanceof TypeError ? "hkm browse does not answer; was it ended?" : error.message);
+const fail = (error) => tell(error instanceof TypeError ? "hkm browse is not responding. Is it still running?" : error.message);
 const announce = (text) => { status.textContent = text; };
 const drawSize = () => marks.draw?.size ?? 0;
 
-// -- where one is -----------------------------------------------------------------------------------------------------
+// -- navigation -------------------------------------------------------------------------------------------------------
 
 function place() {
   const [name, given] = decodeURIComponent(location.hash.slice(1)).split(/\?(.*)/s);
@@ -107,21 +107,21 @@ function head(cluster, name) {
   const near = cluster.siblings, parts = [h("strong", { class: "number" }, plural(cluster.n_samples, "sample"))];
   if (cluster.level > 1) parts.push(` in ${plural(cluster.n_children, "cluster")}`);
   if (near) {
-    parts.push(` · number ${count(near.position + 1)} by size of ${count(near.n)} in `,
+    parts.push(` · rank ${count(near.position + 1)} of ${count(near.n)} by size in `,
       h("a", { href: `#${near.parent}` }, near.parent ? `cluster ${near.parent}` : "the tree"));
-  } else parts.push(` on ${plural(tree.n_clusters.length, "level")}: ${tree.n_clusters.map(count).reverse().join(" › ")} clusters`);
+  } else parts.push(` · ${plural(tree.n_clusters.length, "level")}: ${tree.n_clusters.map(count).reverse().join(" › ")} clusters`);
   const step = (label, to, hint) => h("button", { type: "button", disabled: !to, title: hint, onclick: () => go(to) }, label);
   const steps = near ? h("div", { class: "steps" }, step("‹ Larger", near.previous, "Previous sibling ( [ )"), step("Smaller ›", near.next, "Next sibling ( ] )")) : null;
-  const out = cluster.excluded ? h("span", { class: "badge none" }, cluster.weight === 0 ? "left out" : "left out with a cluster above") : null;
+  const out = cluster.excluded ? h("span", { class: "badge none" }, cluster.weight === 0 ? "excluded" : "excluded with a parent cluster") : null;
   const rows = [h("div", { class: "title" }, h("h1", { tabindex: "-1" }, title(name)), out, steps), h("p", { class: "facts" }, parts)];
   if (name) rows.push(h("div", { class: "panel" }, bars(cluster, largestShare([cluster], drawSize()), drawSize()), weights(cluster)));
   return rows;
 }
 
 function weights(cluster) {
-  const choices = [[0, "Leave out"], [0.5, "½"], [1, "1"], [2, "2"], [4, "4"]];
+  const choices = [[0, "Exclude"], [0.5, "½"], [1, "1"], [2, "2"], [4, "4"]];
   const other = choices.every(([weight]) => weight !== cluster.weight) ? cluster.weight : "";
-  const input = h("input", { type: "number", min: "0", max: "1000", step: "any", value: other, placeholder: "other", "aria-label": "Another weight",
+  const input = h("input", { type: "number", min: "0", max: "1000", step: "any", value: other, placeholder: "other", "aria-label": "Other weight",
     onchange: () => input.value !== "" && mark(cluster.cluster, Number(input.value)) });
   return h("div", { class: "weights", role: "group", "aria-label": "Weight in the next draw" }, h("span", { class: "label" }, "Weight"),
     choices.map(([weight, text]) => h("button", { type: "button", class: weight === 0 ? "none" : null, "data-weight": weight,
@@ -130,7 +130,7 @@ function weights(cluster) {
 
 function childrenSection(page, order, again) {
   const orders = [["size", "largest first"], ["closest", "closest first"], ["furthest", "furthest first"]];
-  if (tree.subset !== null) orders.push(["subset", "most in the subset"], ["pool", "least in the subset"]);
+  if (tree.subset !== null) orders.push(["subset", "most in subset first"], ["pool", "least in subset first"]);
   const sort = h("select", { "aria-label": "Order", onchange: () => again({ order: sort.value === "size" ? "" : sort.value, start: 0 }) },
     orders.map(([value, text]) => h("option", { value, selected: value === order }, text)));
   const most = largestShare(page.children, drawSize());
@@ -145,7 +145,7 @@ function membersSection(page, which, leaf, again) {
   const tab = (value, text) => h("button", { type: "button", "aria-pressed": String(which === value),
     onclick: () => again({ samples: value === "closest" ? "" : value, ...(leaf ? { start: 0 } : {}) }) }, text);
   const tabs = h("div", { class: "tabs", role: "group", "aria-label": "Which samples" },
-    tab("closest", leaf ? "Closest first" : "In the middle"), tab("furthest", leaf ? "Furthest first" : "At the border"));
+    tab("closest", leaf ? "Closest first" : "Near the center"), tab("furthest", leaf ? "Furthest first" : "At the border"));
   const heading = leaf ? plural(page.n, "sample") : "Samples";
   return [
     h("div", { class: "section" }, h("h2", {}, heading), h("div", { class: "tools" }, tabs)),
@@ -167,11 +167,11 @@ function openDetail(sample) {
 // -- searches ---------------------------------------------------------------------------------------------------------
 
 async function showSearch({ what: kind = "caption", q = "" }, _name, current) {
-  const names = { caption: "Captions with", id: "Ids with", row: "Row" };
+  const names = { caption: "Captions containing", id: "IDs containing", row: "Row" };
   facts = null;
   showPath([], `${names[kind] ?? kind} “${q}”`);
   const progress = h("p", { class: "facts" }), results = h("div"), samples = [];
-  const more = h("button", { type: "button", onclick: () => run(24).catch(fail) }, "Search on");
+  const more = h("button", { type: "button", onclick: () => run(24).catch(fail) }, "Continue search");
   const stop = h("button", { type: "button", hidden: true, onclick: () => { stop.hidden = true; } }, "Stop");
   let next = 0;
   const run = async (wanted) => {
@@ -199,10 +199,10 @@ async function showSearch({ what: kind = "caption", q = "" }, _name, current) {
   return null;
 }
 
-let vector = null;  // the bytes of a file, or numbers: what a page was given, and its address does not hold
+let vector = null;  // the vector that the user gave, as bytes of a file or as numbers; it is not in the address
 
 async function showNear({ row, level = "1" }, _name, current) {
-  if (row === undefined && vector === null) throw new Error("Give the vector once more: the address of the page does not hold it.");
+  if (row === undefined && vector === null) throw new Error("Enter the vector again: it is not part of the page's address.");
   const text = row === undefined ? "the vector" : `row ${count(Number(row))}`;
   const found = row === undefined
     ? await unpack(await fetch(`api/nearest?${new URLSearchParams({ level })}`, { method: "POST", body: vector }))
@@ -219,10 +219,10 @@ async function showNear({ row, level = "1" }, _name, current) {
     grid(tree.images ? "images" : "", found.children.map((child) => clusterCard(child, most, drawSize(), mark)))];
 }
 
-const rowNumber = (text) => text.replace(/^row\b|[\s,]/gi, "");  // as cards write it: "row 12,345"
+const rowNumber = (text) => text.replace(/^row\b|[\s,]/gi, "");  // also accepts the form shown on cards: "row 12,345"
 
 function setUpSearch() {
-  const kinds = [["caption", "Captions", tree.captions], ["id", "Ids", tree.ids], ["row", "Row number", true],
+  const kinds = [["caption", "Captions", tree.captions], ["id", "IDs", tree.ids], ["row", "Row number", true],
     ["near", "Near row", tree.embeddings], ["vector", "Near vector", true]];
   what.replaceChildren(...kinds.filter(([, , able]) => able).map(([value, text]) => h("option", { value }, text)));
   const hints = { caption: "wolf", row: "1234", near: "1234", vector: "0.1, 0.2, …" };
@@ -248,7 +248,7 @@ function setUpSearch() {
 
 // -- marks ------------------------------------------------------------------------------------------------------------
 
-let changed = Promise.resolve();  // the last change: the next one is asked for when it is made, or it might come first
+let changed = Promise.resolve();  // the last change; the next request waits for it, so that they arrive in order
 
 async function take(text, name, given) {
   changed = changed.catch(() => null).then(() => change(name, given));
@@ -271,19 +271,19 @@ function showMarks() {
   const item = (one) => h("li", {}, h("a", { href: `#${one.cluster}` }, one.cluster),
     h("span", { class: one.weight === 0 ? "badge none" : "badge" }, weightText(one.weight)),
     h("span", { class: "muted number" }, plural(one.n_samples, "sample")),
-    h("button", { type: "button", "aria-label": `Remove the mark of ${one.cluster}`, onclick: () => mark(one.cluster, 1) }, "✕"));
+    h("button", { type: "button", "aria-label": `Remove mark of ${one.cluster}`, onclick: () => mark(one.cluster, 1) }, "✕"));
   const size = h("input", { type: "number", min: "1", max: tree.n_samples, value: drawSize() || tree.subset || Math.ceil(tree.n_samples / 10), "aria-label": "Size of the next draw" });
   const draw = h("form", { onsubmit: (event) => { event.preventDefault(); take("Draw shown", "draw", { size: Number(size.value) }); } },
     size, h("button", { type: "submit" }, "Show"),
     drawSize() ? h("button", { type: "button", onclick: () => take("Draw hidden", "draw", { size: 0 }) }, "Hide") : null);
   aside.replaceChildren(
     h("h2", {}, "Marks for the next draw"),
-    marks.n ? h("ul", {}, marks.marks.map(item)) : h("p", { class: "muted" }, "None yet. Leave clusters out, or give them a weight: 2 doubles their share among their siblings."),
+    marks.n ? h("ul", {}, marks.marks.map(item)) : h("p", { class: "muted" }, "None yet. Exclude clusters or give them a weight; a weight of 2 doubles their share among their siblings."),
     marks.n > marks.marks.length ? h("p", { class: "muted" }, `and ${count(marks.n - marks.marks.length)} more`) : "",
     h("div", { class: "buttons" }, h("button", { type: "button", class: "main", id: "save", disabled: !marks.unsaved, onclick: save }, `Save ${marks.file}`),
       h("button", { type: "button", id: "undo", disabled: !marks.can_undo, onclick: undo }, "Undo")),
-    h("h3", {}, "What a draw would hold"), draw,
-    h("p", { class: "muted" }, drawSize() ? `${count(Math.min(drawSize(), marks.draw.available))} of ${plural(marks.draw.available, "sample")} that are not left out` : "Shown with every cluster, marks included."),
+    h("h3", {}, "Preview of a draw"), draw,
+    h("p", { class: "muted" }, drawSize() ? `${count(Math.min(drawSize(), marks.draw.available))} of ${plural(marks.draw.available, "sample")} that are not excluded` : "Shows how many samples of each cluster a draw with these marks would take."),
     h("code", {}, marks.command.replace("SIZE", drawSize() || size.value)));
 }
 

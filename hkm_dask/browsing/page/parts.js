@@ -1,4 +1,4 @@
-// Pieces of the page. Data becomes text only: nothing here makes HTML of it.
+// Building blocks of the page. Data is inserted as text only, never as HTML.
 
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -20,7 +20,7 @@ export function percent(share) {
   return value < 0.001 ? "< 0.001 %" : `${value.toLocaleString("en-US", { maximumSignificantDigits: 2 })} %`;
 }
 
-export const weightText = (weight) => (weight === 0 ? "left out" : weight === 0.5 ? "× ½" : `× ${weight}`);
+export const weightText = (weight) => (weight === 0 ? "excluded" : weight === 0.5 ? "× ½" : `× ${weight}`);
 export const title = (cluster) => (cluster ? `Cluster ${cluster}` : "All clusters");
 
 function track(kind, share, most, label) {
@@ -29,7 +29,7 @@ function track(kind, share, most, label) {
   return [h("div", { class: "track", "aria-hidden": "true" }, fill), h("span", { class: "number" }, label)];
 }
 
-// Shares of a cluster in the pool, the subset and the next draw, on one scale for all that are shown together.
+// Shares of a cluster in the pool, the subset and the next draw, on the same scale for all clusters shown together.
 export function bars(facts, most, drawSize) {
   const rows = [track("pool", facts.share, most, `${percent(facts.share)} of pool`)];
   if (facts.n_subset !== undefined)
@@ -60,12 +60,12 @@ function preview(samples) {
   return h("span", { class: "texts" }, samples.slice(0, 4).map((sample) => h("span", {}, sampleName(sample))));
 }
 
-// One cluster of a list: a link, and beside it a button that leaves it out or takes it back.
+// One cluster in a list: a link, and a button that excludes or includes it.
 export function clusterCard(facts, most, drawSize, mark) {
   const inside = facts.level > 1 ? ` · ${plural(facts.n_children, "cluster")}` : "";
   const badge = facts.weight !== 1 ? h("span", { class: facts.weight === 0 ? "badge none" : "badge" }, weightText(facts.weight)) : null;
   const spoken = [title(facts.cluster), plural(facts.n_samples, "sample") + inside, `${percent(facts.share)} of the pool`,
-    facts.excluded ? "left out" : facts.weight !== 1 ? `weight ${facts.weight}` : null, ...facts.samples.slice(0, 3).map(sampleName)];
+    facts.excluded ? "excluded" : facts.weight !== 1 ? `weight ${facts.weight}` : null, ...facts.samples.slice(0, 3).map(sampleName)];
   const card = h("a", { class: "card", href: `#${facts.cluster}`, "data-cluster": facts.cluster, "data-weight": facts.weight,
     "aria-label": spoken.filter((text) => text !== null).join(", ") },
     h("span", { class: "head" }, h("strong", {}, facts.cluster), h("span", { class: "muted number" }, plural(facts.n_samples, "sample") + inside), badge),
@@ -73,7 +73,7 @@ export function clusterCard(facts, most, drawSize, mark) {
     facts.distance === undefined ? null : h("span", { class: "distance muted number" }, `distance ${facts.distance.toPrecision(4)}`),
     bars(facts, most, drawSize));
   const out = facts.weight === 0;
-  const label = out ? `Take ${facts.cluster} back` : `Leave ${facts.cluster} out`;
+  const label = out ? `Include ${facts.cluster}` : `Exclude ${facts.cluster}`;
   const button = h("button", { class: "quick", type: "button", tabindex: "-1", "aria-label": label, title: `${label} (x)`,
     onclick: () => mark(facts.cluster, out ? 1 : 0) }, out ? "↺" : "✕");
   return h("li", { class: facts.excluded ? "left-out" : null }, card, button);
@@ -92,7 +92,7 @@ export function sampleCard(sample, show, withPlace = false) {
 }
 
 export function placeOf(sample) {
-  if (!sample.path.length) return [h("span", { class: "muted" }, "left out of the clustering")];
+  if (!sample.path.length) return [h("span", { class: "muted" }, "not clustered")];
   return sample.path.flatMap((cluster, i) => [i ? " › " : "", h("a", { href: `#${cluster}` }, cluster)]);
 }
 
@@ -109,7 +109,7 @@ export function fillDetail(dialog, sample) {
     h("div", { class: "buttons" }, near, close));
 }
 
-// Arrow keys move within a grid, which Tab enters and leaves as one.
+// A grid that arrow keys move within; Tab enters and leaves it as a whole.
 export function grid(kind, items) {
   const list = h("ul", { class: `grid ${kind}` }, items);
   const cards = [...list.querySelectorAll(".card")];
@@ -134,7 +134,7 @@ export function grid(kind, items) {
 export function pager(start, shown, total, go) {
   if (total <= shown && !start) return "";
   const step = (label, to, able) => h("button", { type: "button", disabled: !able, onclick: () => go(Math.max(0, to)) }, label);
-  return h("div", { class: "pager" }, step("‹ Back", start - 24, start > 0),
+  return h("div", { class: "pager" }, step("‹ Previous", start - 24, start > 0),
     h("span", { class: "number" }, `${count(start + 1)} – ${count(start + shown)} of ${count(total)}`),
-    step("More ›", start + 24, start + shown < total));
+    step("Next ›", start + 24, start + shown < total));
 }

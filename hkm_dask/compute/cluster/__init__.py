@@ -1,1 +1,1 @@
-"""Work on the workers of a Dask cluster: how one is started or found, and what is done where workers fail."""
+"""Work on a Dask cluster: starting or finding one, and handling failures of its workers."""

@@ -1,4 +1,4 @@
-"""What concerns all workers of a Dask cluster at once, of which any may die meanwhile."""
+"""Operations on all workers of a Dask cluster at once, any of which may die meanwhile."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hkm_dask.version import __version__
 if TYPE_CHECKING:
     from distributed import Client, WorkerPlugin
 
-#: Seconds to wait for a worker after all have died, which then may only be starting, and between two looks.
+#: Seconds to wait for a worker after all have died, as some may just be starting, and between two polls.
 _OTHERS_COME_WITHIN, _LOOK_EVERY = 120, 0.1
-#: How often all workers may die as they are asked something.
+#: How often all workers may die during a request.
 _ATTEMPTS = 4
 
 
 @contextmanager
 def explained(client: Client, stage: str = "") -> Iterator[None]:
-    """Turn what Dask raises where the scheduler of a client is lost into a ComputeError that names the remedy.
+    """Convert errors of Dask that mean a lost scheduler to a ComputeError that names the remedy.
 
-    An OSError of the tasks of a stage is their own.
+    An OSError raised by the tasks of a stage is not converted.
     """
     from distributed import CancelledError, TimeoutError
     from distributed.client import ClosedClientError
@@ -35,7 +35,7 @@ def explained(client: Client, stage: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         lost = CancelledError | TimeoutError | CommClosedError | ClosedClientError
-        # Once a client is closed there is no scheduler to ask, which is an AttributeError.
+        # A closed client has no scheduler to ask, which raises AttributeError.
         if not isinstance(error, lost if stage else lost | OSError) and client.status != "closed":
             raise
         fact = f"{stage}: " if stage else ""
@@ -46,19 +46,19 @@ def explained(client: Client, stage: str = "") -> Iterator[None]:
 def list_workers(
     client: Client, n_workers: int = 1, come_within: float = _OTHERS_COME_WITHIN, scheduler: str | None = None
 ) -> dict[str, Any]:
-    """What the scheduler knows of every worker; where there are fewer, as all have died, wait for those to come.
+    """Return what the scheduler knows of every worker; if there are fewer, as all have died, wait for them to return.
 
-    Those that there are after so many seconds will do. Raises ComputeError where there is none then, or the scheduler
-    does not answer, or is not the one with the name in `scheduler` but one that was started in its place.
+    After `come_within` seconds, fewer are accepted. Raises ComputeError if there is none then, or the scheduler does
+    not answer, or is not the one with the id `scheduler` but was started in its place.
     """
     deadline = time.monotonic() + come_within
     while True:
-        # Not `Client.scheduler_info`: its answer is shared with a timer that asks for no workers every two seconds. Nor
-        # `wait_for_workers`: where a worker dies, it loses a LocalCluster's count of them, which fails as it is closed.
+        # `Client.scheduler_info` shares its answer with a timer that requests it without workers every two seconds.
+        # When a worker dies, `wait_for_workers` breaks a LocalCluster's count of workers, which then fails to close.
         with explained(client):
             identity = client.sync(client.scheduler.identity)  # type: ignore[union-attr]
-        if scheduler not in (None, identity["id"]):  # who has none of the tasks, nor what workers were told
-            raise ComputeError("the Dask scheduler was started again in the middle of a run; run again to resume")
+        if scheduler not in (None, identity["id"]):  # a new one has no tasks, nor settings of the workers
+            raise ComputeError("the Dask scheduler was restarted during the run; run again to resume")
         workers = identity["workers"]
         if len(workers) >= n_workers or time.monotonic() > deadline:
             break
@@ -71,16 +71,16 @@ def list_workers(
 
 
 def ask_workers(client: Client, question: Callable[..., Any], *args: Any) -> dict[str, Any]:
-    """Run a function on every worker; answers of those that live by address, of at least one.
+    """Run a function on every worker; returns the answers of live workers by address, at least one.
 
-    Raises ComputeError where a worker cannot import the function, or whatever it raises is not one.
+    Raises ComputeError if a worker cannot import the function, and converts any other error it raises to one.
     """
     for _ in range(_ATTEMPTS):
         answers = {}
         with explained(client):
             given = client.run(question, *args, on_error="return")
         for address, answer in given.items():
-            if isinstance(answer, OSError):  # it died since the scheduler heard of it
+            if isinstance(answer, OSError):  # it has died since the scheduler last heard of it
                 continue
             if isinstance(answer, ComputeError):
                 raise answer
@@ -93,13 +93,13 @@ def ask_workers(client: Client, question: Callable[..., Any], *args: Any) -> dic
         if answers:
             return answers
         list_workers(client)
-    raise ComputeError(f"all workers died {_ATTEMPTS} times as they were asked; look at their logs, and run again")
+    raise ComputeError(f"all workers died {_ATTEMPTS} times during a request; check their logs and run again")
 
 
 def require_same_version(client: Client) -> None:
-    """Raise ComputeError where a worker has another version of this package: its results may be others."""
+    """Raise ComputeError if a worker has another version of this package, as its results may differ."""
 
-    # Sent by value, as a function within another one is, since another version may not have it.
+    # Nested, so that it is pickled by value, as another version may not have it.
     def version() -> str:
         from importlib import import_module
 
@@ -114,13 +114,13 @@ def require_same_version(client: Client) -> None:
 
 
 def set_up_workers(client: Client, plugin: WorkerPlugin, name: str) -> None:
-    """Have every worker set up a plugin, and those that join later.
+    """Install a plugin on every worker, and on those that join later.
 
-    `Client.register_plugin` raises where a worker dies meanwhile, and logs a traceback where two do.
+    `Client.register_plugin` raises if a worker dies meanwhile, and logs a traceback if two do.
     """
     from distributed.protocol.pickle import dumps
 
-    # Sent by value, as a function within another one is, since the scheduler may not know this module.
+    # Nested, so that it is pickled by value, as the scheduler may not have this module.
     async def add(name: str, plugin: bytes, dask_scheduler: Any) -> dict[str, str]:
         dask_scheduler.worker_plugins[name] = plugin
         message = {"op": "plugin-add", "plugin": plugin, "name": name}
@@ -130,4 +130,4 @@ def set_up_workers(client: Client, plugin: WorkerPlugin, name: str) -> None:
     with explained(client):
         problems = client.run_on_scheduler(add, name, dumps(plugin))
     for address, problem in problems.items():
-        raise ComputeError(f"worker={address} should set up {name}: {problem}; look at its log")
+        raise ComputeError(f"worker={address} should set up {name}: {problem}; check its log")

@@ -1,4 +1,4 @@
-"""Runs the tasks of a computation on the workers of a Dask cluster."""
+"""Runner of tasks on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ from hkm_dask.errors import ComputeError
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-#: Results that one task combines: more would wait for each other at one worker's network, fewer make more rounds.
+#: Results combined by one task: more would queue at one worker's network connection, fewer need more rounds.
 _FAN_IN = 4
-#: Seconds to wait for a first worker.
+#: Seconds to wait for the first worker.
 _WORKERS_COME_WITHIN = 30
-#: Seconds after which the workers that tasks were given to are looked after, and how often all of them may die.
+#: Seconds between checks of the workers that tasks were given to, and how often all of them may die.
 _LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
-#: Seconds of a pass after which workers are asked how fast they are.
+#: Seconds that a pass must take for the speed of workers to be measured.
 _LONG_PASS = 2.0
-_WORKERS_DIED = "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
+_WORKERS_DIED = "check their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
 
 
 class ClusterRunner(Runner):
-    """Runs tasks on the workers of a Dask cluster, whose client stays open when the runner is closed.
+    """Runs tasks on the workers of a Dask cluster; closing the runner leaves its client open.
 
-    `work_dir` is a folder every worker sees, or a URL. Without it a temporary one is made, which suits workers on this
-    machine; where they are on others, a place in an object store takes what passes between them.
+    `work_dir` is a folder that every worker can access, or a URL. By default a temporary folder is used, which suits
+    workers on this machine; with other machines, data can be passed through an object store.
 
-    ComputeError where no worker came within half a minute, one has another version of this package or cannot see the
-    folder, or some compute on GPUs and some do not.
+    Raises ComputeError if no worker appears within half a minute, if a worker has another version of this package or no
+    access to the folder, or if only some workers compute on GPUs.
     """
 
     client: Client
@@ -86,7 +86,7 @@ class ClusterRunner(Runner):
         self._listener = Listener(client)
         self.page = add_page(client)
         self._sender = EventSender(client) if self.page else None
-        self._spans: list[str] = []  # open ones, the outermost first
+        self._spans: list[str] = []  # open spans, the outermost first
         self._phase: tuple[Any, Any] | None = None  # stage and outer span of the last tasks, and their own span
 
     def close(self) -> None:
@@ -98,11 +98,11 @@ class ClusterRunner(Runner):
         super().close()
 
     def _list_workers(self) -> dict[str, Any]:
-        """See `list_workers`; of the scheduler that there was at the beginning, or none."""
+        """See `list_workers`; of the original scheduler, or none."""
         return list_workers(self.client, scheduler=self._scheduler)
 
     def _count(self, workers: dict[str, dict[str, Any]]) -> None:
-        """Take note of the workers there are, and of their threads; where some have died, others will come."""
+        """Record the current workers and their threads; if some have died, replacements are expected."""
         if not workers.keys() <= self._there.keys():
             require_same_version(self.client)
         self._there = workers
@@ -110,7 +110,7 @@ class ClusterRunner(Runner):
             self.n_workers, self.n_threads = len(workers), sum(about["nthreads"] for about in workers.values())
 
     def _largest_host(self) -> tuple[int, str]:
-        """Threads of the workers on the host that has the most of them, and the first of those workers."""
+        """Return the number of threads on the host with most of them, and its first worker."""
         hosts: dict[str, tuple[int, str]] = {}
         for worker, about in sorted(self._there.items()):
             n_threads, first = hosts.get(about["host"], (0, worker))
@@ -119,15 +119,15 @@ class ClusterRunner(Runner):
 
     @property
     def array_store(self) -> SharedArrayStore:
-        """Where arrays for many tasks are put."""
+        """Store for arrays that many tasks read."""
         if self._array_store is None:
             folder = self.work_dir.resolve() / f"shared-{self._token}"
             folder.mkdir(parents=True, exist_ok=True)
             blind = self._blind(folder)
             if blind and self._objects is None:
                 raise ComputeError(
-                    f"work_dir={folder} should be seen by every worker, {blind[0]} does not; put the output on a file "
-                    "system all workers share, or set DASK_TEMPORARY_DIRECTORY to a folder there"
+                    f"work_dir={folder} should be visible to every worker, but {blind[0]} cannot see it; put the "
+                    "output on a file system that all workers share, or set DASK_TEMPORARY_DIRECTORY to a folder there"
                 )
             place = self._objects / folder.name if blind and self._objects is not None else folder
             self._owned += [folder, place]
@@ -142,7 +142,7 @@ class ClusterRunner(Runner):
         return self.array_store
 
     def place(self, rows: Rows) -> Rows:
-        """See `Runner.place`; arrays and row numbers go to files of the work folder."""
+        """See `Runner.place`; arrays and row numbers are written to files of the work folder."""
         if isinstance(rows, ArrayRows):
             name = f"rows-{rows.key[-1]}"
             if self.array_store.is_remote:
@@ -165,11 +165,11 @@ class ClusterRunner(Runner):
             self.client.run(begin, wait=False, on_error="ignore")
 
     def make_room_for(self, stage: StageBytes) -> None:
-        """See `Runner.make_room_for`; this process remembers nothing about rows."""
+        """See `Runner.make_room_for`; this process caches nothing about rows."""
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """See `Runner.span`; the keys of its tasks have the name, too."""
+        """See `Runner.span`; the name becomes part of the keys of its tasks."""
         from distributed import span
 
         self._spans.append(name)
@@ -180,7 +180,7 @@ class ClusterRunner(Runner):
             self._spans.pop()
 
     def _annotated(self, stage: str) -> AbstractContextManager[None]:
-        """Annotate tasks with the span of their stage: the same one until another stage begins."""
+        """Annotate tasks with the span of their stage, which is kept until another stage begins."""
         from dask.base import annotate, get_annotations
         from distributed import span
 
@@ -191,10 +191,10 @@ class ClusterRunner(Runner):
         return annotate(span=self._phase[1])
 
     def _name(self, stage: str, depth: int = 0) -> str:
-        """Name a group of tasks: `depth` counts the groups that it depends on, one on the other.
+        """Name a group of tasks; `depth` is the length of its chain of dependencies on other groups.
 
-        The dashboard's page of groups looks at them by falling name and fails where one comes before what it depends
-        on; the underscores see to that, and the name of the stage that Dask derives does not have them.
+        The dashboard's page of groups processes them by descending name, and fails if one precedes what it depends on;
+        the underscores prevent that, and are not part of the stage name that Dask derives.
         """
         return "_" * depth + super()._name("-".join([stage, *(name.replace(" ", "") for name in self._spans)]))
 
@@ -210,7 +210,7 @@ class ClusterRunner(Runner):
 
     @property
     def n_threads_alone(self) -> int:
-        """See `Runner.n_threads_alone`: those of all workers on its host, who have nothing to do meanwhile."""
+        """See `Runner.n_threads_alone`; all workers of the host count, as the others are idle."""
         return self._largest_host()[0] if self.device_budget is None else self.threads_per_worker
 
     def _n_tasks(self, most: int) -> int:
@@ -220,7 +220,7 @@ class ClusterRunner(Runner):
         for most in range(self.threads_per_worker, 0, -1):
             if self._n_tasks(most) == n_parts:
                 return self._shares.ends(most)
-        return None  # a pass that is not worth all threads
+        return None  # the pass is too small for all threads
 
     def _submit(
         self, task: Callable[[Any], Any], items: Sequence[Any], stage: str, owners: list[str]
@@ -238,7 +238,7 @@ class ClusterRunner(Runner):
     ) -> list[Any]:  # fmt: skip
         """See `Runner.map`.
 
-        Raises ComputeError where workers died each time they ran a task, or the scheduler is lost; it names the stage.
+        Raises ComputeError, naming the stage, if workers died each time they ran a task, or the scheduler is lost.
         """
         if takes is not None:
             task = InTurn(task, takes, self.memory_budget)
@@ -249,7 +249,7 @@ class ClusterRunner(Runner):
         return self._collect(submit_all, items, stage, report)
 
     def call(self, task: Callable[..., Any], item: Any, *, stage: str, hear: Callable[..., None] | None = None) -> Any:
-        """See `Runner.call`; it is run on the host with the most threads."""
+        """See `Runner.call`; runs on the host with the most threads."""
         with nullcontext(task) if hear is None else self._listener.to(task, hear) as one:
             results = self._collect(
                 lambda _: self._submit(one, [item], stage, [self._largest_host()[1]]), [item], stage
@@ -260,10 +260,10 @@ class ClusterRunner(Runner):
         self, submit: Callable[[dict[str, int]], list[Future[Any]]], items: Sequence[Any], stage: str,
         report: Report | None = None,
     ) -> list[Any]:  # fmt: skip
-        """Wait for what `submit` gives for the workers there are and their threads; where all died, submit again.
+        """Wait for the futures that `submit` returns for the current workers and threads; resubmits if all have died.
 
-        After a moment without any worker Dask keeps the tasks that were meant for a dead one back for ever, although
-        others are allowed to take them.
+        If there was no worker for a moment, Dask holds back tasks meant for a dead one forever, although other workers
+        are allowed to run them.
         """
         with _explained(self.client, stage, items), _current(self.client), self._annotated(stage):
             for _ in range(_ATTEMPTS):
@@ -273,7 +273,7 @@ class ClusterRunner(Runner):
                 futures = submit(workers)
                 try:
                     results = self._results(futures, set(workers), report)
-                finally:  # or an error that a wait had raised would keep them, and what they stand for, for a while
+                finally:  # otherwise the traceback of an error would keep the futures, and their results, alive
                     for future in futures:
                         future.release()
                 if results is not None:
@@ -283,7 +283,7 @@ class ClusterRunner(Runner):
         raise ComputeError(f"{stage}: all workers died {_ATTEMPTS} times; {_WORKERS_DIED}")
 
     def _results(self, futures: list[Future[Any]], there: set[str], report: Report | None) -> list[Any] | None:
-        """Wait for what tasks give, and fetch it; None where all workers that were `there` died at the same time."""
+        """Wait for tasks and fetch their results; None if all workers that were `there` died at the same time."""
         from distributed import wait
 
         while True:
@@ -299,7 +299,7 @@ class ClusterRunner(Runner):
                 self._give_out_again()
         if report is not None:
             report(len(futures), len(futures))
-        # What was lost with a worker meanwhile is made again, and may wait for a worker as well.
+        # Results lost with a worker meanwhile are computed again, and may have to wait for a worker too.
         fetched = self.client.gather(futures, asynchronous=True)
         fetching = asyncio.run_coroutine_threadsafe(fetched, self.client.loop.asyncio_loop)  # type: ignore[union-attr]
         while concurrent.wait([fetching], timeout=_LOOK_AFTER_WORKERS).not_done:
@@ -308,21 +308,21 @@ class ClusterRunner(Runner):
         return list(fetching.result())
 
     def _give_out_again(self) -> None:
-        """Have the scheduler give tasks that wait for workers of their own, which may be paused or dead, to others."""
-        with suppress(OSError):  # without a scheduler whoever waits fails
+        """Make the scheduler give tasks restricted to workers that may be paused or dead to other workers."""
+        with suppress(OSError):  # if the scheduler is lost, waiting for the tasks fails
             self.client.run_on_scheduler(_give_out)
 
     def _weigh(self, threads: dict[str, int]) -> None:
-        """Cut the shares of the next pass by what the workers did a second in those since the last long one."""
+        """Adjust the shares of the next pass to the workers' speeds since the last long pass."""
         speeds: dict[str, Any] = {}
-        with suppress(OSError):  # without a scheduler the next pass fails
+        with suppress(OSError):  # if the scheduler is lost, the next pass fails
             speeds = self.client.run(take_speed, on_error="ignore")
         self._shares.weigh({worker: speed * threads.get(worker, 1) for worker, speed in speeds.items() if speed})
 
     def _combined(
         self, combine: Callable[[Any, Any], Any], groups: list[tuple[list[Future[Any]], str | None]], name: str
     ) -> list[Future[Any]]:
-        """Combine the results of each group in order, at a worker if one is named; a single one stays what it is."""
+        """Combine the results of each group in order, on a given worker if any; a single result is kept as it is."""
         futures = []
         for i, (group, owner) in enumerate(groups):
             where = {} if owner is None else {"workers": [owner], "allow_other_workers": True}
@@ -339,9 +339,9 @@ class ClusterRunner(Runner):
         finish: Callable[[Any], Any] = identity,
         stage: str,
     ) -> Any:
-        """See `Runner.map_reduce`; all of it runs on the workers, and fails as `map` does.
+        """See `Runner.map_reduce`; runs entirely on the workers, and fails as `map` does.
 
-        Each worker first combines what its own parts gave: one result leaves it, however many parts it has.
+        Each worker first combines the results of its own parts, so only one result leaves it.
         """
 
         def submit_all(threads: dict[str, int]) -> list[Future[Any]]:
@@ -362,9 +362,9 @@ class ClusterRunner(Runner):
 
 
 def _give_out(dask_scheduler: Any) -> None:
-    """Run on a scheduler: look again for workers for tasks that others than their own may take.
+    """Run on the scheduler: reconsider the workers of tasks that other than their preferred workers may run.
 
-    Dask does so as tasks come. Where no worker was at work then, each is kept for its own.
+    Dask does so when tasks arrive. If no worker was running then, each task is held for its preferred one.
     """
     kept = [task.key for task in dask_scheduler.unrunnable if task.loose_restrictions]
     if kept and dask_scheduler.running:
@@ -376,7 +376,7 @@ def _finish(combine: Callable[[Any, Any], Any], finish: Callable[[Any], Any], re
 
 
 def _renamed(stage: str, phase: str) -> str:
-    """A phase of a pass: its name in place of the stage's, and the number of the pass.
+    """Return the name of a phase of a pass: the phase in place of the stage, with the number of the pass.
 
     >>> _renamed("lloyd-iteration7", "reduce"), _renamed("gather", "reduce")
     ('reduce-iteration7', 'reduce')
@@ -386,10 +386,10 @@ def _renamed(stage: str, phase: str) -> str:
 
 @contextmanager
 def _current(client: Client) -> Iterator[None]:
-    """Have Dask's functions wait by a client, in this thread.
+    """Make a client the current one for Dask's functions, in this thread.
 
-    `Client.as_current` sets Dask's configuration besides, which is one for all threads: of two runs at once, the last
-    to end would leave it as the other had made it.
+    `Client.as_current` also sets Dask's configuration, which is global: of two concurrent runs, the last one to end
+    would leave the setting of the other.
     """
     from distributed.client import _current_client
 
@@ -402,7 +402,7 @@ def _current(client: Client) -> Iterator[None]:
 
 @contextmanager
 def _explained(client: Client, stage: str, items: Sequence[Any]) -> Iterator[None]:
-    """Turn Dask's own failures into errors that name the stage, the rows and the remedy."""
+    """Convert Dask's own failures to errors that name the stage, the rows and the remedy."""
     from distributed import KilledWorker
 
     try:
@@ -418,7 +418,7 @@ def _text(key: Any) -> str:
 
 
 def _rows_of(key: Any, items: Sequence[Any], stage: str) -> str:
-    """Name the rows that a task was for, where its item is a part of some."""
+    """Name the rows of a task whose item is a part of some rows."""
     if not isinstance(key, tuple) or not key[0].startswith(f"hkm-{stage}-"):
         return ""
     item = items[key[1]]

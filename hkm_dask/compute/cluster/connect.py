@@ -1,4 +1,4 @@
-"""Opening and closing the place where work runs: this process, a Dask cluster started for the run, or a running one."""
+"""Choice, opening and closing of the place where work runs: this process, a new Dask cluster, or a running one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hkm_dask.untrusted import reason
 if TYPE_CHECKING:
     from distributed import Client
 
-#: Seconds in which a running scheduler answers.
+#: Seconds within which a running scheduler must answer.
 _ANSWER_SECONDS = 10.0
 
 
@@ -32,9 +32,9 @@ def runner_for(
 ) -> Runner:
     """Choose where to run: on `client` if given, else on distributed's current client, else on threads.
 
-    `memory_limit` is in bytes, or as ``"4GiB"``, and for this process: workers of a cluster have their own. All workers
-    see `work_dir`; a place in an object store is for those on other machines. Leaving the runner's context removes
-    temporary files and leaves the client open.
+    `memory_limit`, in bytes or as in ``"4GiB"``, is for this process; workers of a cluster have their own limits. All
+    workers must have access to `work_dir`; a URL in an object store suits workers on other machines. Leaving the
+    runner's context deletes temporary files and leaves the client open.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def runner_for(
 
 
 def _current_client() -> Client | None:
-    """Distributed's current client; None where there is none, as where nobody has imported distributed."""
+    """Return distributed's current client; None if there is none, or distributed was never imported."""
     if "distributed" not in sys.modules:
         return None
     from distributed import get_client
@@ -84,33 +84,33 @@ def connect(
     scheduler_file: str | Path | None = None,
     memory_limit: int | str | None = None,
 ) -> Iterator[Runner]:
-    """Open the place where work runs, and close it again.
+    """Open the place where work runs, and close it at the end of the context.
 
     Parameters
     ----------
     workers : int, optional
-        Start a LocalCluster of this many processes.
+        Start a LocalCluster with this many processes.
     threads_per_worker : int, optional
-        Threads of each of them, one by default; what needs one worker only uses all of them.
+        Threads of each process, by default one; a task that runs alone uses the threads of all of them.
     local_cuda : bool
         Start a LocalCUDACluster, one worker per GPU.
     cuda_preset : {"performance", "capacity"}
-        How its workers use memory. ``"performance"`` takes device memory from an RMM pool and talks UCX, each where it
-        is installed. ``"capacity"`` leaves all device memory to the rows and stages more blocks in host memory. Results
-        are the same.
+        Use of memory by the CUDA workers. ``"performance"`` allocates device memory from an RMM pool and communicates
+        by UCX, if these are installed. ``"capacity"`` leaves all device memory to the rows and stages more blocks in
+        host memory. Results are the same.
     scheduler : str, optional
-        Address of a running scheduler; ``DASK_SCHEDULER_ADDRESS`` is honored.
+        Address of a running scheduler; ``DASK_SCHEDULER_ADDRESS`` is used as well.
     scheduler_file : path, optional
-        File a running scheduler wrote.
+        File written by a running scheduler.
     memory_limit : int or str, optional
-        What one worker may hold, in bytes or as ``"4GiB"``.
+        Memory that one worker may use, in bytes or as in ``"4GiB"``.
 
     Raises
     ------
     InputError
-        More than one place was asked for, there is no such preset, or the memory limit is too small.
+        If more than one place is requested, the preset is unknown, or the memory limit is too small.
     ComputeError
-        The cluster cannot be reached or started.
+        If the cluster cannot be reached or started.
     """
     places = places_asked_for(workers, local_cuda, scheduler, scheduler_file)
     if threads_per_worker is not None and (workers is None or threads_per_worker < 1):
@@ -139,7 +139,7 @@ def connect(
 def places_asked_for(
     workers: int | None, local_cuda: bool, scheduler: str | None, scheduler_file: str | Path | None
 ) -> list[str]:
-    """Name the place to run that `connect` is asked for, if any; refuse several.
+    """Return the place to run requested from `connect`, if any; rejects more than one.
 
     Examples
     --------
@@ -170,20 +170,20 @@ def _existing_cluster(
         _knock(address, seconds)
         client = Client(address, timeout=seconds)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        remedy = "start `dask scheduler` or mend the address"
+        remedy = "start `dask scheduler` or fix the address"
         if address.startswith("tls"):
-            remedy += ", and look at the settings distributed.comm.tls of Dask, which name the certificates"
+            remedy += ", and check the certificates in Dask's settings distributed.comm.tls"
         elif isinstance(error.__cause__ or error, ConnectionError | EOFError):
-            remedy += ", which begins with tls:// where a scheduler asks for certificates"
-        why = re.sub(r"^in <[^>]*>: (\w+: )?(\[Errno \d+\] )?", "", reason(error))  # of Dask, which names its objects
+            remedy += ", which begins with tls:// if the scheduler requires certificates"
+        why = re.sub(r"^in <[^>]*>: (\w+: )?(\[Errno \d+\] )?", "", reason(error))  # strips Dask's names of its objects
         raise ComputeError(f"scheduler={address} should answer; {remedy} ({why})") from error
-    # Of a scheduler that is lost Dask tells with tracebacks, and we in a line.
+    # For a lost scheduler Dask logs tracebacks; this package reports it in one line.
     with silence_logging_cmgr(logging.CRITICAL), client:
         yield client
 
 
 def _knock(address: str, seconds: float) -> None:
-    """Open a connection and close it: a Client that gets none stays what Dask computes with, and hangs at its end."""
+    """Open a connection and close it: a Client that gets none remains Dask's current client, and hangs on exit."""
     from distributed.comm.core import connect as open_comm
     from distributed.security import Security
     from distributed.utils import LoopRunner
@@ -201,13 +201,13 @@ def _knock(address: str, seconds: float) -> None:
 
 
 def _address_in(path: Path) -> str:
-    """Read the address from a file that a scheduler wrote."""
+    """Read the address from a scheduler file."""
     if not path.exists():
         raise InputError(f"scheduler_file={path} should exist; start `dask scheduler --scheduler-file {path}` first")
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        rule = "be what a scheduler wrote, with its address"
+        rule = "be a scheduler file with an address"
         raise InputError(
             f"scheduler_file={path} should {rule}; start `dask scheduler --scheduler-file {path}`"
         ) from error

@@ -1,4 +1,4 @@
-"""The driver's side of our page in the Dask dashboard: has the scheduler add it, and sends it the events of a run."""
+"""Client side of this package's page in the Dask dashboard: adds the page, and sends the events of a run to it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hkm_dask.version import __version__
 if TYPE_CHECKING:
     from distributed import Client
 
-#: Seconds between two messages to the scheduler, and what the last one may take.
+#: Seconds between two messages to the scheduler, and for sending the last one.
 _SEND_EVERY, _SEND_LAST_WITHIN = 0.4, 10
-#: Kinds of which only the newest matters, but for the first one of a stage.
+#: Kinds of events of which only the first of a stage and the newest matter.
 _SUPERSEDED = ("seeding", "splitting", "progress")
 
 _sending_for: WeakSet[Client] = WeakSet()
@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 
 def add_page(client: Client) -> str | None:
-    """Have the scheduler add our page to its dashboard, unless it has it; the page's address.
+    """Add this package's page to the scheduler's dashboard, unless it is there; returns its URL.
 
-    None where there is no dashboard, or the scheduler has not got this version of the package: no run needs the page.
+    None if there is no dashboard, or the scheduler lacks this version of the package: no run depends on the page.
     """
 
-    # Sent by value, as a function within another one is, since the scheduler may not know this module.
+    # Nested, so that it is pickled by value, as the scheduler may not have this module.
     def add(version: str, dask_scheduler: Any) -> bool:
         from importlib import import_module
 
@@ -47,15 +47,15 @@ def add_page(client: Client) -> str | None:
     try:
         link = client.dashboard_link
         return urljoin(link, TOPIC) if link and client.run_on_scheduler(add, __version__) else None
-    except Exception:  # whatever another version of Dask or Bokeh, or a scheduler that refuses pickles, says
+    except Exception:  # whatever another version of Dask or Bokeh, or a scheduler that refuses pickles, raises
         logger.info("the dashboard has no page for runs", exc_info=True)
         return None
 
 
 class EventSender:
-    """Sends what happens in this process to the scheduler, a few times a second at most, until it is closed.
+    """Sends events of this process to the scheduler, at most a few times a second, until it is closed.
 
-    Of several for one client only the first one sends. Nothing waits for it, and what fails is dropped.
+    If there are several for one client, only the first one sends. Nothing waits for it, and failures are ignored.
     """
 
     def __init__(self, client: Client) -> None:
@@ -73,14 +73,14 @@ class EventSender:
         client.loop.add_callback(self._timer.start)  # type: ignore[union-attr]
 
     def close(self) -> None:
-        """Send what is left, and stop."""
+        """Send remaining events, and stop."""
         if not self._sends:
             return
         self._sends = False
         self._subscription.__exit__(None, None, None)
         self._hear(Event("closed", {}, time.time()))
         _sending_for.discard(self._client)
-        with suppress(Exception):  # the client or the scheduler was closed before
+        with suppress(Exception):  # the client or the scheduler may be closed already
             self._client.loop.add_callback(self._timer.stop)  # type: ignore[union-attr]
             self._client.sync(self._send, callback_timeout=_SEND_LAST_WITHIN)
 
@@ -92,11 +92,11 @@ class EventSender:
             self._waiting.append(event)
 
     async def _send(self) -> None:
-        async with self._sending:  # one message at a time, or a later one may come first
+        async with self._sending:  # one message at a time, to keep them in order
             with self._lock:
                 events, self._waiting = self._waiting, []
             if events:
                 message = [[event.kind, event.time, dict(event.fields)] for event in events]
                 plain = json.loads(json.dumps(message, default=str))
-                with suppress(Exception):  # of a scheduler that is gone Dask tells those who wait for results
+                with suppress(Exception):  # a lost scheduler is reported where results are awaited
                     await self._client.scheduler.log_event(topic=TOPIC, msg=plain)  # type: ignore[union-attr]

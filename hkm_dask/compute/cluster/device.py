@@ -1,7 +1,8 @@
-"""The device that the workers of a cluster compute on: one kind for all of them, set in each worker's environment.
+"""The device that the workers of a cluster compute on, one kind for all, set in each worker's environment.
 
-Workers that dask-cuda started, by a LocalCUDACluster or by `dask cuda worker`, are recognized by its preload. There is
-one for each GPU, bound to the processors near it, as others are whose GPUs lie beside: each is told to use its share.
+Workers started by dask-cuda, with a LocalCUDACluster or `dask cuda worker`, are recognized by its preload. There is one
+per GPU, bound to the CPU cores near it, as are the workers of neighboring GPUs, so each is given its share of the
+cores.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ _PRELOAD_OF_CUDA_WORKERS = "dask_cuda.initialize"
 
 
 def agree_on_device(client: Client) -> str:
-    """Have all workers of a cluster compute on the device they were started for, and those that join later, too.
+    """Make all workers of a cluster, also those that join later, compute on the device they were started for.
 
-    A worker that dask-cuda started computes on its GPU, any other on the CPU; ``HKM_DEVICE`` in the environment a
-    worker was started in overrides both. Return ``"cpu"`` or ``"cuda"``.
+    A worker started by dask-cuda computes on its GPU, any other on the CPU; ``HKM_DEVICE`` in the worker's original
+    environment overrides both. Returns ``"cpu"`` or ``"cuda"``.
 
-    Raises ComputeError where some workers are CUDA workers and some are not, a CUDA worker has no CuPy or no GPU, or a
-    worker cannot import this package.
+    Raises ComputeError if only some workers are CUDA workers, a CUDA worker has no CuPy or no GPU, or a worker cannot
+    import this package.
     """
-    devices = ask_workers(client, _devices)  # of each: what it was started for, and what it was assigned
+    devices = ask_workers(client, _devices)  # for each, the device it was started for, and the one assigned
     n_cuda = sum(device == "cuda" for device, _ in devices.values())
     if 0 < n_cuda < len(devices):
         raise ComputeError(
@@ -42,7 +43,7 @@ def agree_on_device(client: Client) -> str:
         )
     device = "cuda" if n_cuda else "cpu"
     assigned = {assignment for _, assignment in devices.values()}
-    # Not telling those that know leaves a run alone that is under way on the same workers.
+    # Workers already configured are left alone, as another run may be using them.
     if assigned <= {device} or (device == "cpu" and assigned == {None}):
         return device
     if device == "cuda":
@@ -54,7 +55,7 @@ def agree_on_device(client: Client) -> str:
 
 
 def tell_workers(client: Client, environment: dict[str, str]) -> None:
-    """Set environment variables, ``HKM_DEVICE`` among them, in every worker and in those that join later."""
+    """Set environment variables, such as ``HKM_DEVICE``, in every worker and in those that join later."""
     from distributed import WorkerPlugin
 
     class SetEnvironment(WorkerPlugin):
@@ -80,7 +81,7 @@ def tell_workers(client: Client, environment: dict[str, str]) -> None:
 
 
 def _devices(dask_worker: Any) -> tuple[str, str | None]:
-    """Run on a worker: the device it was started for, and the device it was assigned since."""
+    """Run on a worker: return the device it was started for, and the device assigned to it since."""
     plugin = dask_worker.plugins.get(_PLUGIN)
     by_hand = os.environ.get(_DEVICE) if plugin is None else plugin.previous[_DEVICE]
     started_for = by_hand or ("cuda" if _is_cuda_worker(dask_worker) else "cpu")
@@ -92,15 +93,15 @@ def _is_cuda_worker(dask_worker: Any) -> bool:
 
 
 def _share_of_processors(visible: str) -> int:
-    """This worker's share of the processors of its machine, one of as many workers as it has GPUs in ``0,1,2,3``."""
+    """Return this worker's share of its machine's cores, one of as many workers as there are GPUs in ``0,1,2,3``."""
     bound = len(os.sched_getaffinity(0))
-    with suppress(psutil.Error, OSError):  # who started the worker is bound to no GPU's processors
+    with suppress(psutil.Error, OSError):  # the worker's parent process is not bound to the cores of a GPU
         return min(bound, max(1, len(psutil.Process(os.getppid()).cpu_affinity()) // len(visible.split(","))))
     return bound
 
 
 def _cuda_problem() -> str | None:
-    """Run on a worker: what it lacks to compute on a GPU, and where to get it."""
+    """Run on a worker: describe what it lacks to compute on a GPU, and where to get it."""
     try:
         require_cuda()
     except ComputeError as error:

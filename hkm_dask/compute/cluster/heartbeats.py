@@ -1,9 +1,9 @@
-"""Workers that stand still: frozen ones, known by their heartbeats as they give neither answers nor errors; and paused.
+"""Detection of frozen workers, which give neither answers nor errors, by their heartbeats, and of paused workers.
 
-Where a whole machine stood still, as one that slept, none of them is to blame.
+If a whole machine stood still, for example asleep, no worker is blamed.
 
-Dask gives a worker whose memory is nearly full no tasks until some of it is free. What ours remember of rows would stay
-there for ever, as only tasks forget it.
+Dask gives a worker whose memory is nearly full no tasks until some is freed. Cached data of this package would stay
+there forever, as only tasks drop it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from hkm_dask.events import emit
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
 
-#: Seconds between two looks, and looks without a heartbeat after which a worker is named.
+#: Seconds between two checks, and checks without a heartbeat after which a worker is reported.
 _LOOK_EVERY, _SILENT_LOOKS = 2.0, 5
-#: Looks after which a paused worker is told to give way, each time.
+#: Number of checks after which a paused worker is told to drop its caches, each time.
 _PAUSED_LOOKS = 3
-#: Seconds between two ticks of a scheduler, and after how many without one it has stood still.
+#: Seconds between two ticks of a scheduler, and without a tick after which it has stood still.
 _TICK, _STOOD_STILL = 1.0, 4.0
 _PAUSED = (
-    "worker {} holds more than Dask lets it, which gives it no tasks; it forgets what it remembers of rows. Give "
+    "worker {} exceeds Dask's memory limit and gets no tasks; it drops its cache of rows. Give "
     "workers more memory (--memory-limit)"
 )
 
 
 class HeartbeatWatch:
-    """Names workers whose heartbeats stop or that are paused, by events of kind ``warning``, until it is closed.
+    """Reports workers that are paused or send no heartbeats, with ``warning`` events, until it is closed.
 
-    A paused one is told to forget what it remembers, as long as it is paused.
+    A paused worker is told to drop its caches, for as long as it is paused.
 
-    It looks from the event loop of the client, so it does not matter what waits for such a worker. What becomes of the
+    Checks run in the event loop of the client, independently of whatever waits for such a worker. What happens to the
     worker is up to the scheduler, which restarts or drops it after its ``worker-ttl``.
     """
 
@@ -47,22 +47,22 @@ class HeartbeatWatch:
 
         self._client = client
         self._ttl: float | None = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.worker_ttl)
-        self._heard: dict[str, tuple[float, int]] = {}  # time of its last heartbeat, and looks since, of each worker
-        self._paused: dict[str, int] = {}  # looks since each worker that is paused was
+        self._heard: dict[str, tuple[float, int]] = {}  # for each worker, its last heartbeat, and checks since then
+        self._paused: dict[str, int] = {}  # for each paused worker, checks since it was paused
         self._timer = PeriodicCallback(self._look, 1000 * _LOOK_EVERY)
         client.loop.add_callback(self._timer.start)  # type: ignore[union-attr]
 
     def close(self) -> None:
-        """Stop looking."""
-        with suppress(RuntimeError):  # the client was closed before
+        """Stop checking."""
+        with suppress(RuntimeError):  # the client may be closed already
             self._client.loop.add_callback(self._timer.stop)  # type: ignore[union-attr]
 
     async def _look(self) -> None:
         try:
             workers: dict[str, dict[str, Any]] = (await self._client.scheduler.identity())["workers"]  # type: ignore[union-attr]
-        except (OSError, AttributeError):  # there is no scheduler any more, of which Dask tells those who wait
+        except (OSError, AttributeError):  # a lost scheduler is reported where results are awaited
             return
-        # Looks are counted, not seconds: where this process stood still as well, nobody is to blame.
+        # Counts checks instead of seconds: if this process stood still as well, no worker is to blame.
         heard, self._heard = self._heard, {}
         for address, worker in workers.items():
             last, looks = heard.get(address, (None, 0))
@@ -71,30 +71,30 @@ class HeartbeatWatch:
                 emit("warning", message=self._describe(address))
         paused = [address for address, worker in workers.items() if worker["status"] == "paused"]
         self._paused = {address: self._paused.get(address, 0) + 1 for address in paused}
-        # Told again and again: the task it is at may remember more after it forgot.
+        # Repeatedly, as the running task may cache more afterwards.
         for address in [address for address, looks in self._paused.items() if looks % _PAUSED_LOOKS == 0]:
             if self._paused[address] == _PAUSED_LOOKS:
                 emit("warning", message=_PAUSED.format(address))
-            with suppress(Exception):  # it has died, of which Dask tells those who wait, or does not answer
+            with suppress(Exception):  # it does not answer, or has died, which is reported where results are awaited
                 told = self._client._run(_give_way, workers=[address], on_error="ignore")
                 await asyncio.wait_for(told, _LOOK_EVERY)
 
     def _describe(self, address: str) -> str:
         pid = pid_listening_at(address)
         name = f"worker {address}" + ("" if pid is None else f" (pid {pid})")
-        # The scheduler looks at its workers once in so many seconds, too.
+        # The scheduler checks its workers periodically as well.
         outlook = (
             f"waiting up to {2 * self._ttl:.0f} s, then its work goes to others"
             if self._ttl
-            else "the scheduler has no worker-ttl, so its work waits until it goes on or ends"
+            else "the scheduler has no worker-ttl, so its work waits until it continues or ends"
         )
         return f"{name} has not answered for {_LOOK_EVERY * _SILENT_LOOKS:.0f} s; {outlook}"
 
 
 def forgive_standstill(scheduler: Scheduler) -> None:
-    """Have a scheduler, by its own event loop, blame no worker for the time in which it stood still itself.
+    """Make a scheduler, in its own event loop, blame no worker for a time in which it stood still itself.
 
-    Else it would restart all that it has not heard of meanwhile, before they could say anything.
+    Otherwise it would restart all workers it has not heard of meanwhile, before they could report.
     """
     from distributed.metrics import time
     from tornado.ioloop import PeriodicCallback
@@ -121,9 +121,9 @@ def forgive_standstill(scheduler: Scheduler) -> None:
 
 
 async def _give_way() -> None:
-    """Run on a worker: forget what its process can read and make again.
+    """Run on a worker: drop everything the process can read or compute again.
 
-    In a thread of its own, as a task may be making what is to be forgotten: meanwhile the worker answers.
+    In a separate thread, as a task may be making what is to be dropped: meanwhile the worker answers.
     """
     await asyncio.to_thread(_forget_all)
 
@@ -135,7 +135,7 @@ def _forget_all() -> None:
 
 
 def pid_listening_at(address: str) -> int | None:
-    """Process of this machine that listens at an address like ``tcp://127.0.0.1:8786``; None where there is none.
+    """Return the process of this machine that listens at an address like ``tcp://127.0.0.1:8786``; None if none does.
 
     >>> pid_listening_at("tcp://127.0.0.1:0") is None
     True

@@ -1,4 +1,4 @@
-"""Clusters that are started on this machine for a run: what they are started with, and workers that fail to start."""
+"""Clusters started on this machine for a run: their settings, and handling of workers that fail to start."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
 CUDA_PRESETS = ("performance", "capacity")
-#: Share of the memory of a device that an RMM pool takes.
+#: Share of the device memory for an RMM pool.
 _POOL_SHARE = 0.9
-#: What a cluster on this machine is started with, whatever its workers compute on.
+#: Arguments of all clusters on this machine.
 _LOCAL: dict[str, Any] = {
     "threads_per_worker": 1,
     "host": "127.0.0.1",
     "dashboard_address": "127.0.0.1:0",
     "silence_logs": logging.CRITICAL,
 }
-#: Settings of workers on this machine. Memory is planned for, and what a worker remembers would stay where it is as
-#: long as it is paused. Threads are looked at for Dask's profile 10 times a second: 100 take 2 % of a core.
-_OF_WORKERS = {"distributed.worker.memory.pause": False, "distributed.worker.profile.interval": "100ms"}
-#: Of them and of their scheduler, which look whether their loops are stuck: 50 times a second take another 2 %.
-_OF_SERVERS = {"distributed.admin.tick.interval": "500ms"}
-#: Seconds without a heartbeat after which a process on this machine is ended and started again; Dask allows 300.
+#: Settings of workers on this machine. Pausing is disabled because memory is planned, and a paused worker would keep
+#: its caches. Dask's profiler samples threads only 10 times a second: 100 times take 2 % of a core.
+_WORKER_SETTINGS = {"distributed.worker.memory.pause": False, "distributed.worker.profile.interval": "100ms"}
+#: Settings of workers and scheduler, which check for blocked event loops: 50 times a second take another 2 %.
+_SERVER_SETTINGS = {"distributed.admin.tick.interval": "500ms"}
+#: Seconds without a heartbeat after which a process on this machine is killed and restarted; Dask's default is 300.
 _WORKER_TTL = 30
-#: Seconds in which a worker on this machine starts, or never will; after which it is told that one has not; and to wait
-#: for one that has died since: it is started again, and others work meanwhile.
+#: Seconds within which a worker on this machine must start; after which a missing one is reported; and to wait for one
+#: that has died since, which is restarted while others work.
 _START_SECONDS, _SLOW_START_SECONDS, _COME_AGAIN_SECONDS = 300, 10, 60
-#: How often workers on this machine are started where one dies as it does, and what Dask says of it.
+#: How often workers on this machine are started if one dies meanwhile, and Dask's message for that.
 _STARTS, _DIED_AS_IT_STARTED = 3, "failed to start worker process"
 
 logger = logging.getLogger(__name__)
 
 
 class _DiedAsItStarted(ComputeError):
-    """A worker ended before it was there."""
+    """A worker ended before it had started."""
 
 
 @contextmanager
 def local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> Iterator[Client]:
-    """Start so many processes of so many threads each, and close them again.
+    """Start `n_workers` processes of `n_threads` each, and close them at the end of the context.
 
-    Raises InputError where there are none, ComputeError where one never starts.
+    Raises InputError for numbers below 1, and ComputeError if a process never starts.
     """
     from distributed import Client
 
@@ -79,28 +79,28 @@ def local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> I
         try:
             yield client
         finally:
-            cluster.sync(_end_those_that_start, cluster)
+            cluster.sync(_kill_starting_workers, cluster)
 
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """Have clusters on this machine start a worker again as often as it dies, and wake up less often than Dask has it.
+    """Make clusters on this machine restart a worker whenever it dies, and wake up less often than by default.
 
-    Else Dask gives up a worker that is away by chance so many seconds after it died once, though it only starts again.
+    By default Dask gives up on a worker that is missing a few seconds after a death, although it is only restarting.
     Workers end with this process.
     """
     import dask
     import distributed  # noqa: F401  else its other settings would go with this one in the end
 
     one_arena = {"distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1}  # see `allocator`
-    settings = {"distributed.deploy.lost-worker-timeout": "365 days"} | _OF_SERVERS | one_arena
+    settings = {"distributed.deploy.lost-worker-timeout": "365 days"} | _SERVER_SETTINGS | one_arena
     with dask.config.set(settings), spawned_end_with_parent():
         yield
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """End the workers of a cluster whose start or end is interrupted: Dask would wait for them as Python ends."""
+    """Kill the workers of a cluster whose start or shutdown is interrupted: Dask would wait for them at exit."""
     from distributed import SpecCluster
 
     before, clusters_before = active_children(), set(SpecCluster._instances)
@@ -116,7 +116,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _start(n_workers: int, n_threads: int, memory_limit: int | None) -> LocalCluster:
-    """Start a cluster on this machine; again where a worker dies as it starts, of which Dask gives up all."""
+    """Start a cluster on this machine, again if a worker dies at startup, for which Dask gives up all workers."""
     from distributed import LocalCluster
 
     for is_last in [*[False] * (_STARTS - 1), True]:
@@ -127,33 +127,31 @@ def _start(n_workers: int, n_threads: int, memory_limit: int | None) -> LocalClu
                     memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
                     scheduler_kwargs={"worker_ttl": _worker_ttl()},
                     death_timeout=_START_SECONDS,
-                    config=_OF_WORKERS | _OF_SERVERS,
+                    config=_WORKER_SETTINGS | _SERVER_SETTINGS,
                     **_LOCAL | {"threads_per_worker": n_threads},
                 )
         except _DiedAsItStarted:
             if is_last:
                 raise
-            emit("warning", message="a worker died as it started; all are started again")
+            emit("warning", message="a worker died while starting; all workers are restarted")
     raise AssertionError("the last start returns or raises")
 
 
-async def _end_those_that_start(cluster: Any) -> None:
-    """End workers that have not started yet, which Dask would let start before it closes them: one may be frozen."""
+async def _kill_starting_workers(cluster: Any) -> None:
+    """Kill workers that are still starting, which Dask would let start before it closes them: one may be frozen."""
     from distributed import Status
 
     for nanny in cluster.workers.values():
         process = nanny.process
         if process is not None and process.status == Status.starting and process.pid is not None:
-            nanny.close_gracefully()  # or it would start another
+            nanny.close_gracefully()  # otherwise it would start another worker
             os.kill(process.pid, signal.SIGKILL)
 
 
 @contextmanager
 def _starting(n_workers: int) -> Iterator[None]:
-    """Tell when workers are slow to start; ComputeError where one never does, for which Dask would wait for ever."""
-    slow = (
-        f"workers have not started after {_SLOW_START_SECONDS} s; one that has not after {_START_SECONDS} s is given up"
-    )
+    """Report workers that are slow to start; raises ComputeError if one never does, as Dask would wait forever."""
+    slow = f"workers have not started after {_SLOW_START_SECONDS} s; waiting up to {_START_SECONDS} s"
     told = threading.Timer(_SLOW_START_SECONDS, emit, ("warning",), {"message": slow})
     told.daemon = True
     told.start()
@@ -161,19 +159,19 @@ def _starting(n_workers: int) -> Iterator[None]:
     threading.Thread(target=_end_frozen, args=({process.pid for process in before}, started), daemon=True).start()
     try:
         yield
-    except Exception as error:  # Dask has several for it, an AssertionError among them
+    except Exception as error:  # Dask has several for it, such as AssertionError
         for process in active_children():
             if process not in before:
-                process.kill()  # Dask leaves it
-        first: BaseException = error  # what Dask says last is no more than that it failed
+                process.kill()  # Dask leaves it running
+        first: BaseException = error  # Dask's last error says only that it failed
         while first.__cause__ is not None:
             first = first.__cause__
         late, died = time.monotonic() - begin >= _START_SECONDS, _DIED_AS_IT_STARTED in str(first)
         fact, remedy = ("one did not", "run the same command again") if late else (reason(first), "look at that first")
-        if isinstance(first, OSError) and first.filename and not late:  # as where the disk of its scratch is full
-            fact, remedy = f"{fact} ({first.filename})", "mend that, or set DASK_TEMPORARY_DIRECTORY to another folder"
+        if isinstance(first, OSError) and first.filename and not late:  # for example if the scratch disk is full
+            fact, remedy = f"{fact} ({first.filename})", "fix that, or set DASK_TEMPORARY_DIRECTORY to another folder"
         if died:
-            fact, remedy = "one died", "look for what ended it, as the kernel does where memory is short, and run again"
+            fact, remedy = "one died", "find out what ended it, such as the kernel when memory is low, and run again"
         message = f"workers={n_workers} should start within {_START_SECONDS} s: {fact}; {remedy}"
         raise (_DiedAsItStarted if died and not late else ComputeError)(message) from error
     finally:
@@ -182,7 +180,7 @@ def _starting(n_workers: int) -> Iterator[None]:
 
 
 def _end_frozen(before: set[int | None], started: threading.Event) -> None:
-    """End children that stand still as they start, as long as workers may be silent later on."""
+    """Kill children frozen during startup, after the time that workers may be silent later on."""
     from dask.utils import parse_timedelta
 
     ttl, looks = parse_timedelta(_worker_ttl()), dict[int, int]()
@@ -196,7 +194,7 @@ def _end_frozen(before: set[int | None], started: threading.Event) -> None:
 
 
 def _worker_ttl() -> Any:
-    """Let a setting of Dask's own go first."""
+    """Return the worker TTL, unless it is set in Dask's configuration."""
     import dask
     from distributed.config import defaults
 
@@ -206,9 +204,9 @@ def _worker_ttl() -> Any:
 
 @contextmanager
 def local_cuda_cluster(preset: str, memory_limit: int | None) -> Iterator[Client]:
-    """Start a worker on each GPU, and close them again; `preset` is one of CUDA_PRESETS.
+    """Start a worker on each GPU, and close them at the end of the context; `preset` is one of CUDA_PRESETS.
 
-    Raises ComputeError where there is no GPU, or a package or a driver is missing.
+    Raises ComputeError if there is no GPU, or a package or a driver is missing.
     """
     options = _cuda_options(preset, memory_limit)
     _require_dask_cuda()
@@ -233,7 +231,7 @@ def local_cuda_cluster(preset: str, memory_limit: int | None) -> Iterator[Client
 
 
 def _require_dask_cuda() -> None:
-    """Raise a clear error where a LocalCUDACluster cannot be had."""
+    """Raise an error with the reason if a LocalCUDACluster is not available."""
     try:
         from dask_cuda.utils import pynvml
     except ImportError as error:
@@ -243,22 +241,22 @@ def _require_dask_cuda() -> None:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise ComputeError(
-            "there is no GPU, or no driver for it; install the driver, and the extra that goes with it: "
+            "there is no GPU, or no driver for it; install the driver, and the matching extra: "
             f"hkm-dask[cuda13] (driver 580 or newer) or [cuda12] (525 or newer) (NVML says: {error})"
         ) from error
     require_cuda()
 
 
 def _cuda_options(preset: str, memory_limit: int | None) -> dict[str, Any]:
-    """What a LocalCUDACluster is started with.
+    """Return the arguments of a LocalCUDACluster.
 
-    No preset lets dask-cuda spill device memory: what is resident is planned, and what does not fit is streamed.
+    No preset enables spilling of device memory: resident data is planned, and what does not fit is streamed.
     """
     options = _LOCAL | {"memory_limit": memory_limit or "auto", "device_memory_limit": 0, "rmm_managed_memory": False}
     if preset == "capacity":
         return options
     if find_spec("rmm") is not None:
-        # All of it at the start, since a worker plans with the size of its pool; the rest is for CUDA's own libraries.
+        # The full pool from the start, since a worker plans with its size; the rest is for CUDA's own libraries.
         options |= {
             "rmm_pool_size": _POOL_SHARE,
             "rmm_maximum_pool_size": _POOL_SHARE,

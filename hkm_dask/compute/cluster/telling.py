@@ -1,4 +1,4 @@
-"""What a task tells the process that waits for its result, while it is at work on a worker of a Dask cluster."""
+"""Messages from a running task on a worker of a Dask cluster to the process that waits for its result."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SEND_EVERY = 0.1
 
 
 class Listener:
-    """Hears what tasks tell, one task at a time, until it is closed.
+    """Receives messages of tasks, one task at a time, until it is closed.
 
-    It has a thread for it: whoever hears may use the client, whose own thread would wait for itself.
+    It has a thread of its own, as the receiver may use the client, whose thread would otherwise wait for itself.
     """
 
     def __init__(self, client: Client) -> None:
@@ -30,33 +30,33 @@ class Listener:
         client.subscribe_topic(self._topic, self._receive)
 
     def close(self) -> None:
-        """Hear nothing more."""
-        with suppress(Exception):  # the client or the scheduler was closed before
+        """Stop receiving."""
+        with suppress(Exception):  # the client or the scheduler may be closed already
             self._client.unsubscribe_topic(self._topic)
         self._thread.shutdown()
 
     @contextmanager
     def to(self, task: Callable[..., Any], hear: Callable[..., None]) -> Iterator[Callable[[Any], Any]]:
-        """Give ``task(item, tell=...)`` as one of an item, and have `hear` called with what it tells.
+        """Wrap ``task(item, tell=...)`` as a function of an item, and call `hear` with what it tells.
 
-        The scheduler passes on what was told before it passes on the result, so all is heard when the context closes.
+        The scheduler forwards messages before the result, so all have been received when the context ends.
         """
         self._name, self._hear = uuid.uuid4().hex, hear
         try:
             yield partial(_run_telling, task, self._topic, self._name)
         finally:
-            self._thread.submit(lambda: None).result()  # after all that waits
+            self._thread.submit(lambda: None).result()  # runs after everything queued
             self._name = ""
 
     def _receive(self, event: tuple[float, Any]) -> None:
         name, told = event[1]
-        if name == self._name:  # not what a worker says that was taken for dead
+        if name == self._name:  # not from a worker that was considered dead
             for one in told:
                 self._thread.submit(self._hear, *one)
 
 
 def _run_telling(task: Callable[..., Any], topic: str, name: str, item: Any) -> Any:
-    """Run a task on a worker; what it tells is sent a few times a second."""
+    """Run a task on a worker; its messages are sent a few times a second."""
     from distributed import get_worker
 
     worker, waiting, last = get_worker(), list[tuple[Any, ...]](), time.monotonic()

@@ -1,4 +1,4 @@
-"""Which worker has which share of the rows: in every pass the same, and the wider the faster the worker."""
+"""Shares of the rows for workers: the same in every pass, and proportional to the speed of the worker."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hkm_dask.compute.jit_child import compile_in_children
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import run_task
 
-#: Shares are cut anew where the slowest worker takes so many times what all would if they ended together: rows that go
-#: to another worker are read again there, and searched without what was remembered of them.
+#: Shares are recomputed if the slowest worker takes this many times as long as equal finish times would: rows that move
+#: to another worker are read again there, and searched without cached data.
 _UNEVEN = 1.2
-#: Passes that a share is kept for who comes in place of a worker that has died.
+#: Passes for which the share of a dead worker is kept for a replacement.
 _KEPT_FOR = 3
 
 
@@ -26,16 +26,16 @@ _KEPT_FOR = 3
 class _Share:
     worker: str
     n_threads: int
-    weight: float  # how fast the worker is, by threads until it has been measured
-    n_missed: int = 0  # passes since the worker has died
+    weight: float  # speed of the worker, its number of threads until it has been measured
+    n_missed: int = 0  # passes since the worker died
 
 
 class WorkerShares:
-    """A share of the rows for each worker, side by side, as wide as the worker is fast.
+    """A contiguous share of the rows for each worker, proportional to its speed.
 
-    That of a worker that has died is kept for one that comes; until then the others, who keep theirs, deal with it, and
-    after a few passes it is given up. Workers that come beside these get theirs in the middle, where the fewest rows
-    change hands.
+    The share of a dead worker is kept for a replacement; until then the other workers, which keep theirs, process it,
+    and after a few passes it is given up. Additional workers get shares in the middle, where the fewest rows change
+    owner.
 
     >>> shares = WorkerShares({"a": 1, "b": 3})
     >>> places = np.array([0.1, 0.3, 0.6, 0.9])
@@ -47,16 +47,16 @@ class WorkerShares:
 
     def __init__(self, threads: Mapping[str, int]) -> None:
         self._shares = [_Share(worker, n, float(n)) for worker, n in sorted(threads.items())]
-        self.n_cuts = 0  # how often shares have changed, so that who cut rows by them knows when to cut again
+        self.n_cuts = 0  # how often the shares have changed, so that users know when to cut rows again
         self._n_cuts_weighed = 0
 
     @property
     def threads(self) -> list[int]:
-        """Of each worker that has a share."""
+        """Threads of each worker that has a share."""
         return [share.n_threads for share in self._shares]
 
     def ends(self, most: int) -> np.ndarray:
-        """Where the parts of all threads, `most` of a worker, end, as shares of the rows: float64, the last is 1."""
+        """Return the ends of the parts of all threads, `most` per worker, as shares of the rows; float64, last 1."""
         n_parts = [min(share.n_threads, most) for share in self._shares]
         each = np.repeat([share.weight / n for share, n in zip(self._shares, n_parts, strict=True)], n_parts)
         ends = np.cumsum(each / each.sum())
@@ -64,20 +64,20 @@ class WorkerShares:
         return ends
 
     def owners(self, places: np.ndarray, threads: Mapping[str, int]) -> list[str]:
-        """Choose a worker for what lies at each of some places in [0, 1); `threads` are those of the workers there."""
+        """Choose a worker for each of some positions in [0, 1); `threads` are those of the current workers."""
         self._assign(threads)
         chosen, within = _find(places, [share.weight for share in self._shares])
-        there = [share for share in self._shares if share.worker in threads]
-        stand_ins, _ = _find(within, [share.weight for share in there])
+        present = [share for share in self._shares if share.worker in threads]
+        stand_ins, _ = _find(within, [share.weight for share in present])
         return [
-            (self._shares[i] if self._shares[i].worker in threads else there[j]).worker
+            (self._shares[i] if self._shares[i].worker in threads else present[j]).worker
             for i, j in zip(chosen.tolist(), stand_ins.tolist(), strict=True)
         ]
 
     def _assign(self, threads: Mapping[str, int]) -> None:
-        """Give shares to workers that have come, and give up those that nobody came for."""
-        there = [share for share in self._shares if share.worker in threads]
-        speed = float(np.median([share.weight / share.n_threads for share in there or self._shares]))
+        """Give shares to workers that have joined, and give up shares that were vacant for too long."""
+        present = [share for share in self._shares if share.worker in threads]
+        speed = float(np.median([share.weight / share.n_threads for share in present or self._shares]))
         vacant = [share for share in self._shares if share.worker not in threads]
         for worker in sorted(set(threads) - {share.worker for share in self._shares}):
             share = _Share(worker, threads[worker], speed * threads[worker])
@@ -95,9 +95,9 @@ class WorkerShares:
                 self.n_cuts += 1
 
     def weigh(self, speeds: Mapping[str, float]) -> None:
-        """Cut the shares by measured speeds, in rows a second, where that pays.
+        """Recompute the shares from measured speeds, in rows per second, if that pays off.
 
-        What is measured right after shares have changed does not count, as rows came to new places.
+        Speeds measured right after a change of shares are ignored, as rows had moved.
         """
         changed, self._n_cuts_weighed = self._n_cuts_weighed != self.n_cuts, self.n_cuts
         if changed or any(share.worker not in speeds for share in self._shares):
@@ -111,7 +111,7 @@ class WorkerShares:
 
 
 def _find(places: np.ndarray, weights: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Find the share in which each place in [0, 1) is, and where in that share."""
+    """Return the share that contains each position in [0, 1), and the relative position within that share."""
     ends = np.cumsum(weights) / np.sum(weights)
     chosen = np.minimum(np.searchsorted(ends, places, side="right"), len(ends) - 1)
     begins = np.concatenate([[0], ends[:-1]])[chosen]
@@ -119,14 +119,14 @@ def _find(places: np.ndarray, weights: list[float]) -> tuple[np.ndarray, np.ndar
 
 
 def places_of(items: Sequence[Any]) -> np.ndarray:
-    """Where items lie in [0, 1): parts where their rows do, others side by side."""
+    """Return the positions of items in [0, 1): of parts by their rows, of others evenly spaced."""
     if items and isinstance(items[0], Part):
         return np.array([(part.start + part.stop) / (2 * part.rows.n_rows) for part in items])
     return (np.arange(len(items)) + 0.5) / len(items)
 
 
 class _Tally:
-    """Rows that tasks of this process went over, and the seconds of its threads that this took."""
+    """Rows processed by tasks of this process, and the thread-seconds that this took."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -138,7 +138,7 @@ class _Tally:
             self.seconds += seconds
 
     def take(self) -> float:
-        """Rows a second of one thread since it was last asked, 0 if there were none."""
+        """Return the rows per second of one thread since the last call, 0 if there were none."""
         with self._lock:
             speed = self.rows / self.seconds if self.seconds else 0.0
             self.rows, self.seconds = 0, 0.0
@@ -149,7 +149,7 @@ _tally = _Tally()
 
 
 def has_nanny() -> bool:
-    """Whether this process is a worker that a nanny watches, and starts again when it ends."""
+    """Tell whether this process is a worker watched by a nanny, which restarts it when it ends."""
     if "distributed" not in sys.modules:
         return False
     from distributed import get_worker
@@ -161,7 +161,7 @@ def has_nanny() -> bool:
 
 
 def run_timed(task: Callable[[Any], Any], item: Any, memory_budget: int) -> Any:
-    """Run a task as `run_task` does, on a worker, and remember how long it took for its rows."""
+    """Run a task on a worker as `run_task` does, and record the time it took for its rows."""
     if has_nanny():
         compile_in_children()
     begin = time.perf_counter()
@@ -172,5 +172,5 @@ def run_timed(task: Callable[[Any], Any], item: Any, memory_budget: int) -> Any:
 
 
 def take_speed() -> float:
-    """Rows a second that a thread of this process went over since this was last asked; 0 if there were none."""
+    """Return the rows per second of a thread of this process since the last call; 0 if there were none."""
     return _tally.take()

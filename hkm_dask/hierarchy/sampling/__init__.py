@@ -1,1 +1,1 @@
-"""Draws from a tree: which rows may be drawn, how many of each cluster, which of them; and subsets as files."""
+"""Sampling from a tree: which rows are eligible, how many to draw from each cluster, and which; subsets as files."""

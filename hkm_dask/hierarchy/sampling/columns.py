@@ -1,4 +1,4 @@
-"""What columns ask of a draw: the best rows first, no more than so many of a value, quotas of values."""
+"""Column constraints of a draw: best rows first, a cap on rows with the same value, and quotas of values."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from hkm_dask.hierarchy.tree.arrays import TreeArrays
 
 SortKeys = Callable[[NDArray[np.int64]], NDArray[np.uint64]]
 
-#: Values are counted in so many turns, so that no second copy of them is needed.
+#: Values are counted in this many passes, so that no second copy of them is needed.
 _TURNS = 16
 _LAST = np.uint64(2**64 - 1)
 
 
 class DrawColumns:
-    """What the rows of a draw can be told apart by: columns of the pool, and the clusters of each level of the tree."""
+    """Columns available to a draw: those of the pool, and the clusters at each level of the tree."""
 
     def __init__(self, pool: Pool | None, arrays: TreeArrays) -> None:
         self._pool, self._arrays, self.n_samples = pool, arrays, arrays.n_rows(1)
-        #: No column of a pool is called so.
+        #: Names that no column of a pool can have.
         self.levels = tuple(f"level_{t}" for t in range(1, arrays.n_levels + 1))
 
     def blocks(self, column: str) -> Iterator[tuple[slice, np.ndarray]]:
-        """Values of a column or clusters of a level, of runs of rows."""
+        """Yield runs of rows with their values of a column, or their clusters at a level."""
         for rows in row_blocks(self.n_samples):
             if column in self.levels:
                 labels = self._arrays.part(1, "labels", rows.start, rows.stop)
@@ -43,13 +43,13 @@ class DrawColumns:
                 yield rows, self._pool.column(column, np.arange(rows.start, rows.stop))
 
 
-# -- the best first ----------------------------------------------------------------------------------------------------
+# -- best first --------------------------------------------------------------------------------------------------------
 
 
 def best_first(pool: Pool, by: str) -> SortKeys:
-    """Read a column of numbers; gives a function from rows to sort keys, the largest value first, missing ones last.
+    """Read a numeric column; returns a function from rows to sort keys, largest value first, missing values last.
 
-    With ``-`` before its name the smallest come first.
+    With ``-`` before the name, the smallest come first.
     """
     name, rising = column_to_sort(by, pool.columns)
     values = pool.column(name)
@@ -59,7 +59,7 @@ def best_first(pool: Pool, by: str) -> SortKeys:
 
 
 def column_to_sort(by: str, columns: Collection[str]) -> tuple[str, bool]:
-    """The column that `by` names, and whether its smallest values come first.
+    """Return the column named by `by`, and whether its smallest values come first.
 
     >>> column_to_sort("score", ["score"]), column_to_sort("-score", ["score"])
     (('score', False), ('score', True))
@@ -69,20 +69,20 @@ def column_to_sort(by: str, columns: Collection[str]) -> tuple[str, bool]:
 
 
 def sort_keys(values: np.ndarray, *, rising: bool) -> NDArray[np.uint64]:
-    """Keys whose order is that of the values, the largest first unless `rising`, missing ones last.
+    """Return keys that sort like the values, descending unless `rising`, with missing values last.
 
     >>> sort_keys(np.ma.masked_equal([0, -(2**63), 7], 0), rising=False).argsort(kind="stable")
     array([2, 1, 0])
     """
     ordered = _in_order(np.ma.getdata(values))
-    # The last key is kept for missing ones: of whole numbers the last two share one.
+    # The greatest key is reserved for missing values, so the two greatest int64 values share one.
     ordered = np.minimum(ordered if rising else ~ordered, _LAST - np.uint64(1))
     ordered[missing(values)] = _LAST
     return ordered
 
 
 def _in_order(values: np.ndarray) -> NDArray[np.uint64]:
-    """Bits of numbers, in whose order as whole numbers they are.
+    """Return unsigned integers that sort like the numbers.
 
     >>> _in_order(np.array([-1.5, -0.0, 0.0, 2])).argsort(kind="stable").tolist()
     [0, 1, 2, 3]
@@ -95,19 +95,19 @@ def _in_order(values: np.ndarray) -> NDArray[np.uint64]:
 
 
 def missing(values: np.ndarray) -> Mask:
-    """Tell of which rows there is no value, or NaN."""
+    """Tell for which rows the value is missing or NaN."""
     masked = np.ma.getmaskarray(values)
     return masked | np.isnan(np.ma.getdata(values)) if values.dtype.kind == "f" else masked
 
 
-# -- so many of a value ------------------------------------------------------------------------------------------------
+# -- caps --------------------------------------------------------------------------------------------------------------
 
 
 class Cap:
-    """Holds a draw to at most so many rows of every value of a column, in 8 bytes a row.
+    """Limits a draw to a number of rows for every value of a column, with 8 bytes of memory per row.
 
-    Values are told apart by 64 bits of a hash: were two of them ever alike, they would be capped together. Rows without
-    a value count as rows of one value.
+    Values are compared by a 64-bit hash; values whose hashes collided would share one limit. Rows without a value share
+    one as well.
     """
 
     def __init__(self, columns: DrawColumns, column: str, most: int) -> None:
@@ -120,14 +120,14 @@ class Cap:
             hashed = pd.util.hash_array(plain.astype(object) if plain.dtype.kind in "UT" else plain, categorize=False)
             hashed[missing(block)] = _LAST
             self._values[rows] = hashed
-        self._taken = np.empty(0, np.uint64)  # values of the rows that were drawn for good, sorted
+        self._taken = np.empty(0, np.uint64)  # hashed values of the rows already drawn, sorted
 
     def _room(self, values: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """How many more rows of each of `values` there may be."""
+        """Return how many more rows each of `values` allows."""
         return self.most - (np.searchsorted(self._taken, values, "right") - np.searchsorted(self._taken, values))
 
     def available(self, mask: Mask) -> int:
-        """Count the rows of a mask that can be drawn together."""
+        """Return how many rows of a mask can be drawn together."""
         total = 0
         for turn in range(_TURNS):
             blocks = (self._values[rows][mask[rows]] for rows in row_blocks(len(mask)))
@@ -137,13 +137,13 @@ class Cap:
         return total
 
     def take(self, rows: NDArray[np.int64]) -> None:
-        """Count rows as drawn for good."""
+        """Count rows as drawn."""
         self._taken = np.sort(np.concatenate([self._taken, self._values[rows]]))
 
     def thin(self, rows: NDArray[np.int64], mask: Mask, key: int, best: SortKeys | None) -> bool:
-        """Leave, in a mask, of every value that `rows` has too often only as many of them as there may be.
+        """Remove from a mask the excess among `rows` of every value; tells whether there was any.
 
-        These are random ones, or the best. Tells whether there was such a value.
+        The rows that stay are random, or the best.
         """
         values, places, counts = np.unique(self._values[rows], return_inverse=True, return_counts=True)
         room = self._room(values)
@@ -164,7 +164,7 @@ class Cap:
 
 
 def quota_sizes(quotas: Mapping[Any, int | Fraction], size: int) -> list[int]:
-    """Rows of each value, and of all others together: shares are rounded by the largest remainders, to `size` in all.
+    """Return the rows for each value and, last, for all others; rounds shares by largest remainder to sum to `size`.
 
     >>> quota_sizes({"web": Fraction(1, 3), "books": Fraction(1, 3)}, 10)
     [4, 3, 3]
@@ -179,9 +179,9 @@ def quota_sizes(quotas: Mapping[Any, int | Fraction], size: int) -> list[int]:
 
 
 def quota_codes(columns: DrawColumns, column: str, names: list[Any]) -> NDArray[np.integer]:
-    """Tell of every row which of the values it has: 0 is the first, and their number stands for any other.
+    """Return for every row the index of its value in `names`, or their number for any other value.
 
-    A name may be text that a number is written as. InputError where no row has one of them, or two are the same value.
+    A name may be the text of a number. Raises InputError if no row has one of them, or if two are the same value.
     """
     codes = np.empty(columns.n_samples, np.min_scalar_type(len(names)))
     found, some = np.zeros(len(names) + 1, np.int64), np.empty(0, object)
@@ -207,7 +207,7 @@ def quota_codes(columns: DrawColumns, column: str, names: list[Any]) -> NDArray[
 
 
 def _like(values: np.ndarray, name: Any) -> Any:
-    """A name as a value of the kind that a column has, or as it is where it can be none.
+    """Convert a name to the kind of value that a column has, or return it unchanged if that is impossible.
 
     >>> [_like(np.array([True, False]), name) for name in ("True", "yes")], _like(np.array([1]), "01")
     ([True, 'yes'], 1)

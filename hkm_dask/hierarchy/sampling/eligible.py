@@ -1,4 +1,4 @@
-"""Rows that a draw may take, as a mask of one byte a row, and how many of them lie below every cluster."""
+"""Rows eligible for a draw, as a mask of one byte per row, and their number below every cluster."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from hkm_dask.hierarchy.tree.arrays import TreeArrays
 
 Mask = NDArray[np.bool_]
 
-#: Rows that are looked at together.
+#: Rows processed at once.
 BLOCK_ROWS = 1 << 18
 
 
 def row_blocks(n_rows: int) -> Iterator[slice]:
-    """Rows in runs of `BLOCK_ROWS`, so that what is made of them stays small."""
+    """Yield slices of `BLOCK_ROWS` rows, which limit the size of temporary arrays."""
     return (slice(low, min(low + BLOCK_ROWS, n_rows)) for low in range(0, n_rows, BLOCK_ROWS))
 
 
 def unknown_clusters(arrays: TreeArrays, clusters: Iterable[Cluster], option: str) -> list[str]:
-    """Name clusters that the tree does not have, one line each."""
+    """Describe clusters that the tree does not have, one line each."""
     problems = []
     for cluster in clusters:
         if not 1 <= cluster.level <= arrays.n_levels:
@@ -36,7 +36,7 @@ def unknown_clusters(arrays: TreeArrays, clusters: Iterable[Cluster], option: st
 
 
 def rows_below(arrays: TreeArrays, exclude: Sequence[Cluster], only: Sequence[Cluster]) -> Mask:
-    """Tell of every sample whether it lies below one of `only`, where there are any, and below none of `exclude`."""
+    """Tell for every sample whether it lies below one of `only`, if there are any, and below none of `exclude`."""
     chosen = _clusters_chosen(arrays, exclude, only)
     mask = np.empty(arrays.n_rows(1), np.bool_)
     for bounds in arrays.blocks(1, "labels"):
@@ -46,12 +46,12 @@ def rows_below(arrays: TreeArrays, exclude: Sequence[Cluster], only: Sequence[Cl
 
 
 def _clusters_chosen(arrays: TreeArrays, exclude: Sequence[Cluster], only: Sequence[Cluster]) -> Mask:
-    """The same of every level-1 cluster, from the top downward."""
+    """Tell the same for every level-1 cluster, working from the top down."""
     n_top = arrays.n_clusters(arrays.n_levels)
     inside, outside = np.full(n_top, not only), np.zeros(n_top, np.bool_)
     for t in range(arrays.n_levels, 0, -1):
         if t < arrays.n_levels:
-            parents = arrays.read(t + 1, "labels")  # of empty clusters -1, where any answer will do
+            parents = arrays.read(t + 1, "labels")  # -1 for empty clusters, whose answer does not matter
             inside, outside = inside[parents], outside[parents]
         inside[[cluster.number for cluster in only if cluster.level == t]] = True
         outside[[cluster.number for cluster in exclude if cluster.level == t]] = True
@@ -59,9 +59,9 @@ def _clusters_chosen(arrays: TreeArrays, exclude: Sequence[Cluster], only: Seque
 
 
 def leaf_sizes(arrays: TreeArrays, mask: Mask | None) -> list[NDArray[np.int64]]:
-    """Count the samples below the clusters of every level, level 1 first; of those that `mask` has, where there is one.
+    """Count the samples below the clusters of every level, level 1 first, optionally only those in `mask`.
 
-    The labels of the samples are read in blocks.
+    Labels are read in blocks.
     """
     if mask is None:
         return [arrays.read(t, "leaf_sizes") for t in range(1, arrays.n_levels + 1)]
@@ -73,7 +73,7 @@ def leaf_sizes(arrays: TreeArrays, mask: Mask | None) -> list[NDArray[np.int64]]
 
 
 def count_rows(arrays: TreeArrays, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Count some rows below the clusters of every level, level 1 first; one that comes twice counts twice."""
+    """Count some rows below the clusters of every level, level 1 first; repeated rows count each time."""
     counts = np.zeros(arrays.n_clusters(1), np.int64)
     for some in row_blocks(len(rows)):
         labels = arrays.take(1, "labels", rows[some])

@@ -1,4 +1,4 @@
-"""Subsets out: row numbers, ids, columns, labels and distances of sampled rows as .npy, .parquet, .csv or .txt."""
+"""Writing subsets: row numbers, ids, columns, labels and distances of sampled rows as .npy, .parquet, .csv or .txt."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from hkm_dask.events import counted, emit
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
-# Rows turned into columns at a time: a few tens of MB, however large the subset is.
+# Rows converted to columns at once: a few tens of MB, however large the subset is.
 BLOCK_ROWS = 2**18
 
-#: What a subset can be written as.
+#: File formats of a subset.
 SUFFIXES = (".npy", ".parquet", ".csv", ".txt")
 
-#: What a spreadsheet takes for the beginning of a formula (OWASP, "CSV injection").
+#: Characters that begin a formula in a spreadsheet (OWASP, "CSV injection").
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 _NO_POOL = ", or write row numbers to .npy, which need no pool"
@@ -38,9 +38,9 @@ Columns = dict[str, np.ndarray]
 
 
 def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFIXES, name: str = "out") -> Location:
-    """Refuse a file, by the name of its argument, that could not be written, before any work is done for it.
+    """Reject an output file that could not be written, before any work is done; `name` is the argument's name.
 
-    InputError where its suffix is not one of `suffixes`, it is there already, or nothing can be written there.
+    Raises InputError if its suffix is not one of `suffixes`, it exists already, or its location is not writable.
 
     >>> check_target("subset.xlsx")
     Traceback (most recent call last):
@@ -63,21 +63,21 @@ def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFI
 def write_subset(
     path: str | os.PathLike[str], rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str]
 ) -> Location:
-    """Write a subset of a pool, in the form that the file's suffix asks for; the file appears whole or not at all.
+    """Write a subset of a pool in the format given by the file's suffix; the file appears only when it is complete.
 
     ============  ====================================================================================================
     ``.npy``      int64 row numbers of the pool, shape (n,)
-    ``.parquet``  columns ``row``; ``id`` where the pool has ids; the pool's further columns, like ``longitude``;
+    ``.parquet``  columns ``row``; ``id`` if the pool has ids; the pool's further columns, such as ``longitude``;
                   ``level_1``, ``level_2``, ...: the row's cluster at every level, -1 for none; ``distance``:
                   Euclidean, to the centroid of its level-1 cluster
-    ``.csv``      the same columns; texts that begin like a formula (``= + - @``, tab, carriage return) get a ``'``
-                  before them, as a spreadsheet would compute them, and those that begin so behind a ``'`` one more
-    ``.txt``      one id per line, or one row number where the pool has no ids
+    ``.csv``      the same columns; texts that begin like a formula (``= + - @``, tab, carriage return) are prefixed
+                  with ``'``, as a spreadsheet would evaluate them, and so are those that begin so after a ``'``
+    ``.txt``      one id per line, or one row number if the pool has no ids
     ============  ====================================================================================================
 
-    `rows` are sorted row numbers of the pool, one maybe more than once, and `tree` the hierarchy they were drawn from.
-    InputError where the file is there already, or the rows should be otherwise; StoreError where the tree or its pool
-    cannot be read, or the disk is full.
+    `rows` are sorted row numbers of the pool, possibly repeated, and `tree` is the hierarchy they were drawn from.
+    Raises InputError if the file exists or the rows are invalid, and StoreError if the tree or its pool cannot be read,
+    or the disk is full.
     """
     target = check_target(path)
     subset = _Subset.open(rows, tree, with_pool=target.suffix != ".npy")
@@ -86,7 +86,7 @@ def write_subset(
 
 
 def write_pool_rows(path: str | os.PathLike[str], rows: np.ndarray, pool: Pool | None) -> Location:
-    """Write rows of a pool as `write_subset` does, without what only a tree knows of them; None is for an array."""
+    """Write rows of a pool as `write_subset` does, without columns of a tree; `pool` is None for rows of an array."""
     target = check_target(path)
     files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, _Subset(rows, None, pool)), new=True)
     return target
@@ -94,7 +94,7 @@ def write_pool_rows(path: str | os.PathLike[str], rows: np.ndarray, pool: Pool |
 
 @dataclass(frozen=True)
 class _Subset:
-    """Sampled rows, and where their columns come from."""
+    """Sampled rows, and the sources of their columns."""
 
     rows: np.ndarray
     tree: TreeArrays | None
@@ -105,14 +105,14 @@ class _Subset:
         opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
         arrays = TreeArrays(opened)
         rows = chunks.check_rows(rows, stored_array(arrays, "labels").spec.shape[0])
-        if not with_pool:  # which may be gone
+        if not with_pool:  # the pool may be missing
             with suppress(StoreError):
-                pool_of_tree(opened.attrs)  # that it has grown is told
+                pool_of_tree(opened.attrs)  # warns if it has grown
             return cls(rows, arrays, None)
         return cls(rows, arrays, pool_of_tree(opened.attrs, _NO_POOL))
 
     def blocks(self) -> Iterator[np.ndarray]:
-        # One block even of no rows, so that an empty subset has its columns too.
+        # At least one block, so that even an empty subset has its columns.
         starts = range(0, max(len(self.rows), 1), BLOCK_ROWS)
         return counted((self.rows[start : start + BLOCK_ROWS] for start in starts), "write", len(self.rows))
 
@@ -124,14 +124,14 @@ class _Subset:
 
 
 def stored_array(tree: TreeArrays, name: str) -> chunks.StoredArray:
-    """An array of level 1 on disk; InputError where the tree lies in memory."""
+    """Return an array of level 1 on disk; raises InputError if the tree is in memory."""
     if (array := tree.stored(1, name)) is None:
-        raise InputError("tree=(in memory) should be a tree that lies on disk; open it with open_hierarchy")
+        raise InputError("tree=(in memory) should be a tree that is on disk; open it with open_hierarchy")
     return array
 
 
 def row_columns(rows: np.ndarray, pool: Pool | None, tree: TreeArrays | None) -> Columns:
-    """What a pool and a tree know of rows, by their sorted numbers: the columns of `write_subset`."""
+    """Return the columns of `write_subset` for sorted row numbers, from a pool and a tree."""
     columns: Columns = {"row": rows}
     if pool is not None:
         if (ids := pool.ids(rows)) is not None:
@@ -145,13 +145,13 @@ def row_columns(rows: np.ndarray, pool: Pool | None, tree: TreeArrays | None) ->
 
 
 def write_npy(path: Path, rows: np.ndarray) -> None:
-    """Write an `.npy`; not by `numpy.save`, which hides what the system says of a full disk."""
+    """Write a `.npy` file; unlike `numpy.save`, this keeps the system's message if the disk is full."""
     with path.open("wb") as file:
         file.writelines(npy_pieces(rows, MIB))
 
 
 def write_table(path: Path, tables: Iterable[Columns]) -> None:
-    """Write tables of the same columns, one after the other, as parquet; an array of two dimensions is a vector."""
+    """Write tables with the same columns, one after another, as parquet; 2-D arrays become vector columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -187,7 +187,7 @@ def _write_txt(path: Path, subset: _Subset) -> None:
             ids = subset.ids(rows)
             lines = [str(value) for value in _plain(rows if ids is None else ids)]
             for line in lines:
-                if not line or "\n" in line or "\r" in line or line.startswith("\ufeff"):  # which readers take away
+                if not line or "\n" in line or "\r" in line or line.startswith("\ufeff"):  # which readers would strip
                     rule = "without line breaks, not empty, and begin with no byte order mark for .txt"
                     raise InputError(f"id={line!r} should be {rule}; write .csv or .parquet")
             file.writelines(f"{line}\n" for line in lines)
@@ -202,7 +202,7 @@ _WRITERS: dict[str, Callable[[Path, _Subset], None]] = {
 
 
 def _plain(values: np.ndarray) -> list[Any]:
-    """Python values, a float in the fewest digits that give its own type back."""
+    """Convert to Python values; a float gets the fewest digits that restore it in its own dtype."""
     data = np.ma.getdata(values)
     cells = [str(value) for value in data] if data.dtype.kind == "f" else data.tolist()
     for place in np.flatnonzero(np.ma.getmaskarray(values)) if np.ma.isMaskedArray(values) else ():
@@ -211,7 +211,7 @@ def _plain(values: np.ndarray) -> list[Any]:
 
 
 class _Records:
-    """Ends records by a line feed; the writer still quotes a lone carriage return, as it ends them by both itself."""
+    """Ends records with a line feed; the CSV writer ends them with CR LF, so that it quotes a lone carriage return."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -221,7 +221,7 @@ class _Records:
 
 
 def is_like_formula(text: str) -> bool:
-    """Tell whether a text begins like a formula, as it is or behind any number of ``'``.
+    """Tell whether a text begins like a formula, possibly after any number of ``'``.
 
     >>> is_like_formula("=1"), is_like_formula("'=1"), is_like_formula("it's = 1")
     (True, True, False)
@@ -230,9 +230,9 @@ def is_like_formula(text: str) -> bool:
 
 
 def _quote_formulas(column: list[str]) -> int:
-    """Put a ``'`` before texts that begin like a formula, which a spreadsheet would compute; tell how many.
+    """Prefix texts that begin like a formula with ``'``, as a spreadsheet would evaluate them; returns how many.
 
-    Texts that begin so behind a ``'`` get one more, so that those who take one away have what it was.
+    Texts that begin so after a ``'`` get one more, so that removing one restores the original.
     """
     places = [i for i, text in enumerate(column) if is_like_formula(text)]
     for i in places:
@@ -241,7 +241,7 @@ def _quote_formulas(column: list[str]) -> int:
 
 
 def _arrow(values: np.ndarray) -> Any:
-    """A column for Arrow, of text even where there are no values; what is masked is missing."""
+    """Make an Arrow column, of text even if it has no values; masked values are null."""
     import pyarrow as pa
 
     if values.ndim == 2:
@@ -252,26 +252,26 @@ def _arrow(values: np.ndarray) -> Any:
 
 
 def pool_is_gone(attributes: Mapping[Any, Any]) -> bool:
-    """Whether the pool the tree was built from is no longer where it was."""
+    """Tell whether the pool of a tree is missing from its recorded path."""
     return bool(attributes.get("pool")) and not location(attributes["pool"]).exists()
 
 
 def tell_of_another_pool(attributes: Mapping[Any, Any]) -> None:
-    """Warn where another pool lies in the place of the one that a tree was built from: row numbers are not of that."""
+    """Warn if the pool at the recorded path is not the one of the tree, so row numbers do not refer to it."""
     where, wanted = attributes.get("pool"), str(attributes.get("pool_fingerprint", ""))
-    with suppress(StoreError):  # it may be gone
+    with suppress(StoreError):  # it may be missing
         if where and wanted and open_pool(where).n_known_as(wanted) is None:
-            fact = f"pool={str(where)!r} is not the one the tree was built from, its content is another"
+            fact = f"pool={str(where)!r} is not the one the tree was built from, its content differs"
             emit("warning", message=f"{fact}; rows that are drawn are numbers of that one, put it back")
 
 
 def pool_of_tree(
     attributes: Mapping[Any, Any], otherwise: str = "", path: str | os.PathLike[str] | None = None
 ) -> Pool | None:
-    """Open the pool the tree was built from, where it was or at `path`; None where that was an array.
+    """Open the pool of a tree, at its recorded location or at `path`; None if the tree was built from an array.
 
-    Of a pool that has grown since, the rows that the tree knows; a warning tells of the others. StoreError where it is
-    another, which would lie.
+    If the pool has grown since, only the rows known to the tree are returned, with a warning. Raises StoreError if it
+    is a different pool, as its rows would be wrong.
     """
     where = path or attributes.get("pool")
     if not where:
@@ -281,7 +281,7 @@ def pool_of_tree(
     n_known = pool.n_known_as(str(wanted)) if wanted else pool.n_samples
     if n_known is None:
         raise StoreError(
-            f"pool={str(where)!r} should be the one the tree was built from, but its content is another; "
+            f"pool={str(where)!r} should be the one the tree was built from, but its content differs; "
             f"{'give that one' if path else 'put that pool back'}{otherwise}"
         )
     if n_known < pool.n_samples:

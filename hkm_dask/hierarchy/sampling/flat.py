@@ -1,7 +1,7 @@
-"""Drawing the same number from every cluster of the top level: its rows with the smallest keys, never sorted.
+"""Flat draws: the same number of rows from every top-level cluster, those with the smallest keys, without sorting.
 
-Rows are read block by block, several times: to find, digit by digit, the first key of each cluster that is too much
-(`external_sort.find_splitters`), and then those before it. What is held is the rows drawn, and blocks.
+Rows are read block by block, several times: first to find, digit by digit, the first excess key of each cluster
+(`external_sort.find_splitters`), then to collect the rows before it. Only blocks and the drawn rows are held in memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hkm_dask.hierarchy.tree.arrays import TreeArrays
 
 @dataclass(frozen=True)
 class _Order:
-    """What members of a cluster are taken by, the smallest first: a key, and a word that tells all rows apart."""
+    """The order in which members of a cluster are taken, smallest first: by a key, then by a unique word."""
 
     arrays: TreeArrays
     within: str
@@ -33,16 +33,16 @@ class _Order:
 
     @property
     def key_bits(self) -> int:
-        """Bits of a key that may be set."""
+        """Number of bits that a key may have."""
         return 32 if self.within in ("closest", "furthest") else 64
 
     @property
     def n_words(self) -> int:
-        """Words are below it."""
+        """Exclusive upper bound of the words."""
         return 2**64 - 1 if self.best is not None else self.arrays.n_rows(1)
 
     def of_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Keys and words of rows, which lie next to each other but for those left out."""
+        """Return keys and words of rows, which are contiguous except for rows left out."""
         if self.within == "random" and self.best is None:
             return random_bits(self.random_key, rows), rows
         first = int(rows[0]) if len(rows) else 0
@@ -54,7 +54,7 @@ class _Order:
         if self.within == "furthest":
             return np.uint64(2**32 - 1) - bits, n_rows - 1 - rows
         assert self.best is not None
-        # Distances have no sign: their last bits are cut only where there are more than 2**33 rows.
+        # Distances have no sign bit: their lowest bits are cut off only with more than 2**33 rows.
         n_bits = n_rows.bit_length()
         words = bits >> np.uint64(max(0, n_bits - 33)) << np.uint64(n_bits) | rows.view(np.uint64)
         return self.best(rows), words.view(np.int64)
@@ -62,7 +62,7 @@ class _Order:
 
 @dataclass(frozen=True)
 class _TopRun:
-    """Rows from `start` to `stop` by their cluster of the top level, but for those without one or that `mask` lacks."""
+    """Rows ``start:stop`` by top-level cluster, except those without one or not in `mask`."""
 
     order: _Order
     top: NDArray[np.int32]
@@ -70,8 +70,8 @@ class _TopRun:
     bounds: tuple[int, int]
 
     def members(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Their numbers and clusters."""
-        top = self.top[self.order.arrays.block(1, "labels", self.bounds)]  # what -1 picks is the last, -1
+        """Return their row numbers and clusters."""
+        top = self.top[self.order.arrays.block(1, "labels", self.bounds)]  # index -1 selects the last element, -1
         used = top >= 0
         if self.mask is not None:
             used &= self.mask[slice(*self.bounds)]
@@ -87,7 +87,7 @@ class _TopRun:
 def _take(
     times: NDArray[np.int64], splitters: Splitters, whole: NDArray[np.bool_], runs: Sequence[_TopRun]
 ) -> NDArray[np.int64]:
-    """Task: the rows of runs, each so many times as its cluster has them, and once more those before its splitter."""
+    """Task: return the rows of runs, each as often as its cluster's `times`, plus once if before the splitter."""
     taken = [np.empty(0, np.int64)]
     number = np.searchsorted(splitters.clusters, np.arange(len(times)))
     for run in runs:
@@ -111,9 +111,10 @@ def draw_flat(
     best: SortKeys | None = None,
     mask: Mask | None = None,
 ) -> NDArray[np.int64]:
-    """Take `targets` of the samples of every top-level cluster, which has as many as `sizes`; gives sorted row numbers.
+    """Take `targets` of the samples of every top-level cluster, which has `sizes` of them; returns sorted row numbers.
 
-    More than its samples means repeats. Ties go to the first row; see `sampling.draw_members` for the rest.
+    A target beyond the cluster's size means repeats. Ties go to the lowest row; see `sampling.draw_members` for the
+    other parameters.
     """
     above = arrays.ancestors(np.arange(arrays.n_clusters(1), dtype=np.int32))[-1]
     top = np.append(above, np.int32(-1))

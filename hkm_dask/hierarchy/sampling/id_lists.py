@@ -1,4 +1,4 @@
-"""Lists of samples by their ids, in memory or in a file: what a draw should leave out."""
+"""Lists of sample ids, in memory or in a file, to be excluded from a draw."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from hkm_dask.hierarchy.sampling.eligible import Mask, row_blocks
 from hkm_dask.hierarchy.sampling.export import is_like_formula
 from hkm_dask.untrusted import open_regular, read_regular, reading
 
-#: What ids may be in, and bytes of a text file of them.
+#: File formats of id lists, and the size limit of a text file in bytes.
 SUFFIXES = (".npy", ".txt", ".csv", ".parquet")
 _MAX_TEXT_BYTES = 2**32
 
 
 @dataclass(frozen=True)
 class IdList:
-    """Ids of samples, or numbers of rows."""
+    """Ids of samples, or row numbers."""
 
     name: str  # of the option, for messages
     values: np.ndarray  # int64 or str
     are_rows: bool
 
     def rows(self, pool: Pool | None, n_rows: int) -> Mask:
-        """Tell of every row whether it is in the list.
+        """Tell for every row whether it is in the list.
 
-        Ids that the pool does not have are counted in a warning; InputError where it has none of them.
+        Warns with the number of ids that the pool does not have; raises InputError if it has none of them.
         """
         mask = np.zeros(n_rows, np.bool_)
         mask[self.values if self.are_rows else self.numbers(pool, n_rows)] = True
         return mask
 
     def numbers(self, pool: Pool | None, n_rows: int, *, strict: bool = False) -> NDArray[np.int64]:
-        """Numbers of the rows, sorted, each as often as it is listed; the pool's ids are read in blocks.
+        """Return sorted row numbers, each as often as it is listed; the pool's ids are read in blocks.
 
-        Ids that the pool does not have are counted in a warning; InputError where it has none of them, or if `strict`.
+        Warns with the number of ids that the pool does not have; raises InputError if it has none, or with `strict`.
         """
         if self.are_rows or pool is None:
             return np.sort(self.values)
@@ -75,12 +75,12 @@ class IdList:
 
 
 def read_id_list(ids: Any, pool: Pool | None, n_rows: int, option: str) -> IdList:
-    """Read ids, which are row numbers where the pool has none; `option` is where they were given.
+    """Read ids, or row numbers if the pool has no ids; `option` is the name of the argument.
 
-    `ids` are an array, or a file as `hkm sample` writes it: ids in ``.txt``, ids or row numbers in ``.parquet`` and
-    ``.csv``, row numbers in ``.npy``, or ids where it has texts. In a ``.csv`` without a column ``row``, as others
-    write it, a ``'`` before what is like a formula stays where the pool has such an id. InputError where the file
-    cannot be read, or what it has is something else.
+    `ids` is an array, or a file as written by `hkm sample`: ids in ``.txt``, ids or row numbers in ``.parquet`` and
+    ``.csv``, row numbers in ``.npy``, or ids if it contains texts. In a ``.csv`` without a column ``row``, which others
+    have written, a ``'`` before a formula is kept if the pool has such an id. Raises InputError if the file cannot be
+    read or has other content.
     """
     kind = None if pool is None or not pool.has_ids else pool.ids(np.empty(0, np.int64)).dtype.kind  # type: ignore[union-attr]
     name = option
@@ -105,7 +105,7 @@ def read_id_list(ids: Any, pool: Pool | None, n_rows: int, option: str) -> IdLis
 
 
 def _found(some: set[str], pool: Pool | None, n_rows: int) -> set[str]:
-    """Those of some ids that the pool has."""
+    """Return the ids among `some` that the pool has."""
     found: set[str] = set()
     if some and pool is not None:
         for rows in row_blocks(n_rows):
@@ -116,17 +116,17 @@ def _found(some: set[str], pool: Pool | None, n_rows: int) -> set[str]:
 def _whole(values: np.ndarray, name: str) -> np.ndarray:
     if np.can_cast(values.dtype, np.int64):
         return values.astype(np.int64)
-    try:  # int alone would cut 1.5 to 1
+    try:  # int alone would truncate 1.5 to 1
         whole = [int(value) if isinstance(value, str) else operator.index(value) for value in values.tolist()]
         return np.array(whole, np.int64)
     except (ValueError, TypeError, OverflowError):
-        raise InputError(f"{name} should be whole numbers, as the pool has them; leave out what is none") from None
+        raise InputError(f"{name} should be whole numbers, as the pool has them; leave out the others") from None
 
 
 def _read_file(
     path: str | os.PathLike[str], kind: str | None, name: str, found: Callable[[set[str]], set[str]]
 ) -> tuple[np.ndarray, bool]:
-    """Ids, or numbers of rows and True; `kind` is that of the pool's ids, if any, and `found` tells which it has."""
+    """Return ids and False, or row numbers and True; `kind` is that of the pool's ids, `found` looks ids up in it."""
     suffix, wanted = Path(path).suffix, f"{name} should be a file of ids"
     if suffix not in SUFFIXES:
         raise InputError(f"{wanted}: {', '.join(SUFFIXES)}, as `hkm sample` writes it; convert it")
@@ -134,7 +134,7 @@ def _read_file(
         if suffix == ".npy":
             with open_regular(path) as file:
                 values = read_npy(file, str(path), os.fstat(file.fileno()).st_size)
-            if values.dtype.kind == "U":  # texts are ids, if they look like row numbers or not
+            if values.dtype.kind == "U":  # texts are ids, even if they look like row numbers
                 return values, False
             if kind is not None and kind in "iu":
                 raise InputError(
@@ -158,8 +158,8 @@ def _read_csv(text: str, has_ids: bool, wanted: str, found: Callable[[set[str]],
     column = _id_column(header, has_ids, wanted)
     place = header.index(column)
     cells = [row[place] for row in rows if row]
-    # `hkm sample` puts a ' before what a spreadsheet would compute, in files with a column `row`. Others may have been
-    # cut from such a file, or have ids as they are: what the pool has so is one.
+    # `hkm sample` prefixes formulas with ' in files with a column `row`. Other files may be derived from such a file,
+    # or contain ids as they are: a text that is an id of the pool is not unquoted.
     quoted = {cell for cell in cells if cell.startswith("'") and is_like_formula(cell)}
     if "row" not in header:
         quoted -= found(quoted)

@@ -1,4 +1,4 @@
-"""The rules of a draw, in the words of `hkm_dask.sample`, checked against the tree and its pool."""
+"""The arguments of `hkm_dask.sample`, validated against the tree and its pool."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _MAX_BYTES = 2**24
 
 @dataclass
 class Rules:
-    """What a draw has to keep to; `problems` has a line for everything that cannot be."""
+    """Constraints of a draw; `problems` has one line for each that is invalid."""
 
     exclude: list[Cluster] = field(default_factory=list)
     only: list[Cluster] = field(default_factory=list)
@@ -55,11 +55,11 @@ class Rules:
 
     @property
     def leave_out(self) -> bool:
-        """Whether there may be rows that cannot be drawn."""
+        """Whether some rows may be ineligible."""
         return bool(self.exclude or self.only or self.ids or self.max_per or self.quotas)
 
     def mask(self, arrays: TreeArrays) -> Mask | None:
-        """Tell of every row whether it may be drawn, caps and quotas aside; None where all in the tree may."""
+        """Tell which rows are eligible, ignoring caps and quotas; None if all rows of the tree are."""
         if not self.leave_out:
             return None
         mask = rows_below(arrays, self.exclude, self.only)
@@ -68,7 +68,7 @@ class Rules:
         return mask
 
     def level_weights(self, arrays: TreeArrays) -> list[NDArray[np.int64] | None]:
-        """Whole-numbered weights of the clusters of every level, level 1 first; None where all are the same."""
+        """Return integer weights of the clusters of every level, level 1 first; None for equal weights."""
         unit, levels = 10**WEIGHT_DECIMALS, list[NDArray[np.int64] | None]()
         for t in range(1, arrays.n_levels + 1):
             own = {cluster.number: weight for cluster, weight in self.weights.items() if cluster.level == t}
@@ -95,7 +95,7 @@ def read_rules(
     max_per: Mapping[str, int] | None,
     quotas: Mapping[str, Quotas] | None,
 ) -> Rules:
-    """Read files and check all that can be told without looking at the ids and columns of the pool."""
+    """Read files, and check everything that does not require the pool's ids and columns."""
     rules = Rules(by=by)
     for option, names in (("exclude", exclude), ("only", only)):
         clusters = parse_clusters([names] if isinstance(names, str) else names, option, rules.problems)
@@ -111,7 +111,7 @@ def read_rules(
         rules.max_per = _read_cap(max_per, multiplier)
     with _collected(rules.problems):
         rules.quotas = _read_quotas(quotas, size)
-    # A file, several of them, or ids themselves.
+    # One file, several files, or an array of ids.
     several = isinstance(exclude_ids, list | tuple) and all(isinstance(ids, os.PathLike) for ids in exclude_ids)
     lists = list(exclude_ids) if several else [exclude_ids] if exclude_ids is not None else []
     _open_pool(rules, tree, arrays, asks_ids=bool(lists))
@@ -137,15 +137,15 @@ def _read_weights(rules: Rules, weights: Weights, arrays: TreeArrays, strategy: 
     below = [str(cluster) for cluster in rules.weights if cluster.level < arrays.n_levels]
     if strategy == "flat" and below:
         problems.append(
-            f"weights of {first_few(below)} should be 0 or 1 with strategy='flat', which shares out among clusters of "
-            "the top level only; use hierarchical"
+            f"weights of {first_few(below)} should be 0 or 1 with strategy='flat', which divides the size among "
+            "the top-level clusters only; use hierarchical"
         )
     if problems:
         raise InputError(problems)
 
 
 def _of_one_column(given: Any, option: str, example: str) -> tuple[str, Any] | None:
-    """The column that a rule is for, and what it says of it; None where there is no rule."""
+    """Return the column of a rule and its value; None if there is no rule."""
     if given is None:
         return None
     if not isinstance(given, Mapping):
@@ -185,14 +185,14 @@ def _read_quotas(quotas: Mapping[str, Quotas] | None, size: Any) -> tuple[str, d
         total = sum(amount if isinstance(amount, int) else amount * size for amount in parsed.values())
         if total > size:
             fact = f"quotas of {column} add up to {float(total):g} rows"
-            problems.append(f"{fact}, they should to at most size={size}; lower some of them")
+            problems.append(f"{fact} but should add up to at most size={size}; lower some of them")
     if problems:
         raise InputError(problems)
     return column, parsed
 
 
 def _rows_or_share(amount: Any) -> int | Fraction | None:
-    """Whole numbers are rows, others shares, as in scikit-learn's `train_test_split`; None for anything else.
+    """Parse an integer as rows and anything else as a share, like scikit-learn's `train_test_split`; None if invalid.
 
     >>> _rows_or_share("500"), _rows_or_share(0.1), _rows_or_share("1.0"), _rows_or_share(1.5)
     (500, Fraction(1, 10), Fraction(1, 1), None)
@@ -201,7 +201,7 @@ def _rows_or_share(amount: Any) -> int | Fraction | None:
     if text.isdecimal():
         return int(text)
     try:
-        share = Fraction(str(float(text)))  # 0.1 as it is written
+        share = Fraction(str(float(text)))  # exactly the decimal as written
     except (ValueError, OverflowError):
         return None
     return share if 0 <= share <= 1 else None
@@ -219,7 +219,7 @@ def _read_quota_file(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _open_pool(rules: Rules, tree: xr.DataTree, arrays: TreeArrays, *, asks_ids: bool) -> None:
-    """Open the pool where ids or columns are asked for, and look for the columns."""
+    """Open the pool if ids or columns are needed, and find the columns."""
     asked = {"by": rules.by, "max_per": rules.max_per and rules.max_per[0], "quotas": rules.quotas and rules.quotas[0]}
     columns = {option: column for option, column in asked.items() if column}
     if not columns and not asks_ids:

@@ -1,9 +1,9 @@
-"""Balanced subsets of exact size: targets from the top of the tree downward, then a draw in every level-1 cluster.
+"""Balanced subsets of exact size: targets are computed from the top of the tree down, then rows drawn per cluster.
 
-At a node that is to give N leaves, child j with s_j leaves gives min(n, s_j), where n is the largest integer with
-Σ min(n, s_j) ≤ N; the rest, less than one each, goes to random children that have more. (The paper's integer n that
-minimizes |N - Σ min(n, s_j)| misses the target: arXiv:2405.15613 §3.3.) Weights scale what a child gives, see `shares`.
-What is left out of a draw, clusters or rows, counts nowhere: s_j are the leaves that may be drawn.
+For a node with target N, child j with s_j leaves gets min(n, s_j), where n is the largest integer with Σ min(n, s_j) ≤
+N; the remainder, less than one each, goes to random children that have more leaves. (The paper chooses the integer n
+that minimizes |N - Σ min(n, s_j)|, which misses the target: arXiv:2405.15613 §3.3.) Weights scale the amount of a
+child, see `shares`. Excluded clusters and rows do not count: s_j is the number of eligible leaves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
 STRATEGIES = ("hierarchical", "flat")
 WITHIN = ("random", "closest", "furthest", "best")
-#: Members that are read and given keys together.
+#: Members read and given keys at once.
 _BLOCK_MEMBERS = 1 << 20
 
 
@@ -62,40 +62,40 @@ def sample(
     tree : DataTree or path
         From `open_hierarchy` or `build_hierarchy`.
     size : int
-        Samples wanted.
+        Number of samples to draw.
     strategy : {"hierarchical", "flat"}
-        Balance at every level from the top, or the same number from every top-level cluster and at random within it.
+        Balance at every level from the top, or draw the same number from every top-level cluster, at random within it.
     within : {"random", "closest", "furthest", "best"}
-        Which members of a level-1 cluster: at random, closest to or furthest from its centroid, or those with the
-        largest value of the column `by`. With ``strategy="flat"`` the same among all leaves of a top-level cluster.
+        Which members of a level-1 cluster to take: random ones, those closest to or furthest from its centroid, or
+        those with the largest values of the column `by`. With ``strategy="flat"``, the choice is among all samples
+        below a top-level cluster.
     by : str, optional
-        A column of numbers of the pool; with ``-`` before it, the smallest are the best. NaN comes last, and of equal
-        values the one closest to the centroid first.
+        A numeric column of the pool; with ``-`` before it, the smallest values are best. NaN comes last; ties go to the
+        sample closest to the centroid.
     multiplier : int
-        How often a sample may be taken; a second time only after every sample of its cluster was taken once.
+        How often a sample may be drawn; repeats only once all samples of its cluster have been drawn.
     exclude, only : sequence of str or of (level, number)
-        Clusters like ``"2:19"``, cluster 19 of level 2: draw nothing below the ones, and only below the others. What
-        lies below both is not drawn.
+        Clusters such as ``"2:19"``, cluster 19 of level 2: draw nothing below those in `exclude`, and only below those
+        in `only`. `exclude` takes precedence.
     exclude_ids : path, list of Path, or array, optional
-        Ids of samples that are not to be drawn (``pool.ids(rows)``), row numbers where the pool has no ids; or files as
-        `hkm sample` writes them, so that a second draw has none of the first: ids in ``.txt``, a column ``id`` or
-        ``row`` in ``.csv`` and ``.parquet``, row numbers in ``.npy``. Ids that the pool does not have are counted in a
-        warning.
+        Ids of samples not to be drawn (``pool.ids(rows)``), or row numbers if the pool has no ids; or files written by
+        `hkm sample`, so that a second draw is disjoint from the first: ids in ``.txt``, a column ``id`` or ``row`` in
+        ``.csv`` and ``.parquet``, row numbers in ``.npy``. A warning counts ids that the pool does not have.
     weights : mapping or path, optional
-        Of clusters, to numbers from 0.000001 to 1000 (six decimals count) that scale their shares among their siblings:
-        a child of weight w gives min(n·w, its samples). 0 is the same as `exclude`; a cluster that is not named has 1.
-        A path is that of a file, see `hkm_dask.hierarchy.sampling.steering.read_weights`. With ``strategy="flat"`` for
-        top-level clusters only.
+        Maps clusters to numbers from 0.000001 to 1000 (with up to six decimals) that scale their shares among their
+        siblings: a child of weight w gets min(n·w, its samples). 0 is the same as `exclude`; other clusters have weight
+        1. A path is that of a file, see `hkm_dask.hierarchy.sampling.steering.read_weights`. With ``strategy="flat"``,
+        only top-level clusters can have weights.
     max_per : mapping of one column to int, optional
-        As ``{"domain": 100}``: at most so many rows of each value of a column, or with ``{"level_1": 3}`` of each
-        cluster of a level; rows without a value count as rows of one. Values that a draw has too many rows of keep so
-        many of these, at random, or the best ones by `by`; their other rows are left out, and all is drawn again, until
-        no value has too many.
+        For example ``{"domain": 100}``: at most that many rows with the same value of a column, or with
+        ``{"level_1": 3}``, in the same cluster of a level; rows without a value count as having the same. If a draw has
+        too many rows of a value, that many of them are kept, at random or the best by `by`, the other rows of the value
+        become ineligible, and everything is drawn again, until no value exceeds the limit.
     quotas : mapping of one column to a mapping or path, optional
-        As ``{"source": {"web": 0.5, "books": 20_000}}``: rows of values of a column (or ``level_2``, of its clusters),
-        a number of rows where it is a whole number, else a share of the size. Each value is drawn by itself from the
-        whole tree, in this order; what is left of the size is drawn from the rows of all other values. Shares are
-        rounded by the largest remainders. A path is that of a CSV file with the header ``value,quota``.
+        For example ``{"source": {"web": 0.5, "books": 20_000}}``: rows for values of a column (or clusters, with
+        ``level_2``), as a number of rows if it is an integer, otherwise as a share of `size`. Each value is drawn
+        separately from the whole tree, in this order; the remaining rows are drawn from all other values. Shares are
+        rounded by the largest-remainder method. A path is that of a CSV file with the header ``value,quota``.
     seed : int
 
     Returns
@@ -106,10 +106,10 @@ def sample(
     Raises
     ------
     InputError
-        `size` is no number the rules let the pool give, with the number available; or a choice, a cluster, a weight, a
-        column or an id is none; all problems at once.
+        If `size` cannot be met under these constraints (with the number available), or if an option, cluster, weight,
+        column or id is invalid; all problems are reported at once.
     StoreError
-        The tree, or its pool where ids or columns are asked for, cannot be read.
+        If the tree, or its pool if ids or columns are needed, cannot be read.
 
     References
     ----------
@@ -136,7 +136,7 @@ def sample(
     _check(n_samples, size, strategy, within, multiplier, seed, rules.problems)
     if rules.pool is None:
         tell_of_another_pool(opened.attrs)
-    # A sample that may be taken more often than the draw is large may be taken as often as it is: no product overflows.
+    # No sample can be drawn more often than `size`; the cap keeps products from overflowing.
     draw = _Draw(arrays, rules, strategy, within, min(int(multiplier), int(size)), n_samples)
     parts = draw.parts(int(size), seed)
     emit("progress", stage="sample", done=0, total=size)
@@ -163,7 +163,7 @@ def _check(
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows that are drawn by themselves: `code` is the place of their value among those of the quotas."""
+    """Rows that are drawn separately: `code` is the index of their value among the quotas."""
 
     name: str
     size: int
@@ -172,7 +172,7 @@ class _Part:
 
 
 class _Draw:
-    """Draws from a tree by rules."""
+    """A draw from a tree under given rules."""
 
     def __init__(
         self, arrays: TreeArrays, rules: Rules, strategy: str, within: str, multiplier: int, n_samples: int
@@ -192,7 +192,7 @@ class _Draw:
             emit("note", message=f"the rules leave {left:,} of {n_samples:,} samples")
 
     def parts(self, size: int, seed: int) -> list[_Part]:
-        """What the draw consists of, none larger than what there is; InputError with all that are."""
+        """Return the parts of the draw; raises InputError with all those that exceed the available rows."""
         parts = [_Part("", size, seed)]
         if self.quotas is not None:
             column, quotas = self.quotas
@@ -211,11 +211,11 @@ class _Draw:
         available *= self.multiplier
         if part.size > available:
             what = f"{part.size} rows of {part.name}" if part.name else f"size={part.size}"
-            remedy = "change the quotas, or lower the size" if part.name else "lower it, or leave out less"
+            remedy = "change the quotas, or lower the size" if part.name else "lower it, or exclude less"
             yield f"{what} should be at most the {available} that the rules leave; {remedy}"
 
     def _mask(self, part: _Part) -> Mask | None:
-        """Tell of every row whether a part may have it, to be changed at will."""
+        """Tell which rows are eligible for a part, as an array that may be modified."""
         if self.mask is None or self.codes is None:
             return self.mask
         mask = self.codes == part.code
@@ -223,15 +223,15 @@ class _Draw:
         return mask
 
     def part(self, part: _Part) -> NDArray[np.int64]:
-        """Draw, again and again while there are too many rows of a value.
+        """Draw a part, repeatedly while a value has too many rows.
 
-        Each time at least one value is left with as many rows as there may be of it, so this ends; and what the values
-        can give together stays the same, so there are always enough rows.
+        Each repetition brings at least one value down to its limit, so this ends; the number of rows that all values
+        allow together stays the same, so there are always enough.
         """
         mask = self._mask(part)
         if self.cap is None or mask is None:
             return self._rows(part, mask)
-        if problems := list(self._too_large(part)):  # now that parts before have their rows
+        if problems := list(self._too_large(part)):  # checked again, as earlier parts have taken their rows
             raise InputError(problems)
         rows = self._rows(part, mask)
         while self.cap.thin(rows, mask, stream_key(part.seed, "max_per"), self.best):
@@ -256,13 +256,13 @@ class _Draw:
 
 
 class _Members(Protocol):
-    """Members of clusters, of which runs can be had."""
+    """Members of clusters, accessible by slices."""
 
     def __getitem__(self, run: slice, /) -> NDArray[np.int64]: ...
 
 
 class _StoredMembers:
-    """Those of the clusters of level 1, read as they are asked for."""
+    """Members of the clusters of level 1, read on access."""
 
     def __init__(self, arrays: TreeArrays) -> None:
         self._arrays = arrays
@@ -281,10 +281,10 @@ def draw_members(
     best: SortKeys | None = None,
     mask: Mask | None = None,
 ) -> NDArray[np.int64]:
-    """Take `targets` of the members of every cluster, which are in order of distance; gives sorted row numbers.
+    """Take `targets` of the members of every cluster, which are in order of distance; returns sorted row numbers.
 
-    More than the members a cluster has means repeats. `key` is from `stream_key`, `best` from `best_first`; where there
-    is a `mask`, only members it has are taken.
+    A target beyond the number of members means repeats. `key` is from `stream_key`, `best` from `best_first`; with a
+    `mask`, only members in it are taken.
 
     >>> draw_members(np.array([0, 3, 5]), np.array([4, 0, 2, 1, 3]), np.array([2, 3]), within="closest")
     array([0, 1, 1, 3, 4])
@@ -308,7 +308,7 @@ def draw_members(
 
 
 def _keys(members: NDArray[np.int64], within: str, key: int, best: SortKeys | None) -> NDArray[np.uint64]:
-    """What members are taken by, the smallest first."""
+    """Return the keys by which members are taken, smallest first."""
     if within in ("closest", "furthest"):
         keys = np.arange(len(members), dtype=np.uint64)
         return keys if within == "closest" else np.ascontiguousarray(keys[::-1])

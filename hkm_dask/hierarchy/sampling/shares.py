@@ -1,11 +1,11 @@
-"""Sharing a total out among the children of a node, as evenly as what they have allows, or by weights.
+"""Division of a node's total among its children, as evenly as their capacities allow, or by weights.
 
-Child j with s_j samples and weight w_j gives min(n·w_j, s_j), where n is the real number at which these add up to the
-total N of the node. Where all weights are equal n is cut to a whole number, and what is left, less than one each, goes
-to random children that have more. With weights each share n·w_j is rounded down or up, at random, such that its mean
-is the share itself and the sum is N: a point is put at random into the first of N equal parts of a line on which the
-children stand in random order, each as long as its share, and one at the same place of every other part; each child
-gives as many as there are points on it (systematic sampling). All nodes of a level are solved at once, in int64.
+Child j with capacity s_j and weight w_j gets min(n·w_j, s_j), where n is the real number for which these sum to the
+total N of the node. With equal weights, n is rounded down, and the remainder, less than one each, goes to random
+children with capacity left. With weights, each share n·w_j is rounded down or up at random such that its mean is the
+share and the sum is N, by systematic sampling: the children, in random order, are intervals of a line with the lengths
+of their shares, and N equally spaced points with a random offset are put on it; each child gets the number of points in
+its interval. All nodes of a level are solved at once, in int64.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Ints = NDArray[np.int64]
 
 
 def share_out(capacities: Ints, indptr: Ints, totals: Ints, *, key: int, weights: Ints | None = None) -> Ints:
-    """Share each node's total out among its children, by whole-numbered weights >= 1 where there are any.
+    """Divide each node's total among its children, optionally by integer weights >= 1.
 
-    Weights below 2**30 are taken exactly, however large capacities and totals are.
+    Weights below 2**30 are exact, however large capacities and totals are.
 
     >>> share_out(np.array([50, 50, 3]), np.array([0, 3]), np.array([33]), key=0, weights=np.array([1, 2, 2]))
     array([10, 20,  3])
@@ -44,12 +44,12 @@ def hierarchical_targets(
     seed: int = 0,
     weights: Sequence[Ints | None] | None = None,
 ) -> Ints:
-    """Samples to take from every level-1 cluster, from the top of the tree downward; they sum to `size`.
+    """Return the samples to draw from every level-1 cluster, computed from the top of the tree down; sum to `size`.
 
-    `indptr` and `members` are the children of the clusters of each level, level 1 first, whose own members are not
-    looked at, `leaf_sizes` the samples below, and `weights`, as in `share_out`, those of the clusters of each level.
+    `indptr` and `members` are the children of the clusters of each level, level 1 first (whose members are not used),
+    `leaf_sizes` the samples below them, and `weights` those of the clusters of each level, as in `share_out`.
 
-    A big and a small top cluster; the big one's children hold 90 and 10 samples.
+    For example, a large and a small top cluster, where the children of the large one hold 90 and 10 samples:
 
     >>> indptr = [np.array([0, 90, 100, 105]), np.array([0, 2, 3])]
     >>> members = [np.arange(105), np.array([0, 1, 2])]
@@ -72,10 +72,10 @@ def hierarchical_targets(
 
 
 def fill_targets(capacities: Ints, indptr: Ints, totals: Ints, *, key: int) -> Ints:
-    """Share out each node's total among its children as evenly as their capacities allow.
+    """Divide each node's total among its children as evenly as their capacities allow.
 
-    Children of node i are ``indptr[i]:indptr[i + 1]``; no node's total is more than its children hold. `key`, from
-    `stream_key`, decides who gives one of what is left over.
+    Children of node i are ``indptr[i]:indptr[i + 1]``; no total exceeds the capacity of its children. `key`, from
+    `stream_key`, decides which children get one of the remainder.
 
     >>> fill_targets(np.array([1, 5, 9]), np.array([0, 3]), np.array([9]), key=0)
     array([1, 4, 4])
@@ -86,7 +86,7 @@ def fill_targets(capacities: Ints, indptr: Ints, totals: Ints, *, key: int) -> I
     sorted_capacities = capacities[order]
     prefix = np.concatenate([[0], np.cumsum(sorted_capacities)])
     below = prefix[:-1] - prefix[indptr[:-1]][node]
-    # Were every child from position i on to give as much as child i, would that be too much?
+    # If every child from position i on got as much as child i, would that exceed the total?
     position = np.arange(len(capacities)) - indptr[:-1][node]
     followers = n_children[node] - position
     too_much = below + followers * sorted_capacities > totals[node]
@@ -102,7 +102,7 @@ def fill_targets(capacities: Ints, indptr: Ints, totals: Ints, *, key: int) -> I
 
 
 def _give_one(able: NDArray[np.bool_], indptr: Ints, node: Ints, left: Ints, key: int) -> Ints:
-    """One to each of `left` random able children per node."""
+    """Give one each to `left` random children per node among those that are able to take it."""
     keys = random_bits(key, np.arange(len(able)))
     order = np.lexsort((keys, ~able, node))
     rank = np.empty(len(able), np.int64)
@@ -114,12 +114,12 @@ def _fill_by_weight(capacities: Ints, weights: Ints, indptr: Ints, totals: Ints,
     node = np.repeat(np.arange(len(totals)), np.diff(indptr))
     order = np.lexsort((*_digits(capacities, weights), node))
     capacity, weight = capacities[order], weights[order]
-    # Were child i and all behind it, which are full later, to share what the children before it leave: is it full?
+    # If child i and those after it, which fill up later, share what the children before it leave, is child i full?
     left = totals[node] - (starts(capacity)[:-1] - starts(capacity)[indptr[:-1]][node])
     behind = starts(weight)[indptr[1:]][node] - starts(weight)[:-1]
     share, _ = _multiply_divide(weight, np.maximum(left, 0), behind)
     hits = np.flatnonzero((left < 0) | (capacity > share))[::-1]
-    first = indptr[1:].copy()  # the first child of each node that is not full
+    first = indptr[1:].copy()  # the first child of each node that is not filled
     first[node[hits]] = hits
     open_ = np.arange(len(order)) >= first[node]
     shared = capacity
@@ -136,9 +136,9 @@ def _fill_by_weight(capacities: Ints, weights: Ints, indptr: Ints, totals: Ints,
 
 
 def _round_at_random(weights: Ints, node: Ints, amounts: Ints, lengths: Ints, numbers: Ints, key: int) -> Ints:
-    """Whole numbers next to ``amount * weight / length``, whose sum is the amount of each node: systematic sampling.
+    """Round ``amount * weight / length`` to neighboring integers that sum to each node's amount (systematic sampling).
 
-    `lengths` are the sums of the weights of each node, and `numbers` tell its children apart.
+    `lengths` are the sums of the weights of each node, and `numbers` identify its children.
     """
     order = np.lexsort((random_bits(key, numbers), node))
     node, ends = node[order], starts(weights[order])[1:]
@@ -155,21 +155,21 @@ def _round_at_random(weights: Ints, node: Ints, amounts: Ints, lengths: Ints, nu
 
 
 def _digits(numerators: Ints, denominators: Ints) -> tuple[Ints, Ints, Ints]:
-    """Keys to sort fractions by, the last first: 64 binary digits tell any two of denominators below 2**30 apart."""
+    """Return keys that sort fractions, most significant last: 64 bits separate denominators below 2**30."""
     whole, rest = np.divmod(numerators, denominators)
     high, rest = np.divmod(rest << 32, denominators)
     return (rest << 32) // denominators, high, whole
 
 
 def _multiply_divide(a: Ints, b: Ints, divisor: Ints) -> tuple[Ints, Ints]:
-    """Quotient and remainder of ``a * b`` by `divisor`, for 0 <= a <= divisor < 2**54 and any b >= 0, without overflow.
+    """Return quotient and remainder of ``a * b`` by `divisor`, for 0 <= a <= divisor < 2**54 and b >= 0, exactly.
 
     >>> _multiply_divide(np.array([2**53]), np.array([2**62]), np.array([2**53 + 1]))
     (array([4611686018427387392]), array([512]))
     """
     quotient, rest = np.zeros_like(a), np.zeros_like(a)
     n_digits = -(-int(b.max(initial=0)).bit_length() // 8)
-    for shift in range(8 * n_digits - 8, -1, -8):  # long division, eight binary digits at a time
+    for shift in range(8 * n_digits - 8, -1, -8):  # long division, eight bits at a time
         more, rest = np.divmod((rest << 8) + a * ((b >> shift) & 255), divisor)
         quotient = (quotient << 8) + more
     return quotient, rest

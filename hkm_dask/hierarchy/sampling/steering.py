@@ -1,4 +1,4 @@
-"""Names of clusters as people see them, ``2:19``, and the file of weights that `hkm browse` saves and a draw takes."""
+"""Names of clusters, such as ``2:19``, and the file of weights that `hkm browse` saves and a draw uses."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from hkm_dask.data.files import folder_problem, make_folder, write_file
 from hkm_dask.errors import InputError
 from hkm_dask.untrusted import read_regular, reading
 
-#: Largest weight, and decimals that count.
+#: Largest weight, and number of significant decimals.
 MAX_WEIGHT, WEIGHT_DECIMALS = 1000, 6
 _MAX_BYTES = 256 * 2**20
-#: Wrong lines that are named one by one.
+#: Most invalid lines listed in a message.
 _NAMED = 10
 
 _NAME = re.compile(r"([1-9][0-9]{0,2}):(0|[1-9][0-9]{0,17})")
 
 
 class Cluster(NamedTuple):
-    """A cluster, written ``LEVEL:NUMBER``.
+    """A cluster, written as ``LEVEL:NUMBER``.
 
     >>> str(Cluster(2, 19)), Cluster.parse("2:19") == (2, 19)
     ('2:19', True)
@@ -39,7 +39,7 @@ class Cluster(NamedTuple):
 
     @classmethod
     def parse(cls, name: str | tuple[int, int]) -> Cluster:
-        """Read ``"2:19"`` or ``(2, 19)``; ValueError where it is neither."""
+        """Parse ``"2:19"`` or ``(2, 19)``; raises ValueError for anything else."""
         match = _NAME.fullmatch(str(Cluster(*name)) if isinstance(name, tuple) and len(name) == 2 else str(name))
         if match is None:
             raise ValueError
@@ -47,7 +47,7 @@ class Cluster(NamedTuple):
 
 
 def parse_clusters(names: Iterable[str | tuple[int, int]], option: str, problems: list[str]) -> list[Cluster]:
-    """Read names of clusters; one that is none adds a line to `problems`."""
+    """Parse names of clusters; adds a line to `problems` for each that is invalid."""
     clusters = []
     for name in names:
         try:
@@ -60,7 +60,7 @@ def parse_clusters(names: Iterable[str | tuple[int, int]], option: str, problems
 def read_pairs(
     path: str | os.PathLike[str], option: str, header: list[str], example: str, max_bytes: int
 ) -> list[tuple[int, list[str]]]:
-    """Read the lines of a CSV file that has a header of two names, with their numbers; InputError where it has not."""
+    """Read a CSV file with this header of two names, as lines with their numbers; raises InputError without it."""
     with reading(f"{option}={str(path)!r} should be a CSV file of {option}, it cannot be read", "check the path"):
         text = read_regular(path, max_bytes).decode("utf-8-sig")
         lines = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -72,11 +72,11 @@ def read_pairs(
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[Cluster, float]:
-    """Read a file of weights, as `write_weights` and `hkm browse` write it, in its order.
+    """Read a file of weights, in its order, as written by `write_weights` and `hkm browse`.
 
     It is CSV with the header ``cluster,weight`` and a line such as ``2:19,0.5`` for every cluster whose weight is not
-    1; a `Cluster` is the tuple ``(level, number)``. InputError where it cannot be read, or lines of it should be
-    otherwise, all of them.
+    1; a `Cluster` is the tuple ``(level, number)``. Raises InputError if the file cannot be read, or with all invalid
+    lines.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[Cluster, float]:
     weights: dict[Cluster, float] = {}
     problems = [problem for line, row in rows for problem in _read_line(f"{name}, line {line}", row, weights)]
     if len(problems) > _NAMED:
-        problems = [*problems[:_NAMED], f"{name}: {len(problems) - _NAMED} more lines should be otherwise"]
+        problems = [*problems[:_NAMED], f"{name}: {len(problems) - _NAMED} more lines have such problems"]
     if problems:
         raise InputError(problems)
     return weights
@@ -113,14 +113,14 @@ def _read_line(where: str, row: list[str], weights: dict[Cluster, float]) -> Ite
 
 
 def check_weight(weight: float, what: str) -> list[str]:
-    """Say, in no or one line, why a weight is none."""
+    """Return a one-line list with the problem of a weight, or an empty list."""
     if weight == 0 or 10.0**-WEIGHT_DECIMALS <= weight <= MAX_WEIGHT:
         return []
     return [f"{what} should be 0, which leaves the cluster out, or from 0.000001 to {MAX_WEIGHT}; 1 is no change"]
 
 
 def check_weights(weights: Mapping[str | tuple[int, int], float]) -> dict[Cluster, float]:
-    """Weights under proper names, in order of level and number; InputError with all that are none."""
+    """Return weights by `Cluster`, sorted by level and number; raises InputError with all that are invalid."""
     if not hasattr(weights, "items"):
         raise InputError(f"weights={weights!r:.80} should be a mapping of clusters; write it like {{'2:19': 0.5}}")
     problems: list[str] = []
@@ -143,18 +143,18 @@ def check_weights(weights: Mapping[str | tuple[int, int], float]) -> dict[Cluste
 def write_weights(
     path: str | os.PathLike[str], weights: Mapping[str | tuple[int, int], float], *, overwrite: bool = False
 ) -> Path:
-    """Write a file of weights, whole or not at all.
+    """Write a file of weights; it appears only when it is complete.
 
-    Clusters are ``"2:19"`` or ``(2, 19)``; 0 leaves one out, 0.5 halves its share among its siblings, 1 is what every
-    cluster has that is not named; see `hkm_dask.sample`. InputError where something is there already, unless
-    `overwrite`, or names or weights should be otherwise, all of them.
+    Clusters are ``"2:19"`` or ``(2, 19)``; 0 excludes one, 0.5 halves its share among its siblings, and clusters not
+    listed have weight 1; see `hkm_dask.sample`. Raises InputError if the file exists, unless `overwrite`, or with all
+    invalid names and weights.
     """
     target, checked = Path(path).absolute(), check_weights(weights)
     if os.path.lexists(target) and not overwrite:
         raise InputError(f"{target} should not exist yet; give another path, or overwrite=True")
     if problem := folder_problem(target.parent):
         raise InputError(f"{target} should {problem}")
-    # With all decimals that count, without an exponent.
+    # All significant decimals, without an exponent.
     decimals = {cluster: f"{weight:.{WEIGHT_DECIMALS}f}".rstrip("0").rstrip(".") for cluster, weight in checked.items()}
     lines = [f"{cluster},{weight}\n" for cluster, weight in decimals.items()]
     make_folder(target.parent)

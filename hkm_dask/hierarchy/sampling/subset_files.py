@@ -1,4 +1,4 @@
-"""Subsets of a pool in files: the row numbers that `hkm sample` and `hkm dedup` write, or that somebody else saved."""
+"""Reading subsets of a pool: files of row numbers written by `hkm sample`, `hkm dedup` or other programs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hkm_dask.untrusted import open_regular, reading
 if TYPE_CHECKING:
     from hkm_dask.data.pool import Pool
 
-#: Row numbers that are read together.
+#: Row numbers read at once.
 _PIECE_ROWS = 1 << 18
 
 
 class _Stored(NamedTuple):
-    """What a file holds: an array of any shape and type, and its values piece by piece."""
+    """The content of a file: an array of any shape and dtype, with its values in pieces."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -34,20 +34,20 @@ class _Stored(NamedTuple):
 def read_rows(
     path: str | os.PathLike[str], n_rows: int, *, repeats: bool = True, pool: Pool | None = None
 ) -> NDArray[np.int64]:
-    """Read row numbers of a pool of `n_rows` from an ``.npy``, or the column ``row`` of a ``.parquet`` or ``.csv``.
+    """Read row numbers of a pool of `n_rows` from a ``.npy``, or from the column ``row`` of a ``.parquet`` or ``.csv``.
 
-    Where these have a column ``id`` instead, and of a ``.txt``, ids of the `pool` are read, or row numbers if it has
-    none. Where they have both, each row has to have its id in the pool: of another pool they would be other samples.
+    If there is a column ``id`` instead, or for a ``.txt``, ids of the `pool` are read, or row numbers if it has none.
+    If there are both, each row must have that id in the pool, as the file may belong to another pool.
 
-    They are sorted, and take 8 bytes each on the way, whatever type the file has. InputError where it is something
-    else, or has other numbers, or, unless `repeats`, a number twice.
+    The numbers are sorted, and take 8 bytes each meanwhile, whatever the file's dtype. Raises InputError for other
+    content, for numbers out of range, and unless `repeats`, for repeated numbers.
     """
     given = f"subset={path}"
     wanted = f"{given} should be a file of row numbers or ids: .npy, .txt, .csv, .parquet"
     if not (path := local_path(path, "subset")).exists():
         raise InputError(f"{given} should be a file of row numbers or ids, there is none; check the path")
     if _has_ids_only(path, wanted):
-        from hkm_dask.hierarchy.sampling.id_lists import read_id_list  # with pandas
+        from hkm_dask.hierarchy.sampling.id_lists import read_id_list  # imports pandas
 
         rows, n_outside = read_id_list(path, pool, n_rows, "subset").numbers(pool, n_rows, strict=True), 0
         if not len(rows):
@@ -68,7 +68,7 @@ def read_rows(
 def _read_numbers(
     path: str | os.PathLike[str], n_rows: int, wanted: str, most: int | None, pool: Pool | None
 ) -> tuple[NDArray[np.int64], int]:
-    """Row numbers in an ``.npy`` or a table, sorted, and how many of them are none of the `n_rows`."""
+    """Return the sorted row numbers in a ``.npy`` or a table, and how many of them are out of range."""
     given, n_outside, end = f"subset={path}", 0, 0
     with reading(f"{wanted}, it cannot be read", "save it again"), open_regular(path) as file:
         opened = _open_table(path, pool) if Path(path).suffix in (".parquet", ".csv") else _open_npy(file, wanted)
@@ -79,7 +79,7 @@ def _read_numbers(
                 raise InputError(f"{given} should be at most {most} row numbers, it has {shape[0]}; drop some")
             rows = np.empty(shape[0], np.int64)
             for some in pieces:
-                # Beyond int64 a number would wrap round to a row.
+                # A number beyond int64 would wrap around to a valid row.
                 n_outside += int(((some < 0) | (some >= n_rows)).sum())
                 rows[end : end + len(some)] = some.astype(np.int64)
                 end += len(some)
@@ -89,7 +89,7 @@ def _read_numbers(
 
 
 def _has_ids_only(path: str | os.PathLike[str], wanted: str) -> bool:
-    """Whether a file is a text, or a table without row numbers, as somebody may have written one."""
+    """Tell whether a file is a text, or a table without row numbers, such as other programs write."""
     suffix = Path(path).suffix
     if suffix not in (".parquet", ".csv"):
         return suffix == ".txt"
@@ -125,7 +125,7 @@ def _open_table(path: str | os.PathLike[str], pool: Pool | None) -> Iterator[_St
     from pyarrow import csv
 
     is_csv = Path(path).suffix == ".csv"
-    as_text = csv.ConvertOptions(column_types={"id": pa.string()})  # 007 is no number
+    as_text = csv.ConvertOptions(column_types={"id": pa.string()})  # 007 is not the number 7
     lines = ds.CsvFileFormat(csv.ParseOptions(newlines_in_values=True), convert_options=as_text)
     table = ds.dataset(str(path), format=lines if is_csv else "parquet")
     with_ids = pool is not None and pool.has_ids and "id" in table.schema.names
@@ -144,14 +144,14 @@ def _open_table(path: str | os.PathLike[str], pool: Pool | None) -> Iterator[_St
 
 
 def _unquoted(texts: list[str | None]) -> list[str | None]:
-    """Ids as they were before `write_subset` put a ``'`` before what is like a formula."""
+    """Remove the ``'`` that `write_subset` puts before formulas."""
     from hkm_dask.hierarchy.sampling.export import is_like_formula
 
     return [text[1:] if text and text.startswith("'") and is_like_formula(text) else text for text in texts]
 
 
 def _check_ids(path: str | os.PathLike[str], rows: NDArray[np.integer], texts: list[str | None], pool: Pool) -> None:
-    """Refuse rows beside ids that the pool has for others; what are no rows of it is told elsewhere."""
+    """Reject rows whose id differs from that of the pool; rows out of range are reported elsewhere."""
     inside = np.flatnonzero((rows >= 0) & (rows < pool.n_samples))
     ids = pool.ids(rows[inside].astype(np.int64))
     assert ids is not None

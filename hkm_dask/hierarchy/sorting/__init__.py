@@ -1,1 +1,1 @@
-"""Rows in the order of their clusters, by many tasks in bounded memory: the sort, its inner loops, what is written."""
+"""Sorting of rows by cluster with many tasks in bounded memory: the external sort, its inner loops, its output."""

@@ -1,9 +1,9 @@
-"""Rows in the order of their cluster, then of a key, then of their number, sorted by many tasks in bounded memory.
+"""External sort of rows by cluster, then key, then row number, with many tasks in bounded memory.
 
-Rows lie in *runs*, each in order of row number, that one task holds at a time. The sorted order is cut at given places
-into *shares*: `find_splitters` finds the row at every place, digit by digit, without sorting anything, so that a place
-may lie within a cluster, however large; `shares_between` has each run written again with its rows share by share; and
-whoever sorts a share reads its pieces of all runs. Between tasks go counts and names of files, never rows.
+Rows are in *runs*, each in order of row number and small enough for a task. The sorted order is cut at given positions
+into *shares*. `find_splitters` finds the row at every such position digit by digit, without sorting, so a cut may lie
+within a cluster of any size; `shares_between` rewrites each run with its rows grouped by share; and the task that sorts
+a share reads its piece of every run. Only counts and file names pass between tasks, never rows.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ from hkm_dask.data.chunks import open_array
 from hkm_dask.data.objects import Location, location
 from hkm_dask.hierarchy.sorting import selection
 
-#: A row as it lies in a scratch file; keys are unsigned, as the bits of floats >= 0 are in the order of the floats.
+#: A row in a scratch file; keys are unsigned, since non-negative floats sort like their bits.
 _RECORD = np.dtype([("row", "<i8"), ("key", "<u8"), ("label", "<i4")])
-#: Bits of a splitter that one pass finds.
+#: Bits of a splitter found by one pass.
 _DIGIT = 8
 
 
 @dataclass(frozen=True)
 class Records:
-    """Rows, each of a cluster: their numbers, keys and labels, of shape (n_rows,)."""
+    """Rows with a cluster each: row numbers, keys and labels, of shape (n_rows,)."""
 
     rows: NDArray[np.int64]
     keys: NDArray[np.uint64]
     labels: NDArray[np.int32]
 
     def packed(self) -> NDArray[np.void]:
-        """All three in one array, as `ScratchRun` reads it."""
+        """Return all three in one structured array, as `ScratchRun` reads it."""
         out = np.empty(len(self.rows), _RECORD)
         out["row"], out["key"], out["label"] = self.rows, self.keys, self.labels
         return out
 
 
 class Run(Protocol):
-    """Rows that one task holds, in order of their numbers; none of them without a cluster."""
+    """Rows that one task holds, in order of row number, all with a cluster."""
 
     def read(self) -> Records:
-        """Read them."""
+        """Read the rows."""
         ...
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """Rows `start` to `stop` of the arrays ``labels`` and ``distances`` of a level; the keys are the distances."""
+    """Rows ``start:stop`` of the arrays ``labels`` and ``distances`` of a level; the keys are the distances."""
 
     folder: str
     start: int
     stop: int
 
     def read(self) -> Records:
-        """Read those with a label."""
+        """Read the rows that have a label."""
         labels, distances = (
             open_array(location(self.folder) / name).read(self.start, self.stop) for name in ("labels", "distances")
         )
@@ -78,24 +78,24 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class ScratchRun:
-    """Rows `start` to `stop` of an array that `Records.packed` made."""
+    """Rows ``start:stop`` of an array made by `Records.packed`."""
 
     records: SharedArray
     start: int
     stop: int
 
     def read(self) -> Records:
-        """Read them."""
+        """Read the rows."""
         packed = self.records.read(self.start, self.stop)
         return Records(*(np.ascontiguousarray(packed[name]) for name in ("row", "key", "label")))
 
 
 @dataclass(frozen=True)
 class Share:
-    """Rows of the places `start` to `stop` of the sorted order, in pieces, each in order of row number as all are.
+    """Rows at positions ``start:stop`` of the sorted order, in pieces that are in order of row number.
 
-    Those are whole runs; or parts of the arrays that `written` has, of which row `number` of `bounds` tells where the
-    share begins, and the next one where it ends.
+    The pieces are whole runs, or parts of the arrays in `written`: row `number` of `bounds` holds the beginning of the
+    share in each array, and the next row its end.
     """
 
     start: int
@@ -106,13 +106,13 @@ class Share:
     number: int = 0
 
     def spans(self) -> list[tuple[int, int, int]]:
-        """The numbers of the arrays written that have rows of it, and where those begin and end in each."""
+        """Return the number of each written array that has rows of the share, with their beginning and end in it."""
         assert self.bounds is not None
         low, high = self.bounds.read(self.number, self.number + 2)
         return [(i, int(low[i]), int(high[i])) for i in np.flatnonzero(low < high).tolist()]
 
     def read(self) -> Records:
-        """Read them, in order of row number."""
+        """Read the share, in order of row number."""
         pieces: Sequence[Run] = self.runs
         if self.written is not None:
             pieces = [ScratchRun(self.written[i], first, last) for i, first, last in self.spans()]
@@ -127,9 +127,9 @@ class Share:
 
 @dataclass(frozen=True)
 class Splitters(Outcome):
-    """Where the sorted order is cut: before the first row whose key and number reach those given, of this cluster.
+    """Cuts of the sorted order: each before the first row of the cluster whose key and number reach the given ones.
 
-    All of shape (n_places,), in the sorted order.
+    All arrays are of shape (n_places,), in sorted order.
     """
 
     clusters: NDArray[np.int32]
@@ -138,31 +138,31 @@ class Splitters(Outcome):
 
 
 def rows_at_once(runner: Runner) -> int:
-    """Rows of a run or a share: a quarter of what a worker may hold, shared by its threads, and few enough for all."""
+    """Return the rows of a run or share: a quarter of a worker's memory divided by its threads, up to a limit."""
     n_bytes = runner.memory_budget // (4 * runner.threads_per_worker)
     return int(min(max(n_bytes // sort_stage(1).task, LEAST_SORTED_ROWS), 1 << 22))
 
 
 def n_at_once(n_rows: int, runner: Runner) -> int:
-    """Rows of a run or a share where there are `n_rows`: not more than give every thread one, as far as that pays."""
+    """Return the rows of a run or share of `n_rows` in all: few enough to give every thread one, if that pays off."""
     return min(rows_at_once(runner), max(1 << 18, -(-n_rows // runner.n_threads)))
 
 
 def stored_runs(folder: Location, n_rows: int, chunk_rows: int, runner: Runner) -> list[Run]:
-    """Runs of all rows of a level whose arrays are in `folder`, each of whole chunks where they are small."""
+    """Return runs of all rows of a level whose arrays are in `folder`, each of whole chunks if these are small."""
     size = n_at_once(n_rows, runner)
     size = max(1, size // chunk_rows) * chunk_rows if chunk_rows < size else size
     return [StoredRun(str(folder), low, min(low + size, n_rows)) for low in range(0, n_rows, size)]
 
 
 def grouped(runs: Sequence[Run], runner: Runner) -> list[list[Run]]:
-    """Runs for as many tasks as there are threads, neighbors together."""
+    """Divide runs into as many tasks as there are threads, keeping neighbors together."""
     cuts = np.unique(len(runs) * np.arange(runner.n_threads + 1) // runner.n_threads).tolist()
     return [list(runs[low:high]) for low, high in itertools.pairwise(cuts)]
 
 
 def _count_digits(splitters: Splitters, of_keys: bool, shift: int, runs: Sequence[Run]) -> NDArray[np.int64]:
-    """Task: of the rows that agree with each splitter so far, count those with each next digit of key or number."""
+    """Task: for each splitter, count the rows that match its digits so far, by their next digit of key or number."""
     counts = np.zeros((len(splitters.clusters), 1 << _DIGIT), np.int64)
     for run in runs:
         records = run.read()
@@ -184,15 +184,15 @@ def find_splitters(
     runner: Runner,
     stage: str,
 ) -> Splitters:
-    """Find the row of each rank, from 0, among those of its cluster; `clusters` rise, as do ranks within one.
+    """Find the row of each rank (from 0) within its cluster; `clusters` are sorted, as are the ranks within one.
 
-    Keys have `key_bits` that may be set, row numbers are below `n_rows`.
+    Keys have at most `key_bits` bits, and row numbers are below `n_rows`.
     """
     ranks = ranks.copy()
     found = Splitters(clusters, np.zeros(len(ranks), np.uint64), np.zeros(len(ranks), np.uint64))
     for name, n_bits in (("keys", key_bits), ("rows", n_rows.bit_length())):
         for shift in range((n_bits - 1) // _DIGIT * _DIGIT, -1, -_DIGIT):
-            if not ranks.any():  # before the first of all rows that agree so far
+            if not ranks.any():  # each is the first of all rows that match so far
                 return found
             task = partial(_count_digits, found, name == "keys", shift)
             counts = runner.map_reduce(task, grouped(runs, runner), combine=np.add, stage=stage)
@@ -205,7 +205,7 @@ def find_splitters(
 
 
 def whole_clusters(indptr: NDArray[np.int64], at_once: int) -> tuple[NDArray[np.int64], Splitters]:
-    """Places, the first and the last included, between which are whole clusters: of `at_once` rows at most, or one.
+    """Return positions, with the first and last, that delimit whole clusters: at most `at_once` rows, or one cluster.
 
     >>> whole_clusters(np.array([0, 2, 2, 5, 9, 10]), 5)[0].tolist()
     [0, 5, 10]
@@ -221,7 +221,7 @@ def whole_clusters(indptr: NDArray[np.int64], at_once: int) -> tuple[NDArray[np.
 
 
 def splitters_before(splitters: Splitters, records: Records) -> NDArray[np.int32]:
-    """Count, for each row, the splitters that are not behind it."""
+    """Count, for each row, the splitters at or before it."""
     counts, rows = np.empty(len(records.rows), np.int32), records.rows.view(np.uint64)
     selection.count_splitters(
         records.labels, records.keys, rows, splitters.clusters, splitters.keys, splitters.rows, counts
@@ -232,11 +232,11 @@ def splitters_before(splitters: Splitters, records: Records) -> NDArray[np.int32
 def _partition(
     splitters: Splitters, store: SharedArrayStore, name: str, item: tuple[int, Run]
 ) -> tuple[SharedArray, NDArray[np.int64]]:
-    """Task: write a run again, share by share; gives where it lies, and where each share begins and ends in it."""
+    """Task: rewrite a run grouped by share; returns the array, and the offsets of the shares in it."""
     number, run = item
     records = run.read()
     share = splitters_before(splitters, records).astype(np.uint16)
-    order = np.argsort(share, kind="stable")  # by radix, as shares have 16 bits
+    order = np.argsort(share, kind="stable")  # a radix sort, as shares have 16 bits
     bounds = np.searchsorted(share[order], np.arange(len(splitters.clusters) + 2))
     ordered = Records(records.rows[order], records.keys[order], records.labels[order])
     return store.put(f"{name}-{number}", ordered.packed()), bounds
@@ -244,16 +244,16 @@ def _partition(
 
 @dataclass(frozen=True)
 class PartitionedRuns:
-    """Runs that `partitioned` wrote again, share by share: the way from shares back to runs, in a few bytes.
+    """Runs rewritten by `partitioned`, grouped by share, with a compact mapping back from shares to runs.
 
-    Row `i` of `begins` has, for each share, its rows in the runs before run `i`.
+    Row `i` of `begins` has, for each share, its number of rows in the runs before run `i`.
     """
 
     written: SharedSeries
     begins: SharedArray
 
     def order_of(self, number: int) -> NDArray[np.int64]:
-        """The rows of a run in the order in which it was written: places in that of their numbers."""
+        """Return the rows of a run in the order in which it was rewritten, as positions in order of row number."""
         low, high = self.begins.read(number, number + 2)
         rows = self.written[number].read(0, int((high - low).sum()))["row"]
         order = np.empty(len(rows), np.int64)
@@ -261,7 +261,7 @@ class PartitionedRuns:
         return order
 
     def of_run(self, number: int, values: SharedSeries) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """The row numbers of a run, rising, and what `values` has of each: an array a share, as `Share.read`."""
+        """Return the sorted row numbers of a run, and its rows of `values`, which has one array per share."""
         low, high = self.begins.read(number, number + 2)
         of_shares = [values[i].read(int(low[i]), int(high[i])) for i in np.flatnonzero(low < high).tolist()]
         rows = self.written[number].read(0, int((high - low).sum()))["row"]
@@ -279,9 +279,9 @@ def partitioned(
     runner: Runner,
     stage: str,
 ) -> Iterator[tuple[list[Share], PartitionedRuns]]:
-    """The shares between `places`, the first and the last included, whose `splitters` are those of the others.
+    """Yield the shares between `places`, with the first and last; `splitters` are those of the places between.
 
-    The runs are written again, share by share, to arrays in `store` that are removed in the end.
+    The runs are rewritten, grouped by share, to arrays in `store` that are deleted at the end.
     """
     name = f"shares-{uuid.uuid4().hex}"
     task = partial(_partition, splitters, store, name)
@@ -307,7 +307,7 @@ def partitioned(
 def shares_between(
     places: NDArray[np.int64], splitters: Splitters, runs: Sequence[Run], *, runner: Runner, stage: str
 ) -> Iterator[list[Share]]:
-    """Do as `partitioned` for the shares alone; with one share the runs are its pieces, and nothing is written."""
+    """Yield the shares only, as `partitioned` does; a single share consists of the runs, and nothing is written."""
     if len(places) == 2:
         yield [Share(int(places[0]), int(places[1]), tuple(runs))]
         return

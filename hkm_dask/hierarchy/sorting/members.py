@@ -1,6 +1,6 @@
-"""Members of clusters as compressed sparse rows: one array of row numbers, one of where each cluster begins.
+"""Members of clusters in the layout of compressed sparse rows: an array of row numbers, and the clusters' offsets.
 
-Tasks sort shares of whole chunks, and write them.
+Tasks sort shares made up of whole chunks, and write them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from hkm_dask.hierarchy.sorting.external_sort import (
 from hkm_dask.search.smallest import bounds_of_labels
 from hkm_dask.search.worker import engine_for
 
-#: Operations that take a processor as long as it takes to put a row in its place.
+#: Floating-point operations that take as long as sorting one row.
 _SORTED_FLOPS = 1e3
 
 
 def starts(sizes: NDArray[Any]) -> NDArray[np.int64]:
-    """Where runs of these sizes begin, one after the other, and where the last one ends.
+    """Return the offsets of consecutive runs of these sizes, with the end of the last.
 
     >>> starts(np.array([2, 0, 3]))
     array([0, 2, 2, 5])
@@ -45,7 +45,7 @@ def starts(sizes: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _write_members(path: str, shares: Sequence[Share]) -> None:
-    """Task: sort shares, which make up whole chunks of the array at `path`, and write the row numbers."""
+    """Task: sort shares, which make up whole chunks of the array at `path`, and write their row numbers."""
     array = open_array(path)
     if len(shares) == 1:
         array.write(shares[0].start, _sorted_rows(shares[0]))
@@ -61,9 +61,9 @@ def _sorted_rows(share: Share) -> NDArray[np.int64]:
 
 
 def order_of(records: Records) -> NDArray[np.int64]:
-    """Positions of rows in the order of their cluster, then of their distance, whose bits are the keys, then of row.
+    """Return positions of rows sorted by cluster, then distance (whose bits are the keys), then row.
 
-    The labels may be overwritten.
+    May overwrite the labels.
     """
     engine = engine_for(_SORTED_FLOPS * len(records.rows))
     on_device = engine.order(records.labels, records.keys)
@@ -80,9 +80,9 @@ def order_of(records: Records) -> NDArray[np.int64]:
 
 
 def chunk_cuts(n_rows: int, chunk_rows: int, at_once: int) -> list[NDArray[np.int64]]:
-    """Places at which rows are cut: for each task from its first to its last, which lie between chunks.
+    """Return the positions at which each task cuts its rows, the first and last of which lie between chunks.
 
-    A task sorts `at_once` rows together: some chunks, or part after part of one that is larger.
+    A task sorts `at_once` rows together: some chunks, or one part after another of a larger chunk.
 
     >>> [task.tolist() for task in chunk_cuts(10, 3, 7)], [task.tolist() for task in chunk_cuts(10, 6, 3)]
     ([[0, 6], [6, 10]], [[0, 3, 6], [6, 9, 10]])
@@ -96,7 +96,7 @@ def chunk_cuts(n_rows: int, chunk_rows: int, at_once: int) -> list[NDArray[np.in
 def write_members(path: Location, runs: Sequence[Run], indptr: NDArray[np.int64], n_total: int, runner: Runner) -> None:
     """Write the members of each cluster, closest first, to an array whose chunks are not written yet.
 
-    `runs` hold the rows, of `n_total` those with a label, and their distances.
+    `runs` hold the rows that have a label, out of `n_total`, with their distances.
     """
     n_rows = int(indptr[-1])
     if not n_rows:

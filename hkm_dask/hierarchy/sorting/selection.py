@@ -1,4 +1,4 @@
-"""Inner loops that put rows in order: members by group, the smallest keys."""
+"""Inner loops for sorting and selecting rows: members by group, smallest keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _after(distances, a, b):  # type: ignore[no-untyped-def]
 def _sort_by_distance(distances, rows):  # type: ignore[no-untyped-def]
     """Heapsort row numbers by their distance, then by number."""
     n = rows.shape[0]
-    for turn in range(n // 2 + n - 1):  # first the heap is made, then emptied from the back
+    for turn in range(n // 2 + n - 1):  # first builds the heap, then empties it from the back
         root, end = n // 2 - 1 - turn, n
         if root < 0:
             root, end = 0, n - 1 - (turn - n // 2)
@@ -39,10 +39,10 @@ def _sort_by_distance(distances, rows):  # type: ignore[no-untyped-def]
 
 @kernel("void(i4[::1], f4[::1], i8[::1], i8, i8, i8[::1])")
 def group_members(labels, distances, indptr, first, last, members):  # type: ignore[no-untyped-def]
-    """Fill `members` with row numbers grouped by label, each group in order of distance, then of row.
+    """Fill `members` with row numbers grouped by label, each group sorted by distance, then row.
 
-    A counting sort by label keeps rows in order; each group is then sorted by itself. Only labels from `first` up to
-    `last` are looked at, so that threads can share the work. Rows labeled -1 are left out.
+    A counting sort by label keeps rows in order; each group is then sorted separately. Only labels in ``first:last``
+    are processed, so that threads can share the work. Rows labeled -1 are ignored.
     """
     place = indptr[first:last].copy()
     for row in range(labels.shape[0]):
@@ -58,9 +58,9 @@ def group_members(labels, distances, indptr, first, last, members):  # type: ign
 
 @kernel("void(i4[::1], u8[::1], u8[::1], i4[::1], u8[::1], u8[::1], b1, u8, i8[:, ::1])")
 def count_digits(labels, keys, rows, clusters, first_keys, first_rows, of_keys, shift, counts):  # type: ignore[no-untyped-def]
-    """Count, for each splitter, the rows of its cluster by the eight bits from `shift` on of their key or number.
+    """Count, for each splitter, the rows of its cluster by the eight bits of their key or number from `shift` on.
 
-    Only those count that agree with the splitter in all bits above these; where numbers are counted, in the key too.
+    Only rows that equal the splitter in all higher bits count; if numbers are counted, the keys must be equal too.
     """
     for i in range(labels.shape[0]):
         g = first_not_below(clusters, labels[i])
@@ -74,7 +74,7 @@ def count_digits(labels, keys, rows, clusters, first_keys, first_rows, of_keys, 
 
 @kernel("void(i4[::1], u8[::1], u8[::1], i4[::1], u8[::1], u8[::1], i4[::1])")
 def count_splitters(labels, keys, rows, clusters, first_keys, first_rows, counts):  # type: ignore[no-untyped-def]
-    """Count, for each row, the splitters that are not behind it in the order of cluster, key and number."""
+    """Count, for each row, the splitters at or before it in the order of cluster, key and number."""
     for i in range(labels.shape[0]):
         g = first_not_below(clusters, labels[i])
         while g < clusters.shape[0] and clusters[g] == labels[i]:
@@ -86,9 +86,9 @@ def count_splitters(labels, keys, rows, clusters, first_keys, first_rows, counts
 
 @kernel("void(i8[::1], i8[::1], i8[::1], u8[::1], i8[::1])")
 def take_smallest_keys(indptr, wanted, members, keys, out):  # type: ignore[no-untyped-def]
-    """Write, cluster after cluster, the `wanted` members with the smallest keys; ties to the first.
+    """Write, for one cluster after another, the `wanted` members with the smallest keys; ties go to the first.
 
-    `keys` belongs to `members`; a cluster of which all members are wanted gives them in order.
+    `keys` belongs to `members`; if all members of a cluster are wanted, they stay in order.
     """
     at = 0
     for c in range(wanted.shape[0]):

@@ -1,1 +1,1 @@
-"""A finished tree: opened, read within a limit, and asked."""
+"""A finished tree: opening it, reading its arrays in bounded memory, and querying it."""

@@ -1,4 +1,4 @@
-"""The `hkm` accessor of a tree: questions to a hierarchy, each of which reads no more than its answer needs."""
+"""The `hkm` accessor of a tree: queries that read no more than their answers need."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @xr.register_datatree_accessor("hkm")
 class HkmAccessor:
-    """Questions to a hierarchy: ``tree.hkm.path(sample)`` and the like.
+    """Queries of a hierarchy, such as ``tree.hkm.path(sample)``.
 
-    A question reads the chunks that its answer lies in, and keeps those read last for the next one.
+    A query reads only the chunks that contain its answer, and caches those read last.
 
     Parameters
     ----------
     tree : xarray.DataTree
-        From `open_hierarchy`.
+        A tree from `open_hierarchy`.
 
     Examples
     --------
@@ -47,7 +47,7 @@ class HkmAccessor:
         self._tree, self._arrays = tree, TreeArrays(tree)
 
     def __repr__(self) -> str:
-        """Lines of text: levels, how many samples the clusters have, settings in short."""
+        """Summarize the tree as text: levels, distribution of cluster sizes, settings."""
         return str(summarize(self._tree, self._arrays))
 
     def _repr_html_(self) -> str:
@@ -57,26 +57,26 @@ class HkmAccessor:
 
     @property
     def n_levels(self) -> int:
-        """Levels of the tree."""
+        """Number of levels of the tree."""
         return self._arrays.n_levels
 
     @property
     def n_clusters(self) -> tuple[int, ...]:
-        """Clusters of each level, level 1 first."""
+        """Number of clusters of each level, level 1 first."""
         return tuple(self._arrays.n_clusters(t) for t in range(1, self.n_levels + 1))
 
     @property
     def n_samples(self) -> int:
-        """Rows of the pool, those left out of the clustering included."""
+        """Number of rows of the pool, including those left out of the clustering."""
         return self._arrays.n_rows(1)
 
     def _checked_clusters(self, level: int, clusters: Any) -> NDArray[np.int64]:
-        """Numbers of clusters; InputError where there are none such at that level."""
+        """Return cluster numbers as an array; raises InputError if that level does not have them."""
         n = self._arrays.n_clusters(level)
         return _checked_numbers(clusters, n, "cluster", f"between 0 and {n - 1} at level {level}; choose another")
 
     def _checked_cluster(self, level: int, cluster: Any) -> NDArray[np.int64]:
-        """The number of one cluster, as `_checked_clusters`."""
+        """Return the number of one cluster, as `_checked_clusters` does."""
         clusters = self._checked_clusters(level, cluster)
         if len(clusters) != 1:
             raise InputError(f"cluster={clusters.tolist()} should be one number; ask for one cluster at a time")
@@ -88,7 +88,7 @@ class HkmAccessor:
     # -- upward --------------------------------------------------------------------------------------------------------
 
     def labels(self, level: int) -> xr.DataArray:
-        """Cluster of every sample at a level, any level.
+        """Return the cluster of every sample at any level.
 
         Parameters
         ----------
@@ -98,11 +98,11 @@ class HkmAccessor:
         Returns
         -------
         xarray.DataArray of int32, shape (sample,)
-            -1 for samples that were left out. Of a tree on disk it is read when it is asked for.
+            -1 for samples that were left out. For a tree on disk, it is read lazily.
         """
         self._arrays.check_level(level)
         first = self._tree["level_1/labels"].data
-        # What -1 picks is the last, which is one more.
+        # Index -1 selects the last element, so one element -1 is appended.
         clusters = np.append(np.arange(self._arrays.n_clusters(1), dtype=np.int32), np.int32(-1))
         table = self._arrays.ancestors(clusters, level)[-1]
         if isinstance(first, np.ndarray):
@@ -110,7 +110,7 @@ class HkmAccessor:
         else:
             from dask.delayed import delayed
 
-            # The table travels once, not with every block.
+            # As a keyword argument, the table is sent once, not with every block.
             meta = np.empty(0, np.int32)
             labels = first.map_blocks(_looked_up, table=delayed(table), meta=meta) if level > 1 else first
         return xr.DataArray(labels, dims="sample", name=f"labels_{level}", attrs={"missing": -1})
@@ -120,7 +120,7 @@ class HkmAccessor:
     @overload
     def path(self, sample: ArrayLike) -> pd.DataFrame: ...
     def path(self, sample: Any) -> tuple[int, ...] | pd.DataFrame:
-        """Clusters that a sample, or each of many, lies in.
+        """Return the clusters that contain a sample, or each of several samples.
 
         Parameters
         ----------
@@ -130,13 +130,13 @@ class HkmAccessor:
         Returns
         -------
         tuple of int, or pandas.DataFrame
-            Of one sample its clusters, level 1 first. Of many a row each, ``level_1`` and so on, named by ``sample``;
-            -1 where it was left out of the clustering.
+            For one sample, its clusters, level 1 first. For several, one row each, indexed by ``sample``, with columns
+            ``level_1`` and so on. -1 if a sample was left out of the clustering.
 
         Raises
         ------
         InputError
-            A sample is not in the tree.
+            If a sample is not in the tree.
         """
         n = self.n_samples
         if not np.ndim(sample):
@@ -157,7 +157,7 @@ class HkmAccessor:
     @overload
     def ancestors(self, level: int, cluster: ArrayLike) -> pd.DataFrame: ...
     def ancestors(self, level: int, cluster: Any) -> tuple[int, ...] | pd.DataFrame:
-        """Clusters that a cluster, or each of many, lies in.
+        """Return the clusters that contain a cluster, or each of several clusters.
 
         Parameters
         ----------
@@ -169,13 +169,13 @@ class HkmAccessor:
         Returns
         -------
         tuple of int, or pandas.DataFrame
-            Of one cluster those at ``level + 1`` and above, none at the top. Of many a row each, with a column
-            ``level_2`` or so for each level, named by ``cluster``. -1 where a cluster has no members.
+            For one cluster, those at ``level + 1`` and above, empty at the top. For several, one row each, indexed by
+            ``cluster``, with a column such as ``level_2`` for each level. -1 if a cluster has no members.
 
         Raises
         ------
         InputError
-            There is no such level or cluster.
+            If there is no such level or cluster.
         """
         clusters = self._checked_clusters(level, cluster)
         above = self._arrays.ancestors(clusters.astype(np.int32), first=level)[1:]
@@ -189,7 +189,7 @@ class HkmAccessor:
     # -- downward ------------------------------------------------------------------------------------------------------
 
     def clusters(self, level: int, cluster: ArrayLike | None = None) -> pd.DataFrame:
-        """What is known of clusters of a level: all of them, or some.
+        """Return a table of the clusters of a level, all or some.
 
         Parameters
         ----------
@@ -201,8 +201,8 @@ class HkmAccessor:
         Returns
         -------
         pandas.DataFrame
-            One row per ``cluster``: ``parent``, its cluster at the level above (but for the top level; -1 where it has
-            no members); ``size``, its children; ``n_samples``, the samples below it.
+            One row per ``cluster``: ``parent``, its cluster at the level above (not for the top level; -1 if it has no
+            members); ``size``, the number of its children; ``n_samples``, the number of samples below it.
 
         Examples
         --------
@@ -219,7 +219,7 @@ class HkmAccessor:
         }
 
     def children(self, level: int, cluster: int) -> NDArray[np.int64]:
-        """Children of a cluster: clusters of the level below, or samples for level 1.
+        """Return the children of a cluster: clusters of the level below, or samples for level 1.
 
         Parameters
         ----------
@@ -236,31 +236,31 @@ class HkmAccessor:
         Raises
         ------
         InputError
-            There is no such level or cluster.
+            If there is no such level or cluster.
         """
         return self._arrays.children_of(level, int(self._checked_cluster(level, cluster)[0]))
 
     def subtree(self, level: int, cluster: int, *, lowest: int = 1) -> pd.DataFrame:
-        """All clusters below a cluster, and itself.
+        """Return a table of a cluster and all clusters below it.
 
         Parameters
         ----------
         level, cluster : int
             As for `children`.
         lowest : int, default 1
-            Level at which to stop: ``level - 1`` gives the cluster and its children.
+            Lowest level to include: ``level - 1`` gives the cluster and its children.
 
         Returns
         -------
         pandas.DataFrame
-            One row per cluster, level by level from the top, children closest first: ``level``, ``cluster``,
-            ``parent`` (its cluster at the level above, -1 for one at the top), ``size``, its children, ``n_samples``,
-            the samples below it, and ``distance``, Euclidean, to the centroid of the parent (NaN at the top).
+            One row per cluster, level by level from the top, children closest first: ``level``, ``cluster``, ``parent``
+            (its cluster at the level above, -1 at the top), ``size``, the number of its children, ``n_samples``, the
+            number of samples below it, and ``distance``, Euclidean, to the centroid of the parent (NaN at the top).
 
         Raises
         ------
         InputError
-            There is no such level or cluster.
+            If there is no such level or cluster.
         """
         clusters = self._checked_cluster(level, cluster)
         self._arrays.check_level(lowest)
@@ -278,7 +278,7 @@ class HkmAccessor:
         return pd.concat(tables, ignore_index=True)
 
     def members(self, level: int, cluster: int) -> NDArray[np.int64]:
-        """Samples below a cluster of any level.
+        """Return the samples below a cluster of any level.
 
         Parameters
         ----------
@@ -288,41 +288,41 @@ class HkmAccessor:
         Returns
         -------
         ndarray of int64, shape (n_members,)
-            Row numbers of the pool: for level 1 closest to the centroid first, else sorted.
+            Row numbers of the pool: closest to the centroid first for level 1, otherwise sorted.
 
         Raises
         ------
         InputError
-            There is no such level or cluster.
+            If there is no such level or cluster.
         """
         members = self.children(level, cluster)
         for t in range(level - 1, 0, -1):
-            members = self._arrays.children(t, np.sort(members))[0]  # what ascends is gathered without a search
+            members = self._arrays.children(t, np.sort(members))[0]  # sorted, so that gathering needs no search
         return members if level == 1 else np.sort(members)
 
     def nearest_samples(self, level: int, cluster: int, n: int = 10) -> NDArray[np.int64]:
-        """Samples that stand for a cluster: the ones closest to its centroid, going down its children.
+        """Return samples that represent a cluster, those closest to its centroid, descending through its children.
 
         Parameters
         ----------
         level, cluster : int
             As for `children`.
         n : int, default 10
-            How many, shared evenly among the children, the closest ones first.
+            Number of samples, divided evenly among the children, the closest first.
 
         Returns
         -------
         ndarray of int64
-            Row numbers of the pool, those of the closest child first; `n`, or all the samples there are.
+            Row numbers of the pool, those of the closest child first; `n`, or all samples if there are fewer.
 
         Raises
         ------
         InputError
-            There is no such level or cluster, or `n` is no whole number.
+            If there is no such level or cluster, or `n` is not an integer.
         """
         arrays, clusters = self._arrays, self._checked_cluster(level, cluster)
         if not is_whole(n) or n < 0:
-            raise InputError(f"n={n!r} should be a whole number from 0 on; say how many samples")
+            raise InputError(f"n={n!r} should be a whole number >= 0; give the number of samples")
         shares = np.minimum(arrays.take(level, "leaf_sizes", clusters), n)
         if not shares.any():
             return np.empty(0, np.int64)
@@ -333,30 +333,30 @@ class HkmAccessor:
             clusters, shares = children[shares > 0], shares[shares > 0]
         return arrays.take(1, "members", ranges(arrays.take(1, "indptr", clusters), shares))
 
-    # -- by embeddings -------------------------------------------------------------------------------------------------
+    # -- by embedding --------------------------------------------------------------------------------------------------
 
     def nearest(self, vector: ArrayLike, level: int, k: int = 10) -> pd.DataFrame:
-        """Clusters of a level whose centroids are nearest to a vector, or to each of several.
+        """Return the clusters of a level whose centroids are nearest to a vector, or to each of several vectors.
 
         Parameters
         ----------
         vector : array-like, shape (n_features,) or (n, n_features)
-            Brought to unit length where the tree's metric is cosine.
+            Scaled to unit length if the tree's metric is cosine.
         level : int
             From 1.
         k : int, default 10
-            How many clusters.
+            Number of clusters.
 
         Returns
         -------
         pandas.DataFrame
-            ``cluster``, ``distance``, Euclidean, and ``n_samples``, the samples below it, nearest first; of several
-            vectors the k rows of the first, then those of the next, named by ``vector`` and ``rank``.
+            ``cluster``, ``distance``, Euclidean, and ``n_samples``, the number of samples below it, nearest first; for
+            several vectors, the k rows of each in turn, indexed by ``vector`` and ``rank``.
 
         Raises
         ------
         InputError
-            The vector is of another length or not finite, or there is no such level.
+            If the vector has another length or is not finite, or there is no such level.
         """
         n_features = self._arrays.n_features(level)
         vectors = checked_vectors(vector, n_features, spherical=self._tree.attrs.get("metric") == "cosine")
@@ -371,28 +371,28 @@ class HkmAccessor:
         )
 
     def predict(self, x: Any, *, client: Client | None = None, memory_limit: int | str | None = None) -> xr.DataArray:
-        """Clusters of new samples at every level.
+        """Return the clusters of new samples at every level.
 
         Parameters
         ----------
         x : array of shape (n_samples, n_features), pool or path
-            In memory, of Dask, xarray or Zarr; see `hkm_dask.KMeans`. What is larger than memory is better stored:
-            `hkm_dask.assign`, which gives the same.
+            In memory, or a Dask, xarray or Zarr array; see `hkm_dask.KMeans`. For results larger than memory, use
+            `hkm_dask.assign`, which stores the same.
         client : distributed.Client, optional
-            Where to run; by default distributed's current client, else threads of this process.
+            Where to run; by default distributed's current client, otherwise threads of this process.
         memory_limit : int or str, optional
-            Bytes this process may hold, when it runs on threads.
+            Memory in bytes that this process may use when it runs on threads.
 
         Returns
         -------
         xarray.DataArray of int32, shape (sample, level)
-            The nearest of all level-1 centroids, then the clusters that one lies in. Lazy for a Dask array; with the
+            The nearest of all level-1 centroids, then the clusters that contain it. Lazy for a Dask array; with the
             coordinates of a DataArray.
 
         Raises
         ------
         InputError
-            Rows of another width, with NaN or with values too large for float32 squares.
+            If rows have another number of features, contain NaN, or have values too large to be squared in float32.
         """
         from hkm_dask.hierarchy.tree.predictor import predict_paths
 
@@ -403,7 +403,7 @@ class HkmAccessor:
 
 
 def _checked_numbers(numbers: Any, n: int, name: str, rule: str) -> NDArray[np.int64]:
-    """Numbers of samples or clusters, one or many; InputError where one is no whole number from 0 to below `n`."""
+    """Return sample or cluster numbers as an array; raises InputError for anything but integers in ``range(n)``."""
     array = np.atleast_1d(np.asarray(numbers))
     if not array.size:
         return np.empty(0, np.int64)
@@ -421,7 +421,7 @@ def _looked_up(labels: NDArray[np.int32], *, table: NDArray[np.int32]) -> NDArra
 
 
 def share_evenly(sizes: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Share `n` out as evenly as `sizes` allow; what is left over goes to the first.
+    """Divide `n` as evenly as `sizes` allow; the remainder goes to the first.
 
     >>> share_evenly(np.array([1, 9, 9]), 8), share_evenly(np.array([3, 3, 3]), 2)
     (array([1, 4, 3]), array([1, 1, 0]))

@@ -1,4 +1,4 @@
-"""The arrays of a tree, read whole or in part, every chunk of them checked; what was read is kept within a limit."""
+"""The arrays of a tree, read in whole or in part with every chunk checked, and cached within a limit."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from hkm_dask.data.objects import ObjectPath, location
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.hierarchy.sorting.members import starts
 
-#: Bytes of chunks that are kept of a tree: the centroids of a million clusters with 64 features, and as much again.
+#: Bytes of a tree's chunks that are cached: the centroids of a million clusters with 64 features, and as much again.
 KEPT_BYTES = 512 << 20
-#: Chunks of an object store that are read at once where values of many are asked for.
+#: Chunks of an object store read concurrently when values of many are gathered.
 _OBJECTS_AT_ONCE = 8
-#: Bytes of chunks on a disk that one question adds to those kept; of more, each is read into the memory of another
-#: before it, as fresh memory for all takes longer than reading them once more. Asked again and again, all are kept.
+#: Bytes of chunks on disk that one query may add to the cache; beyond that, each chunk is read into the memory of an
+#: earlier one, as allocating memory for all takes longer than reading them again. Repeated queries cache all of them.
 _KEPT_AT_ONCE = 16 << 20
-#: Share of all the values of an array beyond which it is read whole to gather them.
+#: Share of an array's values beyond which it is read whole to gather them.
 _WHOLE_SHARE = 1 / 8
 
 
 class Scan:
-    """What one question may add to the chunks that are kept; the memory its threads read the others into."""
+    """What one query may add to the cache, and the buffers into which its threads read other chunks."""
 
     def __init__(self, spec: ArraySpec, n_kept: int) -> None:
         self._spec, self._to_keep, self._own = spec, iter(range(n_kept)), threading.local()
 
     def buffer(self) -> NDArray[Any] | None:
-        """Room for the next chunk of this thread, in place of the last one; None where the chunk may be kept."""
+        """Return the buffer for this thread's next chunk, reusing that of the last; None if the chunk may be cached."""
         if next(self._to_keep, None) is not None:
             return None
         if not hasattr(self._own, "buffer"):
@@ -50,10 +50,10 @@ class Scan:
 
 
 class TreeArrays:
-    """The arrays of a tree: a question reads the chunks it needs, `read` the whole of an array, once.
+    """The arrays of a tree: a query reads the chunks it needs, `read` the whole of an array, once.
 
-    They are named as they are stored, but for "members" and "indptr", whose level goes without saying. Some chunks, of
-    so many bytes, are kept for the next question.
+    Names are those of the stored arrays, except "members" and "indptr", in which the level is omitted. Up to
+    `kept_bytes` of chunks are cached for the next query.
     """
 
     def __init__(self, tree: xr.DataTree, kept_bytes: int = KEPT_BYTES) -> None:
@@ -66,7 +66,7 @@ class TreeArrays:
     # -- names and shapes ----------------------------------------------------------------------------------------------
 
     def check_level(self, level: int) -> None:
-        """Refuse, with an InputError, a level that there is not."""
+        """Raise InputError if there is no such level."""
         if not self.n_levels:
             raise InputError("n_levels=0 should be at least 1; ask the whole tree, not a level of it")
         if not is_whole(level) or not 1 <= level <= self.n_levels:
@@ -74,15 +74,15 @@ class TreeArrays:
             raise InputError(f"level={np.asarray(level).tolist()!r} {rule}")
 
     def n_rows(self, level: int) -> int:
-        """Rows that a level clusters, those left out included: samples, or clusters of the level below."""
+        """Return the number of rows of a level, including those left out: samples, or clusters of the level below."""
         return self._size(level, layout.SAMPLE if level == 1 else f"cluster_{level - 1}")
 
     def n_clusters(self, level: int) -> int:
-        """Clusters of a level."""
+        """Return the number of clusters of a level."""
         return self._size(level, f"cluster_{level}")
 
     def n_features(self, level: int) -> int:
-        """Coordinates of a centroid of a level."""
+        """Return the number of coordinates of a centroid of a level."""
         return self._size(level, layout.FEATURE)
 
     def _size(self, level: int, dimension: str) -> int:
@@ -95,7 +95,7 @@ class TreeArrays:
         return self._tree.children[f"level_{level}"].data_vars[name + suffix]
 
     def stored(self, level: int, name: str) -> StoredArray | None:
-        """The array where it lies on a disk or at a URL, bound to what it was when the tree was opened; else None."""
+        """Return the array on disk or at a URL, bound to its state when the tree was opened; None if in memory."""
         if (level, name) not in self._stored:
             self._stored[level, name] = self._find(self._variable(level, name), level)
         return self._stored[level, name]
@@ -115,28 +115,28 @@ class TreeArrays:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def read(self, level: int, name: str) -> NDArray[Any]:
-        """Read an array of a level (from 1), such as "labels" or "members"; it is not to be written to.
+        """Read an array of a level (from 1), such as "labels" or "members"; it must not be written to.
 
         Raises
         ------
         InputError
-            There is no such level.
+            If there is no such level.
         StoreError
-            A chunk is missing, cut or altered.
+            If a chunk is missing, truncated or altered.
         """
         if (level, name) not in self._read:
             stored = self.stored(level, name)
-            # Faster from the disk than through dask.
+            # Reading from disk directly is faster than through Dask.
             whole = self._variable(level, name).to_numpy() if stored is None else stored.read(0, stored.shape[0])
             self._read[level, name] = whole
         return self._read[level, name]
 
     def _partly(self, level: int, name: str) -> StoredArray | None:
-        """The array, where its chunks are to be read one by one."""
+        """Return the array if its chunks should be read one by one, otherwise None."""
         return None if (level, name) in self._read else self.stored(level, name)
 
     def _chunk(self, stored: StoredArray, level: int, name: str, index: int, scan: Scan | None = None) -> NDArray[Any]:
-        """A chunk that was kept, or else is read: to be kept, unless it is one too many of a `scan`."""
+        """Return a chunk from the cache or read it; it is then cached, unless it exceeds the limit of a `scan`."""
         chunk = self._kept.get((level, name, index))
         if chunk is None and scan is not None and (buffer := scan.buffer()) is not None:
             low, high = stored.spec.chunk_range(index)
@@ -147,7 +147,7 @@ class TreeArrays:
         return chunk
 
     def part(self, level: int, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Copy the values `start` to `stop` of an array; raises as `read` does."""
+        """Copy the values ``start:stop`` of an array; raises as `read` does."""
         stored = self._partly(level, name)
         if stored is None:
             return self.read(level, name)[start:stop].copy()
@@ -159,7 +159,7 @@ class TreeArrays:
         return out
 
     def take(self, level: int, name: str, rows: NDArray[np.integer]) -> NDArray[Any]:
-        """Gather values of an array by their numbers, in any order; raises as `read` does."""
+        """Gather values of an array by index, in any order; raises as `read` does."""
         stored = self._partly(level, name)
         if stored is None:
             return self.read(level, name)[rows]
@@ -187,7 +187,7 @@ class TreeArrays:
         return values if places is None else values[places.reshape(np.shape(rows))]
 
     def sums(self, counts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Sums of what the clusters of level 1 count, over those below each cluster, for every level."""
+        """Return sums of level-1 `counts` over the clusters below each cluster, for every level."""
         levels = [counts]
         for t in range(2, self.n_levels + 1):
             parents = self.read(t, "labels")
@@ -198,14 +198,14 @@ class TreeArrays:
         return levels
 
     def blocks(self, level: int, name: str) -> list[tuple[int, int]]:
-        """Ranges of an array that `block` gives one at a time."""
+        """Return the ranges of an array that `block` reads one at a time."""
         stored = self._partly(level, name)
         if stored is None:
             return [(0, len(self.read(level, name)))]
         return [stored.spec.chunk_range(index) for index in range(stored.spec.n_chunks)]
 
     def scan(self, level: int, name: str) -> Scan | None:
-        """For a question that may read much of an array; None where it is in memory."""
+        """Return a `Scan` for a query that may read much of an array; None if it is in memory."""
         stored = self._partly(level, name)
         if stored is None:
             return None
@@ -213,15 +213,15 @@ class TreeArrays:
         return Scan(stored.spec, max(1, at_once // stored.spec.chunk_file_bytes))
 
     def block(self, level: int, name: str, bounds: tuple[int, int], scan: Scan | None = None) -> NDArray[Any]:
-        """Read one of `blocks`, not to be written to, nor used once the same thread reads another by the same `scan`.
+        """Read one of `blocks`; read-only, and valid until the same thread reads another with the same `scan`.
 
-        Without one it is kept where all of them can be.
+        Without a scan, it is cached if the whole array can be.
         """
         stored = self._partly(level, name)
         if stored is None:
             return self.read(level, name)
         index = bounds[0] // stored.spec.chunk_rows
-        # Of more than fits, the chunks used last are never the next.
+        # If the array exceeds the cache, the chunks used last are never the next ones needed.
         if scan is None and stored.shape[0] * stored.spec.row_bytes > self._kept.most_bytes // 2:
             return stored.read_chunk(index)
         return self._chunk(stored, level, name, index, scan)
@@ -231,7 +231,7 @@ class TreeArrays:
     def ancestors(
         self, labels: NDArray[np.int32], level: int | None = None, *, first: int = 1
     ) -> list[NDArray[np.int32]]:
-        """Clusters of level `first` and those above them, for every level up to `level` or the top; -1 stays -1."""
+        """Return clusters of level `first`, then those above them, up to `level` or the top; -1 stays -1."""
         path = [labels]
         for t in range(first + 1, (level or self.n_levels) + 1):
             used = path[-1] >= 0
@@ -243,18 +243,18 @@ class TreeArrays:
         return path
 
     def children(self, level: int, clusters: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Children of clusters of a level, one after the other, those of each closest first; and where each begin."""
+        """Return the concatenated children of clusters of a level, closest first within each, and their offsets."""
         bounds = self.take(level, "indptr", np.stack([clusters, clusters + 1]))
         return self.take(level, "members", ranges(bounds[0], np.diff(bounds, axis=0)[0])), starts(bounds[1] - bounds[0])
 
     def children_of(self, level: int, cluster: int) -> NDArray[np.int64]:
-        """Children of one cluster, closest first."""
+        """Return the children of one cluster, closest first."""
         start, stop = self.part(level, "indptr", cluster, cluster + 2).tolist()
         return self.part(level, "members", start, stop)
 
 
 def ranges(first: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers that rise from each of `first` on, so many each.
+    """Concatenate ``range(f, f + s)`` for each of `first` and `sizes`.
 
     >>> ranges(np.array([7, 0, 3]), np.array([2, 0, 3]))
     array([7, 8, 3, 4, 5])

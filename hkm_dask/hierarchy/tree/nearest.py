@@ -1,4 +1,4 @@
-"""The clusters of a level nearest to some vectors, by distances measured directly."""
+"""The clusters of a level nearest to some vectors, by directly computed distances."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hkm_dask.errors import InputError, is_whole
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.search.distance import squared_distance
 
-#: Centroids held against all vectors before the next ones, so that they stay in the cache.
+#: Centroids compared with all vectors before the next ones, so that they stay in the cache.
 _CENTROIDS_AT_ONCE = 1024
-#: More than what squares that are next to nothing can be rounded up by in float32.
+#: Bound on the float32 rounding error of squares near zero.
 _SMALLEST = 1e-37
 
 
-@njit(inline="never", fastmath={"reassoc", "contract"})  # without a store in its loop it is vectorized
+@njit(inline="never", fastmath={"reassoc", "contract"})  # a loop without a store, so that it is vectorized
 def _next_near(centroids, first, stop, vector, limit):  # type: ignore[no-untyped-def]
-    """The next centroid, from number `first` on, whose squared distance in float32 is not above `limit`."""
+    """Return the next centroid, from number `first` on, whose squared distance in float32 is at most `limit`."""
     for j in range(first, stop):
         distance = np.float32(0)
         for i in range(vector.shape[0]):
@@ -37,15 +37,15 @@ def _next_near(centroids, first, stop, vector, limit):  # type: ignore[no-untype
 
 @njit(inline="always")
 def _float32_limit(limit, n_features):  # type: ignore[no-untyped-def]
-    """What no squared distance below `limit` is above in float32, added up in any order; inf where that has no such."""
+    """Return a float32 bound on squared distances up to `limit`, summed in any order; inf if there is none."""
     return np.float32(limit * (1 + (n_features + 4) * 2.0**-23) + _SMALLEST)
 
 
 @kernel("void(f4[:,::1], i8, f4[:,::1], f8[:,::1], i8[:,::1])")
 def keep_nearest(centroids, first, vectors, distances, clusters):  # type: ignore[no-untyped-def]
-    """Insert centroids, numbered from `first`, into the lists of those nearest to each vector, nearest first.
+    """Insert centroids, numbered from `first`, into the sorted lists of those nearest to each vector.
 
-    Of equally near ones the lowest number comes first; a centroid of NaN is nowhere.
+    Ties go to the lowest number; NaN centroids are ignored.
     """
     last = distances.shape[1] - 1
     for start in range(0, centroids.shape[0], _CENTROIDS_AT_ONCE):
@@ -68,7 +68,7 @@ def keep_nearest(centroids, first, vectors, distances, clusters):  # type: ignor
 
 
 def checked_vectors(vector: ArrayLike, n_features: int, *, spherical: bool) -> NDArray[np.float32]:
-    """Make vectors, one or several, rows of a table, of unit length where `spherical`; InputError where they are none.
+    """Convert one or several vectors to float32 rows, of unit length if `spherical`; raises InputError if invalid.
 
     >>> checked_vectors([3, 4], 2, spherical=True)
     array([[0.6, 0.8]], dtype=float32)
@@ -93,19 +93,19 @@ def checked_vectors(vector: ArrayLike, n_features: int, *, spherical: bool) -> N
 def nearest_clusters(
     arrays: TreeArrays, level: int, vectors: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The `k` centroids nearest to each vector, nearest first, and their squared distances; of shape (n, k).
+    """Return the `k` centroids nearest to each vector, nearest first, and their squared distances, shape (n, k).
 
-    Fewer where a level has fewer with a centroid. Centroids are read block by block, some more of them kept each time.
+    There are fewer if the level has fewer centroids. Centroids are read block by block; each query caches more of them.
     """
     if not is_whole(k) or k < 1:
-        raise InputError(f"k={k!r} should be a whole number from 1 on; ask for at least one")
+        raise InputError(f"k={k!r} should be a whole number >= 1; ask for at least one")
     blocks = arrays.blocks(level, "centroids")
     n_threads, todo, scan = min(n_processors(), len(blocks)), iter(blocks), arrays.scan(level, "centroids")
     shape = (len(vectors), min(int(k), arrays.n_clusters(level)))
 
     def search(_: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         distances, clusters = np.full(shape, np.inf), np.full(shape, -1, np.int64)
-        for bounds in todo:  # each thread the next
+        for bounds in todo:  # threads share the iterator
             block = np.ascontiguousarray(arrays.block(level, "centroids", bounds, scan), np.float32)
             keep_nearest(block, bounds[0], vectors, distances, clusters)
         return distances, clusters
@@ -120,10 +120,10 @@ def nearest_clusters(
 
 
 def paths_of_centroids(arrays: TreeArrays) -> NDArray[np.int32]:
-    """Clusters of every level that a sample nearest to a centroid of level 1 lies in; shape (n_clusters, n_levels).
+    """Return, for each level-1 centroid, the clusters at every level of a sample nearest to it; (n_clusters, n_levels).
 
-    They are those of the tree. A cluster without members has no label there, though it may have a centroid: it gets the
-    one it would have with members, of the centroid nearest to its own. -1 where there is no centroid.
+    These come from the tree. A cluster without members has no label in it, but may have a centroid: it gets the label
+    that members would give it, of the centroid nearest to its own. -1 if there is no centroid.
     """
     path = [np.arange(arrays.n_clusters(1), dtype=np.int32)]
     path[0][~_have_centroids(arrays, 1, path[0])] = -1
@@ -139,7 +139,7 @@ def paths_of_centroids(arrays: TreeArrays) -> NDArray[np.int32]:
 
 
 def _have_centroids(arrays: TreeArrays, level: int, clusters: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Which clusters have a centroid: all with members, and some without."""
+    """Tell which clusters have a centroid: all with members, and some without."""
     have = arrays.take(level, "sizes", clusters) > 0
     empty = np.flatnonzero(~have)
     have[empty] = ~np.isnan(arrays.take(level, "centroids", clusters[empty])[:, 0])

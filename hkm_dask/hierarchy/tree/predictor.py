@@ -1,4 +1,4 @@
-"""Clusters of rows by a tree, at every level: what its accessor and `HierarchicalKMeans` predict by."""
+"""Prediction of the clusters of rows at every level, for the accessor of a tree and `HierarchicalKMeans`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 class TreePredictor(Clusterer):
-    """Base of what gives rows the clusters of a tree."""
+    """Base class of predictors that assign rows to the clusters of a tree."""
 
     tree_: xr.DataTree
 
     def _paths(self, X: Any) -> Any:
-        """Clusters of every row at every level; see `HierarchicalKMeans.predict_path`."""
+        """Return the clusters of every row at every level; see `HierarchicalKMeans.predict_path`."""
         arrays = TreeArrays(self.tree_)
         return self._labels(X, arrays.read(1, "centroids"), paths_of_centroids(arrays))
 
 
 def predict_paths(tree: xr.DataTree, x: Any, *, client: Client | None, memory_limit: int | str | None) -> Any:
-    """Clusters of rows of every kind at every level of a tree, which nobody fitted here."""
+    """Return the clusters of rows of any kind at every level of a tree that was not fitted in this process."""
     predictor = TreePredictor()
     predictor.tree_, predictor.n_features_in_ = tree, TreeArrays(tree).n_features(1)
     predictor.metric, predictor.work_dir = tree.attrs["metric"], None

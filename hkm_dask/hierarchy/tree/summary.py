@@ -1,4 +1,4 @@
-"""A tree at a glance: its levels, how the samples are spread over their clusters, its settings in short."""
+"""Summary of a tree: its levels, the distribution of samples over clusters, and its settings in short."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COLUMNS = ("level", "clusters", "unused", "samples: min", "median", "max", "spr
 
 
 def summarize(tree: xr.DataTree, arrays: TreeArrays) -> Summary:
-    """Summarize a tree, level 1 first; of the arrays of each level the sizes are read."""
+    """Summarize a tree, level 1 first; reads only the sizes of each level."""
     config = _config(tree)
     n_levels, n_samples = arrays.n_levels, arrays.n_rows(1)
     n_clustered = int(arrays.read(1, "sizes").sum())
@@ -46,12 +46,12 @@ def _row(t: int, arrays: TreeArrays, settings: str) -> list[Cell]:
 def _config(tree: xr.DataTree) -> Config | None:
     try:
         return Config.from_json(tree.attrs["config"])
-    except (KeyError, TypeError, InputError):  # a tree made by hand
+    except (KeyError, TypeError, InputError):  # a tree not made by this package
         return None
 
 
 def _settings(level: Level) -> str:
-    """Settings of a level in a few words.
+    """Summarize the settings of a level in a few words.
 
     >>> _settings(Level(n_clusters=5)), _settings(Level(n_clusters=5, n_resamples=0, n_splits=3))
     ('coreset, resampled 10 × (closest, auto)', 'coreset, splits of 3')

@@ -1,4 +1,4 @@
-"""The tree on disk: opening it, and the `hkm` accessor that people query it with."""
+"""Opening a tree on disk, with the `hkm` accessor for queries."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ __all__ = ["HkmAccessor", "open_hierarchy"]
 
 
 def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
-    """Open a complete tree; arrays are read when they are asked for.
+    """Open a complete tree; arrays are read lazily.
 
     Parameters
     ----------
     path : path
-        Path or URL, as `build_hierarchy` or ``hkm cluster`` made it.
+        Path or URL of a tree made by `build_hierarchy` or ``hkm cluster``.
 
     Returns
     -------
     xarray.DataTree
-        One node per level, ``level_1`` first; the `hkm` accessor asks it questions. Chunks are checked when they are
-        read: one that is missing, altered, or of a tree that has replaced this one by then is a StoreError.
+        One node per level, ``level_1`` first, with the `hkm` accessor for queries. Chunks are checked when they are
+        read; StoreError is raised for one that is missing, altered, or of a tree that has since replaced this one.
 
     Raises
     ------
     StoreError
-        It is missing, no tree, not complete, of another format version, or its metadata was altered.
+        If it is missing, not a tree, incomplete, of another format version, or its metadata was altered.
 
     Examples
     --------

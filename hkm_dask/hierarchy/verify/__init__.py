@@ -1,1 +1,1 @@
-"""Whether all that must agree in a tree, or an assignment, does."""
+"""Consistency checks of a tree or an assignment."""

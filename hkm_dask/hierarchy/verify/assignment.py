@@ -1,4 +1,4 @@
-"""Whether the arrays of an assignment belong together, and to the tree and the pool it was made of."""
+"""Consistency of the arrays of an assignment with each other, and with its tree and its pool."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from hkm_dask.hierarchy.verify.level import LevelCheck
 
 @dataclass
 class AssignedCheck(LevelCheck):
-    """Labels and distances of an assignment, beside the level-1 centroids of its tree."""
+    """Labels and distances of an assignment, together with the level-1 centroids of its tree."""
 
     tree: Location | None = None
     distance_power: ClassVar[int] = 2
 
     def name(self, array: str) -> str:
-        """Name in the assignment."""
+        """Return the array's name in the assignment."""
         return {"labels": "level_1", "distances": DISTANCE}.get(array, f"tree/{array}")
 
     def array(self, array: str) -> StoredArray:
-        """An array of the assignment, or of its tree."""
+        """Return an array of the assignment, or of its tree."""
         name = self.name(array)
         return self.reader.arrays[name] if name in self.reader.arrays else open_array(location(self.tree or "") / array)
 
@@ -44,7 +44,7 @@ class AssignedCheck(LevelCheck):
 def check_assignment(
     attributes: Mapping[str, Any], reader: ChunkReader, found: Verification, tree: Location | None
 ) -> list[AssignedCheck]:
-    """Check clusters, distances and ids of every sample; what is needed to measure some again, where that can be."""
+    """Check clusters, distances and ids of every sample; returns what is needed to recompute some, if possible."""
     levels = [f"level_{t}" for t in range(1, 1 + sum(name.startswith("level_") for name in reader.arrays))]
     if not _fit(levels, reader, found):
         return []
@@ -66,13 +66,13 @@ def check_assignment(
     if arrays is None or not whole or found.n_problems > n_problems:
         return []
     stored = arrays.stored(1, "centroids")
-    assert stored is not None  # it was opened from a disk
+    assert stored is not None  # it was opened from disk
     settings, folder = Level(n_clusters=arrays.n_clusters(1)), location(stored.path).parent
     return [AssignedCheck(1, settings, None, "", reader, found, n_labeled=n_rows, tree=folder)]
 
 
 def _fit(levels: list[str], reader: ChunkReader, found: Verification) -> bool:
-    """Whether all arrays are there, of one length."""
+    """Tell whether all arrays exist and have the same length."""
     wanted = {**dict.fromkeys(levels or ["level_1"], "int32"), DISTANCE: "float32"}
     missing = [name for name in wanted if name not in reader.arrays]
     for name in missing:
@@ -91,7 +91,7 @@ def _fit(levels: list[str], reader: ChunkReader, found: Verification) -> bool:
 
 
 def _tree_of(attributes: Mapping[str, Any], found: Verification, tree: Location | None) -> TreeArrays | None:
-    """Open the tree of an assignment; None where it has none on a disk, or it cannot be had, which is told."""
+    """Open the tree of an assignment; None if it has none on disk, or it cannot be opened, which is reported."""
     stored = str(attributes.get("tree") or "")
     where = tree if tree is not None else location(stored)
     if tree is None and (not stored or not where.exists()):
@@ -109,13 +109,13 @@ def _tree_of(attributes: Mapping[str, Any], found: Verification, tree: Location 
         return None
     if opened.attrs.get(layout.DIGEST) == attributes.get("tree_digest"):
         return TreeArrays(opened)
-    what = f"{where} should be the tree it was made with, its content is another; clusters were held against none"
+    what = f"{where} should be the tree it was made with, its content differs; clusters were held against none"
     found.add("tree", "tree", what, remedy="give the path of its tree with --tree, or make the assignment again")
     return None
 
 
 def _check_rows(levels: list[str], paths: NDArray[np.int32] | None, reader: ChunkReader, found: Verification) -> None:
-    """Look at the clusters and the distance of every sample."""
+    """Check the clusters and the distance of every sample."""
     n_clusters = np.iinfo(np.int32).max if paths is None else len(paths)
     range_rule = (
         "clusters should be numbers from 0 on" if paths is None else f"clusters should be 0 to {n_clusters - 1}"

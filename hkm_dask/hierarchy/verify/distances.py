@@ -1,4 +1,4 @@
-"""Whether some rows of a level lie as far from their centroids as is stored, and no other centroid lies nearer."""
+"""Recomputation of some stored distances of a level, checking that no other centroid is nearer."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hkm_dask.data import layout
 from hkm_dask.hierarchy.verify.level import LevelCheck
 from hkm_dask.search.distance import squared_distance
 
-#: Centroids measured against all sampled rows at once.
+#: Centroids compared with all sampled rows at once.
 _CENTROIDS_AT_ONCE = 4096
-#: What rounding a row to unit length may change in it, relative to its length: no two machines need to do it alike.
+#: Relative rounding error of scaling a row to unit length, which may differ between machines.
 _UNIT_ROUNDING = 2.0**-22
 
 
 @kernel("void(f4[:,::1], f4[:,::1], i8[::1], i8[::1], f8[::1])")
 def measure_pairs(rows, centroids, places, slots, distances):  # type: ignore[no-untyped-def]
-    """Write the squared distance of every pair of a row and a centroid."""
+    """Write the squared distance of every given pair of a row and a centroid."""
     for i in range(places.shape[0]):
         distances[i] = squared_distance(rows[places[i]], centroids[slots[i]])
 
@@ -31,10 +31,10 @@ def check_distances(
     level: LevelCheck, take: Callable[[NDArray[np.int64]], NDArray[np.floating]], sample: int, seed: int,
     *, spherical: bool,
 ) -> int:  # fmt: skip
-    """Measure `sample` rows of a level, drawn by `seed`, again in float64; gives how many there were.
+    """Recompute the distances of `sample` rows of a level, drawn by `seed`, in float64; returns how many there were.
 
-    The level is checked already, and its labels and distances were read. `take` gathers rows of it by sorted numbers;
-    `spherical`, level 1 clusters rows that were brought to unit length.
+    The level was checked before, and its labels and distances were readable. `take` gathers its rows by sorted number;
+    `spherical` means that level 1 clusters rows scaled to unit length.
     """
     numbers = _sampled_rows(level, sample, seed)
     labels = level.array("labels").take(numbers).astype(np.int64)
@@ -47,8 +47,8 @@ def check_distances(
     centroids = np.ascontiguousarray(level.array("centroids").take(used))
     measure_pairs(rows, centroids, np.arange(len(rows)), slots, own)
     error = _UNIT_ROUNDING if spherical and level.t == 1 else 0.0
-    # Stored in float32, which has nothing below 2^-149; where rows were rounded, a distance may differ by twice what a
-    # row moved, times the distance.
+    # Distances are stored in float32, with nothing below 2^-149; if rows were rounded, a squared distance may differ by
+    # twice the row's rounding error times the distance.
     with np.errstate(invalid="ignore"):
         wrong = ~(np.abs(stored - own) <= 2.0**-22 * own + 2 * error * np.sqrt(own) + error * error + 2.0**-149)
     for i in np.flatnonzero(wrong):
@@ -59,7 +59,7 @@ def check_distances(
 
 
 def _sampled_rows(level: LevelCheck, sample: int, seed: int) -> NDArray[np.int64]:
-    """Draw rows that have a label in range, each with the same chance; sorted."""
+    """Draw rows with a valid label uniformly; returns them sorted."""
     n, k, spec = min(sample, level.n_labeled), level.n_clusters, level.array("labels").spec
     wanted = np.sort(np.random.default_rng([seed, level.t]).choice(level.n_labeled, n, replace=False, shuffle=False))
     if level.n_labeled == level.n_rows:
@@ -78,10 +78,10 @@ def _check_nearest(
     level: LevelCheck, numbers: NDArray[np.int64], rows: NDArray[np.float32], labels: NDArray[np.int64],
     own: NDArray[np.float64], error: float,
 ) -> None:  # fmt: skip
-    """Look for centroids that are nearer to a row than its own, or as near with a lower number.
+    """Find centroids that are nearer to a row than its own, or as near with a lower number.
 
-    A matrix product in float64 finds those that may be; they are measured. Of a level that was split, a row's centroid
-    is the nearest of its cluster's.
+    A float64 matrix product finds candidates, whose distances are then computed directly. In a level that was split, a
+    row's centroid is the nearest within its cluster only.
     """
     n_splits = level.settings.n_splits
     first = labels // n_splits * n_splits if n_splits > 1 else np.zeros_like(labels)
@@ -109,7 +109,7 @@ def _check_nearest(
 def _may_be_nearer(
     rows: NDArray[np.float32], centroids: NDArray[np.float32], own: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Which centroids may be as near as the rows' own, as far as float64 can tell; shape (n_rows, n_centroids)."""
+    """Tell which centroids may be as near as the rows' own, within float64 rounding; (n_rows, n_centroids)."""
     x, c = rows.astype(np.float64), centroids.astype(np.float64)
     x_norms, c_norms = np.square(x).sum(axis=1), np.square(c).sum(axis=1)
     with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""Whether the arrays of one level of a tree belong together: labels, distances, sizes, centroids, inertia."""
+"""Consistency of the arrays of one level of a tree: labels, distances, sizes, centroids, inertia."""
 
 from __future__ import annotations
 
@@ -17,60 +17,60 @@ from hkm_dask.data.verify_chunks import ChunkReader, broken_rule, named_rows
 
 @dataclass
 class LevelCheck:
-    """One level of a tree, and what is known of it so far."""
+    """One level of a tree, and the results of its checks so far."""
 
     t: int  # from 1
     settings: Level
-    below: LevelCheck | None  # level t - 1, checked already
-    subset: str  # fingerprint of the samples that are clustered; empty for all of them
+    below: LevelCheck | None  # level t - 1, already checked
+    subset: str  # fingerprint of the subset that is clustered; empty for all samples
     reader: ChunkReader
     found: Verification
-    grown: bool = False  # whether rows joined after the clustering, which its inertia knows nothing of
-    #: As stored; None where they cannot be read, or make no sense.
+    grown: bool = False  # whether rows were added after the clustering, which its inertia does not include
+    #: As stored; None if it cannot be read or is invalid.
     sizes: NDArray[np.int64] | None = None
     leaf_sizes: NDArray[np.int64] | None = None
     indptr: NDArray[np.int64] | None = None
     n_labeled: int = 0  # rows with a label
-    distance_power: ClassVar[int] = 1  # to which distances are raised to be squared
-    _inertia: float = 0.0  # of the stored distances
-    _largest: float = 0.0  # absolute value of a centroid
+    distance_power: ClassVar[int] = 1  # power that turns stored distances into squared ones
+    _inertia: float = 0.0  # computed from the stored distances
+    _largest: float = 0.0  # largest absolute value in the centroids
 
     def name(self, array: str) -> str:
-        """Name in the store of an array of this level."""
+        """Return the name of an array of this level in the store."""
         suffix = f"_{self.t}" if array in ("members", "indptr") else ""
         return f"level_{self.t}/{array}{suffix}"
 
     def array(self, array: str) -> StoredArray:
-        """An array of this level, which is there."""
+        """Return an existing array of this level."""
         return self.reader.arrays[self.name(array)]
 
     def whole(self, array: str) -> NDArray[Any] | None:
-        """All of an array; None where a chunk of it cannot be read."""
+        """Read a whole array; None if one of its chunks is unreadable."""
         return self.reader.whole(self.name(array))
 
     @property
     def rows_are_whole(self) -> bool:
-        """Whether all labels and distances could be read."""
+        """Whether all labels and distances were readable."""
         return not {self.name("labels"), self.name("distances")} & self.reader.damaged
 
     @property
     def n_rows(self) -> int:
-        """Rows that have a label or -1."""
+        """Number of rows, including those labeled -1."""
         return self.array("labels").spec.shape[0]
 
     @property
     def n_clusters(self) -> int:
-        """Clusters, unused ones included."""
+        """Number of clusters, including unused ones."""
         return self.settings.n_centroids
 
     def add(self, array: str, kind: str, what: str) -> None:
-        """Note what is wrong with an array."""
+        """Record a problem with an array."""
         self.found.add(self.name(array), kind, what)
 
     # -- shapes --------------------------------------------------------------------------------------------------------
 
     def check_shapes(self) -> bool:
-        """Whether all arrays are there, of the type and the shape that the settings and the level below ask for."""
+        """Tell whether all arrays exist with the dtype and shape implied by the settings and the level below."""
         k, below = self.n_clusters, self.below
         width = below.array("centroids").spec.shape[1] if below else None
         rows = below.n_clusters if below else None
@@ -101,7 +101,7 @@ class LevelCheck:
     # -- clusters ------------------------------------------------------------------------------------------------------
 
     def check_clusters(self) -> None:
-        """Compare what is stored of each cluster, and look for centroids that are no points."""
+        """Check the per-cluster arrays, and that centroids are finite."""
         self.sizes, self.leaf_sizes, self.indptr = map(self.whole, ("sizes", "leaf_sizes", "indptr"))
         if self.indptr is not None and not self._bounds_make_sense(self.indptr):
             self.indptr = None
@@ -134,7 +134,7 @@ class LevelCheck:
         return largest, np.flatnonzero(~(finite.all(axis=1) | unused)) + start
 
     def _compare(self, array: str, stored: NDArray[Any], right: NDArray[Any], by: str) -> None:
-        """Tell of clusters that have another number than they should."""
+        """Report clusters whose stored number differs from the expected one."""
         wrong = np.flatnonzero(stored != right)
         if len(wrong):
             c = wrong[0]
@@ -144,7 +144,7 @@ class LevelCheck:
     # -- rows ----------------------------------------------------------------------------------------------------------
 
     def check_rows(self) -> None:
-        """Look at the label and the distance of every row, and count the rows of every cluster."""
+        """Check the label and the distance of every row, and count the rows of every cluster."""
         counts, leaves = np.zeros((2, self.n_clusters), np.int64)
         leaves_below = self.below.leaf_sizes if self.below else None
         digest = hashlib.sha256() if self.t == 1 and self.subset else None
@@ -171,7 +171,7 @@ class LevelCheck:
     def _look_at_rows(
         self, start: int, labels: NDArray[np.int32], distances: NDArray[np.float32]
     ) -> tuple[dict[tuple[str, str], NDArray[np.int64]], NDArray[np.int64], NDArray[np.int32], float]:
-        """Rows that are wrong, by array and rule; the rows with a label, their labels, the sum of their distances."""
+        """Return invalid rows by array and rule; the labeled rows, their labels, and the sum of their distances."""
         k, labeled = self.n_clusters, (labels >= 0) & (labels < self.n_clusters)
         wrong = {
             ("labels", f"labels should be from -1 to {k - 1}"): (labels < -1) | (labels >= k),
@@ -192,7 +192,7 @@ class LevelCheck:
     # -- inertia -------------------------------------------------------------------------------------------------------
 
     def check_inertia(self) -> None:
-        """Look at the history: numbers from 0 on in every step, then NaN; none above the one before."""
+        """Check the inertia history: in every step non-negative and non-increasing numbers, then NaN."""
         history = self.whole("inertia")
         if history is None:
             return
@@ -200,8 +200,8 @@ class LevelCheck:
             what = f"{history.shape[1]} iterations should be at most max_iter={self.settings.max_iter}"
             self.add("inertia", "length", what)
         n_rows, (_, width) = self.n_rows, self.array("centroids").spec.shape
-        # Centroids are rounded to float32, so that the inertia may rise by what that moves them; and so are distances,
-        # of which float32 has none below 2^-149.
+        # The inertia may rise by the effect of rounding centroids to float32, and of rounding distances, which have no
+        # float32 values below 2^-149.
         slack = n_rows * (width * (2.0**-20 * self._largest) ** 2 + 2.0**-149)
         for step, values in enumerate(history):
             n = int(np.isfinite(values).sum())

@@ -1,4 +1,4 @@
-"""Whether the members of the clusters of a level are what its labels and distances say."""
+"""Consistency of the members of a level's clusters with its labels and distances."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hkm_dask.compute.jit import first_above, kernel
 from hkm_dask.data.verify_chunks import broken_rule
 from hkm_dask.hierarchy.verify.level import LevelCheck
 
-#: Rows whose labels and distances are held at once, to look members up in them.
+#: Rows whose labels and distances are held in memory at once, to look members up.
 _ROWS_AT_ONCE = 2**27
 
 _NO_ROW, _OTHER_LABEL, _OUT_OF_ORDER = 1, 2, 3
@@ -25,9 +25,9 @@ _RULES = {
 
 @kernel("void(i8[::1], i8, i8[::1], i8, i8[::1], i4[::1], f4[::1], u1[::1])")
 def find_faults(members, start, indptr, n_rows, rows, labels, distances, faults):  # type: ignore[no-untyped-def]
-    """Write what is wrong with members, which stand from position `start` on, and 0 where nothing is.
+    """Write the fault code of each member, from position `start` on, or 0 if it is correct.
 
-    `labels` and `distances` are those of `rows`, sorted, or of all rows where `rows` is empty.
+    `labels` and `distances` are those of `rows`, which are sorted, or of all rows if `rows` is empty.
     """
     cluster, before = first_above(indptr, start) - 1, -1
     for i in range(members.shape[0]):
@@ -52,10 +52,10 @@ def find_faults(members, start, indptr, n_rows, rows, labels, distances, faults)
 
 
 def check_members(level: LevelCheck) -> None:
-    """Look up the label and the distance of every member.
+    """Check the label and the distance of every member.
 
-    Members of a cluster that carry its label, in a strict order, are different rows; where there are as many of them as
-    of labels, which the sizes tell, every labeled row is a member once.
+    Members of a cluster that have its label, in strict order, are distinct rows; as sizes show that there are as many
+    members as labels, every labeled row is then a member exactly once.
     """
     if level.indptr is None or not level.rows_are_whole:
         level.found.notes.append(f"{level.name('members')} could not be compared with the labels, for what is damaged")
@@ -65,7 +65,7 @@ def check_members(level: LevelCheck) -> None:
 
 
 def _cluster_ranges(indptr: NDArray[np.int64], n_rows: int) -> Iterator[tuple[int, int]]:
-    """Ranges of clusters with so many rows as are held at once, or one cluster.
+    """Yield ranges of clusters whose rows fit in memory, or single clusters.
 
     >>> list(_cluster_ranges(np.array([0, 2, 2, 5]), 5))
     [(0, 3)]
@@ -79,7 +79,7 @@ def _cluster_ranges(indptr: NDArray[np.int64], n_rows: int) -> Iterator[tuple[in
 
 
 def _check_range(level: LevelCheck, first: int, last: int) -> None:
-    """Check the members of a range of clusters, whose rows are held in memory."""
+    """Check the members of a range of clusters, with its rows in memory."""
     held = _rows_of(level, first, last)
     assert level.indptr is not None
     indptr, n_rows, array = level.indptr, level.n_rows, level.array("members")
@@ -98,7 +98,7 @@ def _check_range(level: LevelCheck, first: int, last: int) -> None:
     before: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
     for _, (begin, faults, ends) in level.reader.fold([level.name("members")], look, rows=(low, high)):
         if before[0] == begin:
-            # The last of one chunk and the first of the next are neighbors, too.
+            # The last member of one chunk and the first of the next are neighbors too.
             faults[0] |= faults_of(np.append(before[1], ends[0]), begin - 1)[1]
         before = begin + len(faults), ends[1:]
         for fault, rule in _RULES.items():
@@ -110,7 +110,7 @@ def _check_range(level: LevelCheck, first: int, last: int) -> None:
 def _rows_of(
     level: LevelCheck, first: int, last: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-    """Rows of a range of clusters, their labels and distances; no numbers of rows where it is all of them."""
+    """Return the rows of a range of clusters, their labels and distances; no row numbers if it is all rows."""
     names = [level.name("labels"), level.name("distances")]
     if (first, last) == (0, level.n_clusters):
         labels, distances = np.empty(level.n_rows, np.int32), np.empty(level.n_rows, np.float32)

@@ -1,4 +1,4 @@
-"""Verifying a store: every chunk, every checksum, and whether what is stored belongs together."""
+"""Verification of a store: every chunk, every checksum, and the consistency of its arrays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hkm_dask.hierarchy.verify.distances import check_distances
 from hkm_dask.hierarchy.verify.level import LevelCheck
 from hkm_dask.hierarchy.verify.members import check_members
 
-#: Gathers rows by sorted numbers.
+#: Gathers rows by sorted number.
 _Take = Callable[[NDArray[np.int64]], NDArray[np.floating]]
 
 
@@ -38,36 +38,37 @@ def verify(
     sample: int = 1000,
     seed: int = 0,
 ) -> Verification:
-    """Check a pool, a tree or an assignment from end to end: what an eye cannot see, and no command may believe.
+    """Check a pool, a tree or an assignment from end to end.
 
-    Every chunk is read and its checksum compared, all metadata are held against each other, and what is stored twice
-    must agree: of a pool its values with their statistics, fingerprint and ids; of a tree labels, distances, members,
-    sizes and inertia of every level; of an assignment clusters, with those that the tree puts them in, and ids. Some
-    rows of each level are measured again in float64, against all centroids. It goes on after a problem. Memory is
-    bounded: about 64 MiB a thread, 1 GiB for labels and distances, and what is known of each cluster.
+    Every chunk is read and its checksum compared, all metadata are cross-checked, and data stored twice must agree: for
+    a pool, values with their statistics, fingerprint and ids; for a tree, labels, distances, members, sizes and inertia
+    of every level; for an assignment, clusters with those of the tree, and ids. The distances of some rows of each
+    level are recomputed in float64, against all centroids. Checking continues after a problem. Memory is bounded: about
+    64 MiB per thread, 1 GiB for labels and distances, and the per-cluster arrays.
 
     Parameters
     ----------
     path : path
         A complete pool, tree or assignment.
     pool, tree : path, optional
-        Where the pool of a tree, or the pool and the tree of an assignment lie now; by default where they were then.
+        Current locations of the pool of a tree, or of the pool and the tree of an assignment; by default those
+        recorded.
     sample : int, default 1000
-        Rows of each level to measure again, 0 for none.
+        Rows of each level whose distances are recomputed, 0 for none.
     seed : int, default 0
-        Draws them.
+        Seed by which these rows are drawn.
 
     Returns
     -------
     Verification
-        Its `sound` tells whether nothing is wrong, `problems` what is; printed, it is a report.
+        `sound` tells whether there are no problems, `problems` lists them; printing it gives a report.
 
     Raises
     ------
     InputError
-        `sample` or `seed` is no whole number from 0 to 2**63 - 1.
+        If `sample` or `seed` is not an integer from 0 to 2**63 - 1.
     StoreError
-        Nothing is there, or it is something else; or no pool or tree is at the path given.
+        If `path` is missing or is another kind of store, or there is no pool or tree at the given path.
 
     Examples
     --------
@@ -100,7 +101,7 @@ def verify(
 
 
 def _attributes(root: Location) -> dict[str, Any]:
-    """Attributes of a store of ours; StoreError where it is none."""
+    """Return the attributes of a store of this package; raises StoreError for anything else."""
     if not root.exists():
         unfinished = layout.wip_path(root)
         other = similar_store(root, *layout.FORMATS)
@@ -126,11 +127,11 @@ def _check_content(
     seed: int,
 ) -> None:
     arrays = check_metadata(root, found)
-    # What is compared with members is read twice.
+    # Arrays that are compared with members are read twice.
     again = [array for name, array in arrays.items() if name.endswith(("/labels", "/distances"))]
     more_bytes = sum(array.spec.shape[0] * array.spec.row_bytes for array in again)
     with closing(ChunkReader(arrays, found, more_bytes)) as reader:
-        found.checks["chunks"] = ""  # told last, shown in its place
+        found.checks["chunks"] = ""  # filled in last, but displayed here
         if found.kind == "pool":
             check_pool(attributes, reader, found)
         else:
@@ -151,7 +152,7 @@ def _check_content(
 def _check_levels(
     root: Location, attributes: Mapping[str, Any], reader: ChunkReader, found: Verification
 ) -> list[LevelCheck]:
-    """Check every level by itself and by the one below; gives those whose arrays have the right shapes."""
+    """Check every level, and against the level below; returns those whose arrays have the right shapes."""
     try:
         config = Config.from_json(str(attributes.get("config")))
     except InputError as error:
@@ -186,7 +187,7 @@ def _check_level_marker(folder: Location, t: int, found: Verification) -> None:
     try:
         attributes = (read_json(folder / METADATA_FILE) or {}).get("attributes")
     except StoreError:
-        return  # told already
+        return  # already reported
     stored = attributes if isinstance(attributes, dict) else {}
     if stored.get(layout.COMPLETE) is not True or stored.get("level") != t:
         found.add(folder.name, "marker", f"should be marked as complete, and as level {t}")
@@ -198,13 +199,13 @@ def _about(level: LevelCheck) -> str:
     return f"{rows} {below} in {level.n_clusters:,} clusters: labels, distances, members, sizes and inertia agree"
 
 
-# -- rows measured again -----------------------------------------------------------------------------------------------
+# -- recomputed distances ----------------------------------------------------------------------------------------------
 
 
 def _measure(
     levels: Sequence[LevelCheck], opened: Pool | None, found: Verification, sample: int, seed: int, *, spherical: bool
 ) -> None:
-    """Measure some rows of every level again: of level 1 from the pool, of the others from the centroids below."""
+    """Recompute distances of some rows of every level: of level 1 from the pool, of others from the centroids below."""
     n_problems, measured = found.n_problems, []
     for level in levels:
         if level.t > 1:
@@ -230,7 +231,7 @@ def _measure(
 def _pool_of(
     level: LevelCheck, attributes: Mapping[str, Any], found: Verification, pool: Location | None
 ) -> Pool | None:
-    """Open the pool of a tree or an assignment; None where it has none, or it cannot be had, which is told."""
+    """Open the pool of a tree or an assignment; None if it has none, or it cannot be opened, which is reported."""
     stored = str(attributes.get("pool") or "")
     where = pool if pool is not None else location(stored)
     if pool is None and not stored:
@@ -248,6 +249,6 @@ def _pool_of(
         return None
     if opened.n_known_as(str(attributes.get("pool_fingerprint"))) == level.n_rows:
         return opened
-    what = f"{where} should be the pool it was made from, its content is another; no samples were measured again"
+    what = f"{where} should be the pool it was made from, its content differs; no samples were measured again"
     found.add("pool", "pool", what, remedy=f"give the path of its pool with --pool, or make the {found.kind} again")
     return None

@@ -1,1 +1,1 @@
-"""Where k-means starts: strategies that choose the first centroids."""
+"""Seeding: methods of choosing the initial centroids."""

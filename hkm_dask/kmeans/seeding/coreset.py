@@ -1,8 +1,8 @@
-"""Seeding from a few weighted points: greedy k-means++ and a few Lloyd iterations on them alone.
+"""Seeding from a small set of weighted points: greedy k-means++, then a few Lloyd iterations on the points.
 
-The greedy kind draws several candidates for each center and keeps the best (arXiv:2405.15613 uses it). Its walk is
-sequential and quadratic, so many points are grouped first, neighbors together: each group gets its share of the
-centers, and the groups are walked side by side, in a time that is linear in the number of points.
+Greedy k-means++ draws several candidates for each center and keeps the best (used by arXiv:2405.15613). It is
+sequential and its time is quadratic, so a large set is first split into groups of neighboring points: each group gets
+its share of the centers, and the groups are seeded in parallel, in time linear in the number of points.
 """
 
 from __future__ import annotations
@@ -36,34 +36,35 @@ from hkm_dask.search.engine import LEAST_FEATURES, GridWalk, Walked
 from hkm_dask.search.geometry import Geometry
 from hkm_dask.search.worker import worker_engine
 
-#: Lloyd iterations on the weighted points. Two find the inertia that eight do; more pull centers into dense places,
-#: which costs trees of large clusters some of their balance (`pipelines/longtail`).
+#: Lloyd iterations on the weighted points. Two reach the inertia of eight; more pull centers into dense regions, which
+#: makes trees of large clusters less balanced (`pipelines/longtail`).
 CORESET_ITERATIONS = 2
-#: Points walked together at most, and Lloyd iterations that group them.
+#: Most points in one greedy walk, and Lloyd iterations that group them.
 GROUP_POINTS, _GROUP_ITERATIONS = WALK_POINTS, 4
 #: Points up to which the walk keeps all squared distances between them (float32).
 _MATRIX_POINTS = 8192
-#: Below so many features a distance is made as fast as it is looked up.
+#: Below this number of features, computing a distance is as fast as looking it up.
 _TABLE_FEATURES = LEAST_FEATURES
-#: Width of the grid of 16 bits, for all features together, as a share of the typical distance from the mean.
+#: Largest cell diagonal of the 16-bit grid, as a share of the typical distance from the mean.
 _COARSE = 0.01
-#: Times the median distance from the middle beyond which a point is no part of the grid, and the largest share of such
-#: points; nothing is looked for where, about the mean, no point is this many times as far as most.
+#: A point is left off the grid if it is more than `_FAR` times the median distance from the center, if no more than
+#: `_FAR_SHARE` of the points are. The test is skipped unless a point is `_SUSPECT` times the median from the mean.
 _FAR, _FAR_SHARE, _SUSPECT = 64.0, 1.0 / 3.0, 4.0
 _NO_TABLE = np.empty((0, 0), np.float32)
-#: Terms of squared distances that a walk sums up, about a second, before it tells how far it is.
+#: Terms of squared distances that a walk computes between two progress reports, about a second's work.
 _PIECE_TERMS = 2e9
-#: Rows of the table one task makes, and those it scores at once: whole blocks of the product, for a core's own cache.
+#: Rows of the table computed by one task, and those scored at once: whole blocks of the product that fit a core's
+#: cache.
 _PAIR_ROWS, _COARSE_ROWS = 256, 48 // int16_gemm.BLOCK_ROWS * int16_gemm.BLOCK_ROWS
-#: How far beyond its share of the points a group is walked, and beyond an estimate where that is not enough.
+#: Factor by which a group's walk exceeds its share of the centers, or a later estimate if that was too short.
 _FURTHER = 1.3
 
-#: Gets a phase of a seeding, how much of it is done, and of how much.
+#: Gets the phase of a seeding, the amount done, and the total.
 SeedingReport = Callable[[str, int, int], None]
 
 
 def n_trials_for(n_clusters: int) -> int:
-    """Candidates for each center, as scikit-learn has it."""
+    """Return the number of candidates for each center, as in scikit-learn."""
     return 2 + int(math.log(n_clusters))
 
 
@@ -77,14 +78,14 @@ def greedy_kmeans_plusplus(
     n_threads: int,
     report: Callable[[int, int], None] | None = None,
 ) -> Walked:
-    """Choose centers among weighted points by greedy k-means++: of several trials for each, the best is kept.
+    """Choose centers among weighted points by greedy k-means++: of several candidates for each, the best is kept.
 
-    Gives the indices of the points chosen, fewer than `n_clusters` if there are fewer distinct points, and the weighted
-    sum of D² that each choice left; a long walk tells a `report` on its way.
+    Returns the indices of the chosen points, fewer than `n_clusters` if there are fewer distinct points, and the
+    weighted sum of D² after each choice. A long walk calls `report` along the way.
 
-    Squared distances are computed with integer products, so they do not depend on BLAS or on its number of threads: on
-    a grid of 16 bits, or, where that is too wide for some of the points, of 2^-20 of the data's width in float64. Few
-    points far from all others take no part in the grid: their distances are measured directly.
+    Squared distances come from integer products, so they do not depend on BLAS or its number of threads: on a 16-bit
+    grid, or if that is too coarse for some of the points, on one of 2^-20 of the data's range in float64. A few points
+    far from all others are left off the grid and their distances computed directly.
     """
     n_chosen = min(n_clusters, len(points))
     draws = _draws(key, n_chosen, n_trials)
@@ -103,9 +104,9 @@ def greedy_kmeans_plusplus(
         return chosen[:n_done], left[:n_done]
 
     walked = _walk_about_middle(walk, points, n_chosen, n_threads)
-    # Distinct points are counted only where some may have been lost: sorting them takes as long as the walk.
+    # Distinct points are counted only if the walk may have lost some: sorting them takes as long as the walk.
     if len(walked[0]) < n_chosen and len(walked[0]) < len(np.unique(points, axis=0)):
-        # About any middle, nothing is left of points close to each other where many others are very far from them.
+        # Centering cannot resolve points close to each other if many others are very far from them.
         directly = walk(_NO_TABLE, np.ascontiguousarray(points.T))
         walked = max(walked, directly, key=lambda one: len(one[0]))
     return walked
@@ -132,17 +133,17 @@ def _walk_about_middle(
         walked = walk(_with_far(_coarse_pairs(near, largest, n_threads), centered, far), _NO_TABLE)
         if len(walked[0]) == n_chosen:
             return walked
-    # The grid of 16 bits is too wide for most of the points, or it makes one of points that are two.
+    # The 16-bit grid is too coarse for most of the points, or has merged distinct points.
     return walk(_with_far(_all_pairs(near, n_threads), centered, far), _NO_TABLE)
 
 
 def _is_narrow(largest: float, typical: float, n_features: int) -> bool:
-    """Tell whether a grid of 16 bits is fine enough for points of such norms."""
+    """Tell whether a 16-bit grid is fine enough for points of these norms."""
     return largest * math.sqrt(n_features) < _COARSE * int16_gemm.LARGEST * typical
 
 
 def _centered(points: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Points about their mean, or about their median where there are few far from all others; and which those are."""
+    """Center points at their mean, or at their median if a few are far from all others; also returns the far ones."""
     centered = points.astype(np.float64)
     centered -= points.mean(axis=0, dtype=np.float64)
     norms = np.sqrt(_squared_norms(centered))
@@ -157,7 +158,7 @@ def _centered(points: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray
 
 
 def _squared_norms(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Squared norms of rows, a few at a time."""
+    """Return the squared norms of rows, computed a few rows at a time."""
     norms = np.empty(len(rows))
     for low in range(0, len(rows), _PAIR_ROWS):
         norms[low : low + _PAIR_ROWS] = (rows[low : low + _PAIR_ROWS] ** 2).sum(axis=1)
@@ -167,20 +168,20 @@ def _squared_norms(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 def _with_far(
     between: NDArray[np.float32], centered: NDArray[np.float64], far: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Put the squared distances of the far points into the table, in place."""
+    """Overwrite the distances of the far points in the table with exact ones, in place."""
     for point in far:
         between[point] = between[:, point] = ((centered - centered[point]) ** 2).sum(axis=1)
     return between
 
 
 def _coarse_pairs(centered: NDArray[np.float64], largest: float, n_threads: int) -> NDArray[np.float32]:
-    """Squared distances between all points on a grid of 16 bits; what is below its resolution is 0."""
+    """Return squared distances between all points on a 16-bit grid; those below its resolution are 0."""
     n, (grid, norms, step) = len(centered), greedy.to_grid(centered, largest)
     panels, width = int16_gemm.pack(grid, grid.shape[1], np.arange(n)), int16_gemm.padded(n)
     all_norms, ones = np.zeros(width, np.float32), np.ones(width, np.float32)
     all_norms[:n] = norms
     norms = np.repeat(all_norms[:n, None], grid.shape[1] // 16 + 1, axis=1)
-    out = np.empty((n, n), np.float32)  # not kept by its thread: up to 64 MiB, or 256 MiB for all points at once
+    out = np.empty((n, n), np.float32)  # not thread-local scratch: up to 64 MiB, or 256 MiB for all points at once
 
     def fill(low: int) -> None:
         shape = _COARSE_ROWS, width + 16
@@ -192,9 +193,9 @@ def _coarse_pairs(centered: NDArray[np.float64], largest: float, n_threads: int)
 
 
 def _all_pairs(centered: NDArray[np.float64], n_threads: int) -> NDArray[np.float32]:
-    """Squared distances between all points, from an integer product that no order of summation changes."""
+    """Return squared distances between all points, from integer products that no order of summation changes."""
     largest = float(np.abs(centered).max(initial=0.0))
-    # Two factors and log2(d) for the sum leave float64's 53 bits exact.
+    # Two factors, and log2(d) bits for the sum, stay exact within float64's 53 bits.
     bits = (51 - math.ceil(math.log2(max(centered.shape[1], 2)))) // 2
     step = largest / 2.0**bits if largest > 0 else 1.0
     grid = np.rint(centered / step)
@@ -216,7 +217,7 @@ def _all_pairs(centered: NDArray[np.float64], n_threads: int) -> NDArray[np.floa
 
 @dataclass(frozen=True)
 class _Walk:
-    """Task: the greedy walk over the points of a group, as far as it is asked for."""
+    """Task: run the greedy walk over the points of a group for a given number of steps."""
 
     points: SharedArray
     weights: NDArray[np.int64]
@@ -236,7 +237,7 @@ class _Walk:
         return self.key if number == 0 else stream_key(self.key, number)
 
     def on_grid(self, item: tuple[int, NDArray[np.int64], int]) -> GridWalk | None:
-        """The walk as devices take it; None where it takes another table than that of 16 bits."""
+        """Return the walk in the form for devices, or None if it does not fit the 16-bit table."""
         number, index, n_steps = item
         centered, far = _centered(self.points.get()[index])
         squared = _squared_norms(centered)
@@ -250,7 +251,7 @@ class _Walk:
 def group_points(
     points: NDArray[np.float32], size: int, *, key: int, geometry: Geometry, memory_budget: int = 1 << 30
 ) -> list[NDArray[np.int64]]:
-    """Group points with their neighbors, `size` at most in each: the points of each group; every point is in one."""
+    """Partition points into groups of neighbors, each of at most `size`; returns the indices of each group."""
     pending, done = [np.arange(len(points))], []
     while pending:
         index = pending.pop()
@@ -267,7 +268,7 @@ def group_points(
         labels = np.full(len(index), -1, np.int32)
         CpuIndex(grouped.centroids, geometry).nearest(rows.array, labels, np.full(len(index), np.inf))
         parts = [index[labels == label] for label in range(n_groups)]
-        if max(map(len, parts)) == len(index):  # all in one place
+        if max(map(len, parts)) == len(index):  # all points coincide
             parts = np.array_split(index, n_groups)
         pending.extend(part for part in reversed(parts) if len(part))
     return done
@@ -277,7 +278,7 @@ def _choose(
     points: SharedArray, weights: NDArray[np.int64], n_clusters: int, geometry: Geometry, key: int, runner: Runner,
     size: int, report: SeedingReport,
 ) -> NDArray[np.int64]:  # fmt: skip
-    """Centers among the points with a weight, chosen group by group."""
+    """Choose centers among the points of nonzero weight, group by group."""
     used, n_trials = np.flatnonzero(weights > 0), n_trials_for(n_clusters)
     values = points.get()
     with runner.on_processors() as processors:
@@ -295,7 +296,7 @@ def _choose(
             return used[chosen]
     n_clusters = min(n_clusters, len(used))
     sizes = np.array([len(group) for group in groups])
-    # Most groups end near their share of the points; those that are drawn more often are walked again, further.
+    # Most groups end near their share of the centers; those that need more are walked again, further.
     n_steps = np.minimum(sizes, np.ceil(_FURTHER * n_clusters * sizes / len(used)).astype(np.int64) + 1)
     draws = _draws(stream_key(key, "turns"), n_clusters, n_trials)
     walk = _Walk(points, weights, key, n_trials, n_threads)
@@ -312,7 +313,7 @@ def _choose(
         for g, walked in zip(short, outcomes, strict=True):
             walks[g] = walked
         taken = _take_turns([left for _, left in walks], draws)
-        # A walk that ended early has used up the distinct points of its group, and leaves nothing.
+        # A walk that ended early has used up the distinct points of its group, so its potential is 0.
         short = np.flatnonzero(taken > [len(chosen) for chosen, _ in walks])
         if len(short) == 0:
             return np.concatenate([chosen[:n] for (chosen, _), n in zip(walks, taken, strict=True)])
@@ -341,13 +342,13 @@ def seed_from_points(
     whole: bool = False,
     report: SeedingReport | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Greedy k-means++ and a few Lloyd iterations on weighted points, float32 (n_points, n_features).
+    """Run greedy k-means++ and a few Lloyd iterations on weighted points, float32 (n_points, n_features).
 
-    Points without weight are left out. `whole`, all points are walked as one group, however many they are. `report`
-    gets the phase, how much of it is done, and of how much.
+    Points of zero weight are ignored. With `whole`, all points form one group, however many there are. `report` gets
+    the phase, the amount done, and the total.
 
-    Gives the centroids, float32 (n_clusters, n_features), NaN where there are fewer distinct points; and hints, int32
-    (n_points,): a centroid near each point, -1 where none is known.
+    Returns the centroids, float32 (n_clusters, n_features), NaN if there are fewer distinct points, and hints, int32
+    (n_points,): a centroid near each point, or -1 if none is known.
     """
     values, used = points.get(), np.flatnonzero(weights > 0)
     tell = report or (lambda phase, done, total: None)
@@ -370,7 +371,7 @@ def seed_from_points(
             rows, centroids, geometry=geometry, runner=runner, max_iter=n_iterations, tol=1e-3, weights=weights[used],
             run=run, on_iteration=lambda i, _: tell("refine", i, n_iterations),
         ).centroids  # fmt: skip
-        # The labels of the last iteration will do for hints.
+        # The labels of the last iteration are good enough as hints.
         parts = runner.split(rows, n_clusters)
         hints[used] = np.concatenate(runner.map(partial(_labels_of_last_iteration, run), parts, stage="seed"))
         forget(rows.key)
@@ -386,7 +387,7 @@ def _seed_in_task(
 
 
 def _labels_of_last_iteration(run: str, part: Part) -> NDArray[np.int32]:
-    """Task: the labels a part remembers of the last iteration, -1 where it does not."""
+    """Task: return the cached labels of a part in the last iteration, or -1 if they are not cached."""
     engine = worker_engine()
     labels = last_labels(engine, part, run)
     return np.full(part.stop - part.start, -1, np.int32) if labels is None else engine.host(labels)

@@ -1,11 +1,11 @@
-"""Rows drawn at random by their distance from those drawn before; see `random_rows` for any as likely as another.
+"""D² sampling: rows drawn with probability proportional to the squared distance from the rows drawn before.
 
-k-means++ draws centers one after the other with probability proportional to D², the squared distance to the nearest
-center so far: k passes. Drawing them in batches is exact as well (thinning): draw candidates by the D² of the last
-pass, walk through them in order, and accept one with probability D²_now / D²_then, where D²_now counts what was
-accepted since. Every accepted candidate is a draw by the D² of its moment. With batches that grow with the centers, a
-handful of passes suffice. *k-means||* draws independently in five rounds, each by the D² of the round before (Bahmani
-et al., arXiv:1203.6402).
+(`random_rows` draws uniformly.) k-means++ draws one center after another, each with probability proportional to D², the
+squared distance to the nearest center so far, in k passes. Drawing in batches by thinning is exact as well: draw
+candidates by the D² of the last pass, take them in order, and accept each with probability D²_now / D²_then, where
+D²_now accounts for the candidates accepted since. Every accepted candidate is thus a draw by its current D². As batches
+grow with the number of centers, a handful of passes suffice. *k-means||* draws independently in five rounds, each by
+the D² of the previous round (Bahmani et al., arXiv:1203.6402).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PARALLEL_ROUNDS = 5
 
 
 class Drawn(NamedTuple):
-    """Candidates: when each arrived, its row number and its D² then, and the row itself; each of n_candidates."""
+    """Candidates: arrival times, row numbers, D² when drawn, and the rows themselves; each of length n_candidates."""
 
     times: NDArray[np.float64]
     rows: NDArray[np.int64]
@@ -47,7 +47,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidates(Outcome):
-    """What one pass measured, and the candidates of each part that has any: they are put together once, in the end."""
+    """Totals of one pass, and the candidates of each part; these are concatenated only once, at the end."""
 
     potential: int  # fixed-point sum of D²
     drawn: tuple[Drawn, ...] = ()
@@ -67,26 +67,26 @@ class Candidates(Outcome):
 
 @dataclass(frozen=True)
 class UpdateAndSample:
-    """Task: bring D² up to date with the centers accepted since the last pass, and draw the next candidates.
+    """Task: update D² with the centers accepted since the last pass, and draw the next candidates.
 
-    Rows arrive as Poisson processes of rate D² up to a common `horizon`, so that draws are exact, belong to a row and
-    merge over blocks.
+    Each row is a Poisson process of rate D² up to a common `horizon`, so draws are exact, depend on the row only and
+    can be merged over blocks.
     """
 
-    batches: tuple[SharedArray, ...]  # all centers so far, in the order they were accepted
+    batches: tuple[SharedArray, ...]  # all centers so far, in order of acceptance
     geometry: Geometry
-    run: str  # name of the k-means, under which parts remember D² and the nearest center
+    run: str  # name of the k-means, under which parts cache D² and the nearest center
     key: int  # of this pass, from `stream_key`
-    horizon: float  # time up to which candidates arrive: wanted ones over the sum of D²; 0 to draw none
-    with_sums: bool = False  # whether to add up the cells, on the last pass
-    #: int64 (n_rows,): a row counts, and is drawn, as so many copies of it would together.
+    horizon: float  # time up to which candidates arrive: the number expected over the sum of D²; 0 to draw none
+    with_sums: bool = False  # whether to sum the cells, on the last pass
+    #: int64 (n_rows,): a row counts, and is drawn, as that many copies of it would be together.
     weights: SharedArray | None = None
 
     def __call__(self, part: Part) -> Candidates:
-        """Fold the part."""
+        """Update and sample one part."""
         engine = worker_engine()
         n_searched, assignment = engine.pop(part, "seeding", self.run) or (0, engine.unknown(part.stop - part.start))
-        if n_searched > len(self.batches):  # a task that is repeated after the next round draws what it drew before
+        if n_searched > len(self.batches):  # a task repeated after the next round must draw what it drew before
             n_searched, assignment = 0, engine.unknown(part.stop - part.start)
         firsts = np.cumsum([0, *(len(batch.get()) for batch in self.batches)])
         n_centers, n_features = int(firsts[-1]), part.rows.n_features
@@ -117,7 +117,7 @@ class UpdateAndSample:
         return Candidates(potential, of_part, sums, counts)
 
     def _arrivals(self, tile: RowTile, engine: Engine) -> Drawn:
-        """The tile's candidates, on the host."""
+        """Return the tile's candidates, on the host."""
         rates = tile.distances * tile.weights if len(tile.weights) else tile.distances
         times, places = arrivals(self.key, tile.start, rates, self.horizon, engine)
         chosen = engine.put(places)
@@ -128,10 +128,10 @@ class UpdateAndSample:
 def arrivals(
     key: int, start: int, rates: Any, horizon: float, engine: Engine
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Arrival times up to `horizon` of Poisson processes of these rates, and their places in `rates`; on the host.
+    """Return arrival times up to `horizon` of Poisson processes, and their indices in `rates`, on the host.
 
-    `key` is from `stream_key`, `start` the number of the first row, to which the random numbers belong. A device's
-    logarithm may differ in the last bit: it only chooses, with room to spare, whose times are looked at.
+    `key` is from `stream_key`; random numbers are keyed by row number, and the first row has number `start`. A device's
+    logarithm may differ in the last bit, but only preselects rows, with a margin, whose times are then computed.
     """
     alive = engine.xp.flatnonzero(rates > 0)
     first = random_uniform(stream_key(key, "arrival", 0), start + alive)
@@ -142,16 +142,16 @@ def arrivals(
 
 
 def may_arrive(first: Any, rates: Any, horizon: Any) -> Any:
-    """Tell which rows may arrive in time, by their first random numbers; rather too many than too few."""
+    """Tell from their first random numbers which rows may arrive in time, with a margin for rounding."""
     return -array_module(first).log(first) <= horizon * (1.0 + 1e-9) * rates
 
 
 def arrival_times(
     key: int, rows: NDArray[np.int64], rates: NDArray[np.float64], horizon: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Arrival times up to `horizon` of Poisson processes of rates above 0, and whose they are, as positions in `rows`.
+    """Return arrival times up to `horizon` of Poisson processes of positive rates, and their positions in `rows`.
 
-    `key` is from `stream_key`; the random numbers belong to the row numbers `rows`.
+    `key` is from `stream_key`; random numbers are keyed by the row numbers `rows`.
     """
     times, which = [np.empty(0)], [np.empty(0, np.int64)]
     alive, clock = np.arange(len(rows)), np.zeros(len(rows))
@@ -168,10 +168,10 @@ def arrival_times(
 
 @dataclass(frozen=True)
 class ThinCandidates:
-    """Task: thin the candidates to at most `wanted` exact draws, or take each once where `wanted` is None.
+    """Task: thin the candidates to at most `wanted` exact draws, or take each distinct one if `wanted` is None.
 
-    The random numbers are those of `key`, from `stream_key`; what is taken is stored under `name`. It may take
-    `n_threads` of the worker. `rows_key` is that of the rows which candidates are drawn from.
+    Random numbers are keyed by `key`, from `stream_key`; the accepted rows are stored under `name`. The task may use
+    `n_threads` of the worker. `rows_key` identifies the rows from which the candidates are drawn.
     """
 
     geometry: Geometry
@@ -201,7 +201,7 @@ class ThinCandidates:
     ) -> NDArray[np.float32]:  # fmt: skip
         order = np.lexsort((rows, times))
         chances = random_uniform(stream_key(self.key, "thinning"), np.arange(len(order)))
-        # One whose D² has come down to this share of what it was is not accepted.
+        # A candidate is rejected if its D² has dropped to this random share of its value when drawn, or below.
         vectors, limits = _in_order(pieces, order), chances * squared[order]
         origin = self.rows_key, rows[order]
         taken = thin(vectors, limits, wanted, geometry=self.geometry, n_threads=self.n_threads, origin=origin)
@@ -209,7 +209,7 @@ class ThinCandidates:
 
 
 def _in_order(pieces: Sequence[NDArray[np.float32]], order: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Rows of all pieces in an order of their numbers, each copied once.
+    """Reorder the rows of all pieces, numbered consecutively, copying each once.
 
     >>> _in_order([np.float32([[3], [1]]), np.float32([[2]])], np.array([1, 2, 0])).ravel().tolist()
     [1.0, 2.0, 3.0]
@@ -223,7 +223,7 @@ def _in_order(pieces: Sequence[NDArray[np.float32]], order: NDArray[np.int64]) -
 
 
 class _Sampling:
-    """Centers drawn from rows in rounds, beginning with one at random: there is no distance yet to draw it by."""
+    """Centers drawn in rounds, the first one uniformly, as there is no distance yet."""
 
     def __init__(
         self, rows: Rows, n: int, geometry: Geometry, key: int, run: str, runner: Runner, report: Report | None,
@@ -241,7 +241,7 @@ class _Sampling:
             self._report(self.n_drawn, self.n)
 
     def draw(self, round_: int, horizon: float, wanted: int | None = None) -> Steps[tuple[int, int]]:
-        """Draw a batch by D²: the fixed-point sum of D² before it, and how many centers it has."""
+        """Draw a batch by D²; returns the fixed-point sum of D² before it, and the number of its centers."""
         key, store = stream_key(self.key, round_), self.runner.array_store
         name = f"seeds-{self.run}-{len(self.batches)}"
         potential, batch, n_new = yield MapReduce(
@@ -264,8 +264,8 @@ def sample_by_distance(
 ) -> Steps[list[SharedArray]]:  # fmt: skip
     """Draw `n` centers as k-means++ does, in batches; fewer where there are fewer distinct rows.
 
-    `key` is from `stream_key`; `run` the name under which each part remembers D² and the nearest center. `report` gets
-    the number of centers so far, and `n`. `weights` are int64 (n_rows,), positive; the passes take what `stage` says.
+    `key` is from `stream_key`, and `run` the name under which each part caches D² and the nearest center. `report` gets
+    the number of centers so far, and `n`. `weights` are int64 (n_rows,), positive; `stage` is the memory of the passes.
     """
     sampling = _Sampling(rows, n, geometry, key, run, runner, report, weights, stage)
     potential, n_dry = None, 0
@@ -280,7 +280,7 @@ def sample_by_distance(
             horizon = 1.3 * expected / (potential / geometry.distance_scale)
         potential, n_new = yield from sampling.draw(round_, horizon, wanted)
         n_dry = 0 if n_new or horizon == 0 else n_dry + 1
-        # Where nothing arrives for long, what is left of D² is below what its fixed-point sum resolves.
+        # If nothing arrives for long, the remaining D² is below the resolution of its fixed-point sum.
         if potential == 0 or n_dry == 64:
             break
     return sampling.batches
@@ -291,13 +291,13 @@ def sample_in_rounds(
     rows: Rows, n_per_round: int, *, geometry: Geometry, key: int, run: str, runner: Runner,
     report: Report | None = None, weights: SharedArray | None = None, stage: StageBytes | None = None,
 ) -> Steps[list[SharedArray]]:  # fmt: skip
-    """Draw centers as k-means|| does: in a few rounds, all of a round by the D² at its beginning (arXiv:1203.6402).
+    """Draw centers as k-means|| does: in a few rounds, each by the D² at its beginning (arXiv:1203.6402).
 
-    About `n_per_round` are drawn in each; the rest is as for `sample_by_distance`.
+    About `n_per_round` are drawn in each; the other parameters are those of `sample_by_distance`.
     """
     sampling = _Sampling(rows, PARALLEL_ROUNDS * n_per_round, geometry, key, run, runner, report, weights, stage)
     potential = 0
-    # Two passes a round: what share of D² to draw is known once D² is; the second pass searches nothing.
+    # Two passes a round: the first measures the sum of D², the second draws by it and searches nothing.
     for pass_ in range(2 * PARALLEL_ROUNDS):
         sampling.report()
         horizon = n_per_round * geometry.distance_scale / potential if pass_ % 2 else 0.0

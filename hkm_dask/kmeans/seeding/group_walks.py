@@ -1,4 +1,4 @@
-"""Greedy walks over groups of points: side by side on the workers' devices, or each on a processor."""
+"""Greedy k-means++ walks over groups of points: in parallel on the workers' devices, or one by one on CPU threads."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hkm_dask.compute.threads import share_out
 from hkm_dask.search.engine import LEAST_FEATURES, GridWalk, Walked
 from hkm_dask.search.worker import engine_for
 
-#: Bytes of points on their grid that a worker makes at once: groups for every multiprocessor of a device.
+#: Bytes of grid points that a worker prepares at once: enough groups for every multiprocessor of a device.
 _GRID_BYTES = 512 << 20
-#: The number of a group, its points, and how many of them are to be chosen.
+#: A group's number, its points, and how many of them to choose.
 Group = tuple[int, NDArray[np.int64], int]
 
 
@@ -26,19 +26,19 @@ class GroupWalk(Protocol):
     """The walk over the points of a group."""
 
     def __call__(self, group: Group, /) -> Walked:
-        """Walk, on a processor."""
+        """Run the walk on a CPU thread."""
 
     def on_grid(self, group: Group, /) -> GridWalk | None:
-        """The walk as devices take it; None where they cannot."""
+        """Return the walk in the form for devices, or None if they cannot run it."""
 
 
 def walk_groups(
     walk: GroupWalk, groups: Sequence[Group], runner: Runner, *, n_features: int, takes: StageBytes, report: Report
 ) -> list[Walked]:
-    """Walk over groups of points, on devices where workers have any; what these leave, on processors.
+    """Walk over groups of points, on the workers' devices if they have any; on CPU threads if these cannot.
 
-    A worker `takes` memory for all groups, and for a walk on a processor. `report` gets the number of groups walked,
-    and of all.
+    `takes` is the memory a worker needs for all groups, and for one walk on a CPU thread. `report` gets the number of
+    groups walked, and the total.
     """
     outcomes: list[Walked | None] = [None] * len(groups)
     with runner.on_processors() as processors:
@@ -63,7 +63,7 @@ def walk_groups(
 def _walk_on_devices(
     walk: GroupWalk, groups: Sequence[Group], runner: Runner, n_features: int, n_bytes: int
 ) -> list[Walked | None]:
-    """Every worker's share of the groups, to be walked on its device; it holds `n_bytes` for all groups."""
+    """Share the groups out to the workers' devices; each worker holds `n_bytes` for all groups."""
     takes = grid_bytes(max(len(points) for _, points, _ in groups), n_features)
     n_threads = max(1, min(n_processors(), (runner.memory_budget - n_bytes) // takes))
     n_shares = min(runner.n_workers, len(groups))
@@ -76,11 +76,11 @@ def _walk_on_devices(
 
 @dataclass(frozen=True)
 class _WalkTogether:
-    """Task: the walks over some groups; None for those that processors have to walk over."""
+    """Task: walk over some groups on the device; None for those left to CPU threads."""
 
     walk: GroupWalk
     n_features: int
-    n_threads: int  # that bring points to their grids
+    n_threads: int  # that quantize points to their grids
 
     def __call__(self, groups: Sequence[Group]) -> list[Walked | None]:
         sizes, d = [len(points) for _, points, _ in groups], self.n_features
@@ -95,7 +95,7 @@ class _WalkTogether:
             walks = {place: one for place, one in made if one is not None}
             walked = engine.walk_groups(list(walks.values()))
             for (place, one), outcome in zip(walks.items(), walked, strict=True):
-                # One that ends early may have lost points on the grid.
+                # A walk that ends early may have lost points on the grid.
                 if outcome is not None and len(outcome[0]) == len(one.draws):
                     outcomes[place] = groups[place][1][outcome[0]], outcome[1]
         return outcomes

@@ -1,6 +1,6 @@
-"""Rows drawn at random, any as likely as another or by weight: those with the smallest random keys.
+"""Rows drawn at random, uniformly or by weight: those with the smallest random keys.
 
-Of clusters that are shared out in ranges each range gathers its seeds by a task of its own.
+For clusters split into ranges, a task of each range gathers its seeds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, Shared
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
 
-#: Seedings that need no more than a range of clusters at a time.
+#: Seeding methods that need no more than one range of clusters at a time.
 INITS_BY_RANGES = ("random",)
 
 
@@ -34,14 +34,14 @@ class _SmallestKeys:
     weights: SharedArray | None = None
 
     def __call__(self, part: Part) -> NDArray[np.int64]:
-        # A few at a time: keys and their order take some ten times the memory of a row number.
+        # In small steps: keys and their order take some ten times the memory of the row numbers.
         drawn, step = np.empty(0, np.int64), max(DRAWN_ROWS, 2 * self.n)
         for low in range(part.start, part.stop, step):
             drawn = self.combine(drawn, np.arange(low, min(low + step, part.stop)))
         return drawn
 
     def smallest(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The rows with the smallest random keys, in order of row."""
+        """Return the rows with the smallest random keys, sorted by row number."""
         keys = random_bits(self.key, rows) if self.weights is None else self._arrivals(rows, self.weights.get())
         if len(rows) > self.n:  # a partition takes a tenth of the time of a sort
             few = np.flatnonzero(keys <= np.partition(keys, self.n - 1)[self.n - 1])
@@ -49,9 +49,9 @@ class _SmallestKeys:
         return np.sort(rows[np.lexsort((rows, keys))[: self.n]])
 
     def _arrivals(self, rows: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Exponential times with the weights for rates: the first to arrive are drawn by weight, without repeats.
+        """Return exponential arrival times with weights as rates: the first to arrive are a draw without replacement.
 
-        They rise with the random bits, so that equal weights draw the same rows as none.
+        Times increase with the random bits, so equal weights draw the same rows as no weights.
         """
         return -np.log1p(-random_uniform(self.key, rows)) / weights[rows]
 
@@ -62,10 +62,10 @@ class _SmallestKeys:
 def random_rows(
     rows: Rows, n: int, *, key: int, runner: Runner, weights: SharedArray | None = None
 ) -> NDArray[np.int64]:
-    """Draw `n` distinct rows at random, sorted; all where there are fewer.
+    """Draw `n` distinct rows at random; returns them sorted, or all rows if there are fewer.
 
-    `key` is from `stream_key`. With `weights`, int64 (n_rows,) and positive, each draw is by weight among the rows that
-    are left.
+    `key` is from `stream_key`. With `weights`, int64 (n_rows,) and positive, each draw is by weight among the remaining
+    rows.
     """
     task = _SmallestKeys(key, n, weights)
     return runner.map_reduce(task, runner.split(rows, 1), combine=task.combine, stage="draw")
@@ -75,7 +75,7 @@ def _gather_range(
     rows: Rows, numbers: SharedArray, n_numbers: int, store: SharedArrayStore, name: str,
     item: tuple[int, tuple[int, int]],
 ) -> SharedArray:  # fmt: skip
-    """Task: gather the rows of one range of clusters; NaN where there are fewer rows than clusters."""
+    """Task: gather the seed rows of one range of clusters; NaN if there are fewer rows than clusters."""
     number, (first, stop) = item
     centroids = np.full((stop - first, rows.n_features), np.nan, np.float32)
     some = numbers.read(min(first, n_numbers), min(stop, n_numbers))
@@ -84,9 +84,9 @@ def _gather_range(
 
 
 def seed_by_ranges(rows: Rows, n_clusters: int, n_ranges: int, *, init: str, key: int, runner: Runner) -> SharedPieces:
-    """Choose where k-means starts, to the bits of `seed.seed`, whose parameters these are; the caller deletes them."""
+    """Choose initial centroids in ranges, bitwise as `seed.seed` with its parameters; the caller deletes them."""
     if init not in INITS_BY_RANGES:
-        raise InputError(f"init={init!r} should be 'random' for centroids that no worker holds; give that")
+        raise InputError(f"init={init!r} should be 'random' for centroids that do not fit in a worker; use it")
     stage = seeding_by_ranges(runner.n_own(rows), n_clusters, rows.n_features, n_ranges)
     runner.make_room_for(stage)
     numbers = random_rows(rows, n_clusters, key=key, runner=runner)

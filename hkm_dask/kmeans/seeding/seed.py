@@ -1,8 +1,8 @@
-"""Where k-means starts: coreset, k-means++, k-means|| or random rows.
+"""Choice of the initial centroids: coreset, k-means++, k-means|| or random rows.
 
-*coreset* draws three times as many centers as clusters by D² (see `d2_sampling`), takes the mean and the number of rows
-of each one's cell, and clusters those weighted means alone; see `coreset`. *k-means||* draws rows in a few rounds and
-runs the greedy walk on those, weighted by their cells. *k-means++* runs it on all rows.
+*coreset* draws three times as many centers as clusters by D² (see `d2_sampling`), replaces each by the mean and size of
+its cell, and clusters only these weighted means; see `coreset`. *k-means||* draws centers in a few rounds and runs the
+greedy walk on them, weighted by the sizes of their cells. *k-means++* runs it on all rows.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from hkm_dask.kmeans.seeding.d2_sampling import Candidates, UpdateAndSample, sam
 from hkm_dask.kmeans.seeding.random_rows import random_rows
 from hkm_dask.search.geometry import Geometry
 
-#: Centers drawn per cluster wanted.
+#: Centers drawn per cluster.
 CORESET_FACTOR = POINTS_PER_CLUSTER["coreset"]
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """A start for Lloyd."""
+    """Initial state for Lloyd's iteration."""
 
     centroids: NDArray[np.float32]  # (n_clusters, n_features): NaN where there are fewer distinct rows than clusters
-    hints: NDArray[np.int32] | None  # for each cell remembered under `run`, the centroid to try first
+    hints: NDArray[np.int32] | None  # the centroid to try first for each cell cached under `run`
     run: str
 
 
 def _cells(
     geometry: Geometry, array_store: SharedArrayStore, name: str, draws: Candidates
 ) -> tuple[SharedArray, NDArray[np.int64]]:
-    """Task: means and sizes of the cells."""
+    """Task: compute the means and sizes of the cells."""
     assert draws.sums is not None
     assert draws.counts is not None
     return array_store.put(name, means(draws.sums, draws.counts, geometry)), draws.counts
@@ -61,10 +61,10 @@ def seed(
     report: SeedingReport | None = None,
     weights: NDArray[np.int64] | None = None,
 ) -> Steps[Seeds]:
-    """Choose where k-means starts, by "coreset", "k-means++", "k-means||" or "random", and a `key` from `stream_key`.
+    """Choose initial centroids by "coreset", "k-means++", "k-means||" or "random"; `key` is from `stream_key`.
 
-    `report` gets the phase, how much of it is done, and of how much: ``draw`` counts centers, ``choose`` groups of
-    them, ``refine`` iterations. `weights` are int64 (n_rows,), positive.
+    `report` gets the phase, the amount done, and the total: ``draw`` counts centers, ``choose`` groups of them,
+    ``refine`` iterations. `weights` are int64 (n_rows,), positive.
     """
     run = uuid.uuid4().hex
     with runner.array_store.lent("seed-weights", weights) as shared:
@@ -77,7 +77,7 @@ def seed(
             centroids[: len(vectors)] = vectors
             return Seeds(centroids, None, run)
         walk = partial(seed_from_points, n_clusters=n_clusters, geometry=geometry, runner=runner, report=report)
-        # k-means++ keeps to the rows themselves; on a few times k of them the coreset has nothing to condense.
+        # k-means++ uses the rows themselves; with only a few times k rows there is nothing for the coreset to condense.
         if init == "k-means++" or rows.n_rows <= CORESET_FACTOR * n_clusters:
             vectors = np.ascontiguousarray(rows.read(0, rows.n_rows), np.float32)
             sizes = np.ones(rows.n_rows, np.int64) if shared is None else shared.get()

@@ -1,8 +1,8 @@
-"""Thinning: of candidates in order, those to which no accepted one before them comes too close.
+"""Thinning: of an ordered list of candidates, accept each that is not too close to one accepted before.
 
-Every candidate is compared with every accepted one before it, which is the work of a search (`CentroidIndex`), on the
-worker's device where it has one. What is left is in order: a run of candidates is halved, its second half searched
-among those accepted of the first, until a run is short enough to compare all its pairs.
+Comparing every candidate with all those accepted before is a nearest-neighbor search (`CentroidIndex`), on the worker's
+device if it has one. What remains is sequential: a run of candidates is halved, and its second half searched among
+those accepted of the first, until a run is short enough to compare all its pairs.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from hkm_dask.search.engine import CentroidIndex, Engine
 from hkm_dask.search.geometry import Geometry
 from hkm_dask.search.worker import engine_for, worker_engine
 
-#: Accepted candidates from which an index of their own pays.
+#: Accepted candidates from which a separate index pays off.
 _INDEXED = 1024
-#: A label above all others.
+#: A label greater than all others.
 _NONE = np.iinfo(np.int32).max
-#: Candidates that a thread searches for, at least.
+#: Least number of candidates per search thread.
 _THREAD_ROWS = 64
 
 
@@ -28,12 +28,12 @@ def thin(
     vectors: NDArray[np.float32], limits: NDArray[np.float64], wanted: int, *, geometry: Geometry, n_threads: int = 1,
     origin: Origin | None = None,
 ) -> NDArray[np.int64]:  # fmt: skip
-    """Accept the first `wanted` candidates of which each keeps clear of all accepted before it; gives their positions.
+    """Accept the first `wanted` candidates that are not too close to those accepted before; returns their positions.
 
-    `vectors`, float32 (n_candidates, n_features), are in the order in which they are accepted; `limits`, float64
-    (n_candidates,), are the squared distances to an accepted one, from 0, that each has to exceed. The geometry is that
-    of rows among which the candidates are, and `origin` tells of which rows they are copies: what is kept of these is
-    not made again. Where this process computes on processors, it searches with `n_threads`.
+    `vectors`, float32 (n_candidates, n_features), are in the order of acceptance; a candidate's squared distance to
+    every accepted one must exceed its limit, float64 (n_candidates,), >= 0. The geometry is that of the rows from which
+    candidates were drawn, and `origin` says which rows they copy, so that cached data of these is reused. On a CPU, the
+    search uses `n_threads`.
 
     >>> points = np.float32([[0.0], [1.0], [3.0], [2.5]])
     >>> thin(points, np.full(4, 2.0), 3, geometry=Geometry(points.mean(0), 3.0, 4)).tolist()
@@ -58,7 +58,7 @@ def thin(
 
 
 class _Batch:
-    """Accepted candidates, and an index of them for each engine that asked."""
+    """Accepted candidates, with an index of them for each engine that needs one."""
 
     def __init__(self, numbers: NDArray[np.int64]) -> None:
         self.numbers = numbers
@@ -66,7 +66,7 @@ class _Batch:
 
 
 class _Candidates:
-    """All candidates, where the engines that search for them keep them."""
+    """All candidates, in the memory of each engine that searches them."""
 
     def __init__(
         self, vectors: NDArray[np.float32], limits: NDArray[np.float64], geometry: Geometry, n_threads: int,
@@ -77,7 +77,7 @@ class _Candidates:
         self._sites: dict[Engine, _Site] = {}
 
     def accepted(self, some: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which of some candidates are accepted, if those accepted before them leave them all."""
+        """Return those of `some` that are accepted, if no candidate accepted earlier rules them out."""
         engine = self._engine_for(len(some) ** 2 / 2)
         site = self._sites[engine]
         if len(some) <= engine.walked_rows(site.operand):
@@ -87,7 +87,7 @@ class _Candidates:
         return np.concatenate([first, second])
 
     def clear_of(self, batch: _Batch, some: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which of some candidates lie beyond their limit from all of a batch."""
+        """Return those of `some` that are beyond their limit from all candidates of a batch."""
         if not len(some) or not len(batch.numbers):
             return some
         engine = self._engine_for(len(some) * len(batch.numbers))
@@ -105,7 +105,7 @@ class _Candidates:
         return some[engine.host(site.labels[engine.put(some)]) == _NONE]
 
     def _engine_for(self, n_pairs: float) -> Engine:
-        """The engine that compares so many pairs, with all candidates where it keeps its rows."""
+        """Return the engine for this number of pairs, after copying all candidates to its memory."""
         engine = engine_for(2.0 * n_pairs * self._vectors.shape[1])
         if engine not in self._sites:
             self._sites[engine] = _Site(engine, self._vectors, self._limits, self._geometry, self._origin)
@@ -113,7 +113,7 @@ class _Candidates:
 
 
 class _Site:
-    """All candidates where an engine keeps its rows; those that were found too close to another have its label."""
+    """All candidates in the memory of one engine; those too close to an accepted one carry its label."""
 
     def __init__(
         self, engine: Engine, vectors: NDArray[np.float32], limits: NDArray[np.float64], geometry: Geometry,
@@ -121,16 +121,16 @@ class _Site:
     ) -> None:  # fmt: skip
         self._engine, self._geometry, self.rows = engine, geometry, engine.put(vectors)
         self.operand = engine.operand(self.rows, geometry, origin)
-        # As if one of a higher number lay at the limit: ties go to the lowest, and a limit is to be exceeded.
+        # As if a point of the highest index lay at the limit: ties go to the lowest index, and limits must be exceeded.
         self.labels, self.distances = engine.xp.full(len(limits), _NONE, engine.xp.int32), engine.put(limits.copy())
 
     def accepted(self, some: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of some candidates are accepted, if those accepted before them leave them all."""
-        # Those that an accepted one came too close to have another distance than their limit, and are none of them.
+        """Return which of `some` are accepted, if no candidate accepted earlier rules them out."""
+        # A candidate that is ruled out has a distance other than its limit, and is not among `some`.
         return self._engine.accept_in_order(
             self.rows, self._engine.put(some), self.distances, self.operand, self._geometry
         )
 
     def index(self, numbers: NDArray[np.int64]) -> CentroidIndex:
-        """An index of some candidates."""
+        """Make an index of some candidates."""
         return self._engine.index_of_some(self.rows, self._engine.put(numbers), self.operand, self._geometry)

@@ -1,6 +1,6 @@
-"""Exact nearest centroids on processors.
+"""Exact nearest-centroid search on CPUs.
 
-From the ground up: `kernels` has the inner loops, compiled by numba, and `greedy` those of a greedy walk; `operand`
-brings rows and centroids to 16 bits; `engine` searches, and is what the rest of the package sees. Products of 16-bit
-integers, which `curation` takes as well, lie beside: `int16_gemm`, `amx`, `simd`.
+From the bottom up: `kernels` holds the inner loops, compiled by numba, and `greedy` those of a greedy walk; `operand`
+quantizes rows and centroids to 16 bits; `engine` searches, and is the interface to the rest of the package. The 16-bit
+matrix product, which `curation` uses as well, is one level up: `int16_gemm`, `amx`, `simd`.
 """

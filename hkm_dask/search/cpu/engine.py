@@ -1,16 +1,15 @@
-"""The engine of processors: exact nearest centroids by products that propose and distances that dispose.
+"""The CPU engine: exact nearest centroids, proposed by matrix products and decided by float64 distances.
 
-Rows and centroids are written so that one product gives, for every pair, a lower bound on the squared distance (less
-the row's norm):
+One matrix product gives a lower bound on the squared distance of every pair (minus the squared norm of the row):
 
-* *plain*: all coordinates, centered, in float32: the bound is the distance itself up to rounding;
-* *pruned*: the first `n_head` coordinates along the principal directions, in 16 bits, and as one more the norm of all
-  others. By Cauchy-Schwarz (x_t - c_t)² ≥ (‖x_t‖ - ‖c_t‖)², so the product over n_head + 1 columns is a bound from
-  below for a fraction of the cost. The few pairs it does not exclude get the same bound with `n_refine` coordinates.
+* *plain*: over all coordinates, centered, in float32; the bound is the distance itself up to rounding;
+* *pruned*: over the first `n_head` principal coordinates, in 16 bits, plus one column with the norm of all others.
+ By Cauchy-Schwarz (x_t - c_t)² ≥ (‖x_t‖ - ‖c_t‖)², so the product over n_head + 1 columns is a lower bound at a
+ fraction of the cost. The few pairs it does not exclude get the same bound with `n_refine` coordinates.
 
-Whatever the bounds cannot exclude is measured directly in float64, so labels and distances do not depend on the form,
-on BLAS or on how rows were cut into blocks. Rounding is bounded by the worst case, |fl(a·b) - a·b| ≤ γ_n ‖a‖‖b‖ for any
-order of summation; how far 16 bits are off is measured for every row.
+Whatever the bounds cannot exclude is computed directly in float64, so labels and distances do not depend on the form,
+on BLAS or on how rows are split into blocks. Rounding is bounded by the worst case, |fl(a·b) - a·b| ≤ γ_n ‖a‖‖b‖ for
+any order of summation; the quantization error of 16 bits is measured for every row.
 """
 
 from __future__ import annotations
@@ -48,25 +47,26 @@ from hkm_dask.search.geometry import MIN_CLUSTERS, Geometry
 from hkm_dask.search.simd import widen
 from hkm_dask.search.tuning import best_head, chosen_once, search_seconds
 
-#: Rows converted to float32 at once, for a core's cache.
+#: Rows converted to float32 at once, to fit a core's cache.
 TILE_ROWS = 4096
-#: Rows that a form is tried on, and the fewest that tell anything.
+#: Rows on which a form is timed, and the least number that is meaningful.
 _TRIAL_ROWS, _FEWEST_TRIAL_ROWS = 256, 32
-#: Up to so many features, centroids sorted along one axis are searched faster than by products; up to so many
-#: centroids, all distances are measured sooner than rows are made ready.
+#: With at most this many features, a sweep along one sorted axis is faster than products; with at most this many
+#: centroids, computing all distances is faster than converting the rows.
 SWEEP_FEATURES, _FEW_CENTROIDS = 3, 4
-#: Centroids that a thread makes ready for all that wait for them, at least.
+#: Least number of centroids per thread when threads share the conversion of centroids for waiting searches.
 _THREAD_CENTROIDS = 256
-#: Coordinates after the head that the second bound takes.
+#: Additional coordinates that the second bound uses.
 _REFINE = 96
-#: Scores of the pruned form that are made before they are looked at, and bytes of the centroids that all rows pass by
-#: before the next ones come: both stay in a core's own cache.
+#: Scores of the pruned form computed before they are examined, and bytes of the centroids that all rows are compared
+#: with before the next ones: both fit a core's cache.
 _TILE_SCORES, _TILE_BYTES = 1 << 16, 1 << 19
-#: A score below every limit, and finite, since products of infinities trouble BLAS.
+#: A score below every limit, but finite, as BLAS is slow or wrong with products of infinities.
 _LOWEST = -(2.0**127)
-#: Times the median norm from which a centroid is far, and the largest share of such ones: beyond, all bounds suffer.
+#: Multiple of the median norm beyond which a centroid is far, and the largest share of far ones that are left out:
+#: their norms would loosen all bounds.
 _FAR_NORM, _FAR_SHARE = 256.0, 1.0 / 8.0
-#: The head last chosen in a geometry, and the centroids from which a search that tries none takes it.
+#: Cache key of the last head chosen in a geometry, and number of centroids from which an untimed search uses it.
 _LAST_HEAD, _PRUNED_FROM = "last head", 1024
 _NO_NORMS, _NO_COLUMNS = np.empty((0, 1), np.float32), np.empty((0, 0), np.int16)
 
@@ -74,9 +74,9 @@ _thread = threading.local()
 
 
 def scratch(name: str, n: int) -> NDArray[np.float32]:
-    """Return `n` float32 of this thread's memory, kept from call to call: fresh pages cost as much as their use.
+    """Return `n` float32 of thread-local memory that is reused between calls, as fresh pages are slow.
 
-    They hold anything. Two uses at once have two names.
+    Its contents are arbitrary. Buffers in use at the same time need different names.
     """
     kept: NDArray[np.float32] | None = getattr(_thread, name, None)
     if kept is None or not n <= len(kept) <= 4 * max(n, 1 << 16):
@@ -86,7 +86,7 @@ def scratch(name: str, n: int) -> NDArray[np.float32]:
 
 
 class CpuEngine(Engine):
-    """Computes on processors with compiled loops, a few thousand rows at a time."""
+    """Computes on CPUs with compiled loops, a few thousand rows at a time."""
 
     xp = np
     cache = host_cache
@@ -114,7 +114,7 @@ class CpuEngine(Engine):
         return part.budget
 
     def blocks(self, part: Part) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """See `Engine.blocks`; rows come in float32."""
+        """See `Engine.blocks`; rows are float32."""
         for first, block in iter_blocks(part):
             for low in range(0, len(block), TILE_ROWS):
                 yield first + low, _as_float32(block[low : low + TILE_ROWS])
@@ -124,7 +124,7 @@ class CpuEngine(Engine):
         return np.dtype(np.float32)
 
     def operand(self, rows: NDArray[np.float32], geometry: Geometry, origin: Origin | None = None) -> Operand | None:
-        """See `Engine.operand`; for the head that proved fastest in this geometry, where there is room for all rows."""
+        """See `Engine.operand`; for the fastest head in this geometry, if there is room for all rows."""
         n_head = host_cache.get(geometry.name, _LAST_HEAD) if _PRUNED_FROM <= len(rows) <= KEPT_CANDIDATES else None
         if not n_head:
             return None
@@ -136,7 +136,7 @@ class CpuEngine(Engine):
         return concatenated([make_operand(rows[low : low + TILE_ROWS], geometry, n_head + _REFINE) for low in tiles])
 
     def index(self, centroids: NDArray[np.float32], geometry: Geometry) -> CpuIndex:
-        """See `Engine.index`; in the form that proved fastest in this geometry, where that is worth making."""
+        """See `Engine.index`; in the fastest form in this geometry, if making it pays off."""
         n_head = host_cache.get(geometry.name, _LAST_HEAD) if len(centroids) >= _PRUNED_FROM else None
         return CpuIndex(centroids, geometry, n_head or 0)
 
@@ -155,7 +155,7 @@ class CpuEngine(Engine):
 
 
 def _as_float32(rows: NDArray[Any]) -> NDArray[np.float32]:
-    # Kernels are compiled for arrays that may be written to.
+    # Kernels are compiled for writable arrays.
     plain = rows.flags.c_contiguous and rows.flags.writeable
     if rows.dtype == np.float32 and plain:
         return rows
@@ -168,11 +168,11 @@ def _as_float32(rows: NDArray[Any]) -> NDArray[np.float32]:
 
 
 class CpuIndex:
-    """A set of centroids made ready to be searched, float32 (n_clusters, n_features); rows of NaN are never found.
+    """A set of centroids prepared for searching, float32 (n_clusters, n_features); NaN centroids are never found.
 
-    `n_head` principal coordinates are in the product, a multiple of 16 or all; 0 for the plain form. The `operand`,
-    that `make_operand` made of the centroids where it is known, limits how many coordinates are looked at; then none
-    may be NaN.
+    The product covers `n_head` principal coordinates, a multiple of 16 or all; 0 means the plain form. `operand`, if
+    given, is `make_operand` of the centroids; it limits the coordinates that can be used, and then no centroid may be
+    NaN.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class CpuIndex:
         n_features = self.centroids.shape[1]
         n_columns = whole_columns(n_features) if operand is None else operand.matrix.shape[1]
         self.geometry, self.n_head = geometry, min(whole_columns(n_head), n_columns)
-        #: Coordinates looked at before a distance is measured.
+        #: Coordinates used in bounds before a distance is computed directly.
         self.n_refine = min(self.n_head + _REFINE, n_columns) if n_head else 0
         self._matrix, self._residual_norms = _NO_COLUMNS, _NO_NORMS
         if self.is_measured:
@@ -202,9 +202,9 @@ class CpuIndex:
         self._pack(np.arange(len(self.centroids)))
 
     def _pack(self, chosen: NDArray[np.int64]) -> None:
-        """Make the chosen centroids ready for the product."""
+        """Prepare the chosen centroids for the product."""
         form = self._operand
-        # A centroid that is not held is excluded by no score.
+        # A centroid that 16 bits cannot represent must not be excluded by any score.
         held = np.isfinite(form.errors[chosen])
         norms = np.where(held, form.norms[chosen], -np.inf if self.n_head else _LOWEST)
         if not self.n_head:
@@ -234,18 +234,18 @@ class CpuIndex:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes it takes."""
+        """Size of the index in bytes."""
         arrays = sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
         return arrays + (0 if self.is_measured or self.is_swept else self._operand.n_bytes)
 
     @property
     def is_measured(self) -> bool:
-        """Whether there are so few centroids that all distances are measured."""
+        """Whether all distances are computed, as there are so few centroids."""
         return len(self.centroids) <= _FEW_CENTROIDS
 
     @property
     def is_swept(self) -> bool:
-        """Whether rows have so few features that centroids are searched along one axis."""
+        """Whether centroids are searched along one sorted axis, as there are so few features."""
         return self.centroids.shape[1] <= SWEEP_FEATURES
 
     def _sort(self) -> None:
@@ -258,11 +258,11 @@ class CpuIndex:
         self, rows: NDArray[np.float32], labels: NDArray[np.int32], distances: NDArray[np.float64],
         operand: Operand | None = None, first: int = 0, which: NDArray[np.int64] | None = None,
     ) -> int:  # fmt: skip
-        """Bring `labels` and `distances` (n_rows,) up to date; gives how many distances had to be measured directly.
+        """Update `labels` and `distances` (n_rows,); returns how many distances were computed directly.
 
-        Labels are those of the caller: ``first + j`` for centroid j of the index. Distances are squared; infinity where
-        there is none yet. A lower one is an upper bound on the answer. The `operand` is `make_operand` of these rows,
-        if it was kept: `n_refine` coordinates wide or wider. `which` are the rows to look at, if not all.
+        Labels are numbered by the caller: centroid j of the index has label ``first + j``. Distances are squared, and
+        infinity if unknown. A smaller one is an upper bound on the answer. `operand` is `make_operand` of these rows,
+        if it is cached, with at least `n_refine` coordinates. `which` are the rows to search, if not all.
         """
         which = np.arange(len(rows)) if which is None else which
         if not len(self.centroids) or not len(which):
@@ -278,7 +278,7 @@ class CpuIndex:
                     rows, which, self.centroids, numbers, self._places, self._order, self._axis, labels, distances
                 )
             )
-        # Rows that are kept in the form of the product are searched in one call, which holds no lock.
+        # If the converted rows are cached, they are searched in a single call, which holds no lock.
         kept = operand is not None and self.n_head
         height = len(which) if kept else min(tile_rows(len(self.centroids)), len(which))
         find, n_measured = self._pruned if self.n_head else self._plain, 0
@@ -293,7 +293,7 @@ class CpuIndex:
         return n_measured
 
     def accept_in_order(self, limits: NDArray[np.float64], accepted: NDArray[np.bool_]) -> None:
-        """Do as `kernels.accept_in_order` with the centroids themselves, which are in the pruned form."""
+        """Run `kernels.accept_in_order` on the centroids themselves, which must be in the pruned form."""
         form = self._operand
         kernels.accept_by_scores(
             self.centroids, limits, form.matrix, form.residual_norms, form.norms, form.errors, self._panels,
@@ -305,7 +305,7 @@ class CpuIndex:
         self, rows: NDArray[np.float32], some: NDArray[np.int64], form: Operand, places: NDArray[np.int64],
         numbers: NDArray[np.int32], labels: NDArray[np.int32], distances: NDArray[np.float64],
     ) -> int:  # fmt: skip
-        """Search by products of the head in 16 bits, a tile of scores at a time; the distances measured."""
+        """Search with 16-bit products of the head, a tile at a time; returns the number of distances computed."""
         at_once = _TILE_BYTES * len(self._constants) // self._panels.nbytes // int16_gemm.PANEL * int16_gemm.PANEL
         width = min(len(self._constants), max(at_once, int16_gemm.PANEL))
         measured: int = kernels.search_nearest(
@@ -320,7 +320,7 @@ class CpuIndex:
         self, rows: NDArray[np.float32], some: NDArray[np.int64], form: Operand, places: NDArray[np.int64],
         numbers: NDArray[np.int32], labels: NDArray[np.int32], distances: NDArray[np.float64],
     ) -> int:  # fmt: skip
-        """Search by products of all coordinates in float32; the distances measured."""
+        """Search with float32 products of all coordinates; returns the number of distances computed."""
         n_clusters, n_lines, n_measured = len(self.centroids), len(places), 0
         for left in range(0, n_clusters, TILE_CENTROIDS):
             n_scores = min(TILE_CENTROIDS, n_clusters - left)
@@ -335,20 +335,20 @@ class CpuIndex:
 
 
 def _score_tile(n_rows: int, width: int) -> NDArray[np.float32]:
-    """Room for the scores of so many rows, or of a part of them, with so many centroids: whole blocks and panels."""
+    """Return a scratch array for the scores of such a tile, or of a part of its rows: whole blocks and panels."""
     n_blocks = min(_TILE_SCORES // width, n_rows) // int16_gemm.BLOCK_ROWS + 1
-    # Lines a power of two apart would meet in the same few places of the cache.
+    # Lines a power of two apart would map to the same few cache sets.
     shape = n_blocks * int16_gemm.BLOCK_ROWS, width + 16
     return scratch("scores", shape[0] * shape[1]).reshape(shape)
 
 
 def _kind_of_operands(geometry: Geometry) -> tuple[str, Any]:
-    """What rotated rows that are kept are known by, besides which rows they are."""
+    """Return the part of the cache key that tells apart operands of the same rows."""
     return "operand", geometry.name
 
 
 def _operand_by_threads(centroids: NDArray[np.float32], geometry: Geometry, width: int) -> Operand:
-    """Make an operand with as many threads as there are tasks at work here: they wait for it."""
+    """Make an operand with as many threads as have tasks running here, since all of them wait for it."""
     n_threads = max(1, min(single_threaded_blas.n_tasks, len(centroids) // _THREAD_CENTROIDS))
     make = partial(make_operand, geometry=geometry, width=width)
     if n_threads == 1:
@@ -357,7 +357,7 @@ def _operand_by_threads(centroids: NDArray[np.float32], geometry: Geometry, widt
 
 
 def _leave_far_ones_out(centroids: Operand) -> None:
-    """Mark a few centroids far from all others as not held: their norms would make every bound of a score useless."""
+    """Mark a few centroids far from all others as not representable: their norms would loosen every score's bound."""
     median = float(np.median(centroids.norms)) if len(centroids.norms) else 0.0
     far = centroids.norms > _FAR_NORM**2 * median
     if median > 0.0 and far.mean() <= _FAR_SHARE:
@@ -365,18 +365,18 @@ def _leave_far_ones_out(centroids: Operand) -> None:
 
 
 def _as_slice(some: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-    """A run of indices as a slice, which copies nothing."""
+    """Return a run of consecutive indices as a slice, which indexes without copying."""
     in_a_run = some[-1] - some[0] == len(some) - 1
     return slice(int(some[0]), int(some[-1]) + 1) if in_a_run else some
 
 
 class CpuSearch(TileSearch):
-    """Searches with as many coordinates in the head of the product as proved fastest; see `TileSearch`."""
+    """Searches with the head length that proved fastest; see `TileSearch`."""
 
     make_index = CpuIndex
 
     def form(self, tile: RowTile, centroids: SharedArray) -> int:
-        """Coordinates in the head, measured once per geometry and phase; apart for passes that begin with labels."""
+        """Return the head length, measured once per geometry, phase and whether the pass starts with labels."""
         n_clusters, geometry = len(centroids.get()), self.geometry
         if geometry.basis is None or n_clusters < MIN_CLUSTERS:
             return 0
@@ -393,10 +393,10 @@ class CpuSearch(TileSearch):
         return chosen_once(geometry.name, key, self.part.budget, fastest if enough else None) or 0
 
     def operand(self, tile: RowTile, index: CpuIndex) -> Operand | None:
-        """See `TileSearch.operand`; rotated rows are kept from pass to pass, and step to step, where they fit."""
+        """See `TileSearch.operand`; rotated rows are cached across passes and steps if they fit."""
         if not index.n_head or not self._keeps_operands:
             return None
-        # Rows rotated in another geometry would give bounds that do not hold.
+        # Rows rotated in another geometry would give invalid bounds.
         key, group = (*_kind_of_operands(self.geometry), tile.start, tile.stop), self.part.rows.key
         operand: Operand | None = self.engine.cache.get(group, key)
         if operand is None:
@@ -405,7 +405,7 @@ class CpuSearch(TileSearch):
         return operand
 
     def _gathered(self, tile: RowTile) -> Operand | None:
-        """What is kept of the rows that these were gathered from, if it is of all of them."""
+        """Return the cached operand of the rows that these were gathered from, if it is complete."""
         rows = self.part.rows
         if not isinstance(rows, ArrayRows) or rows.origin is None:
             return None
@@ -429,10 +429,10 @@ def choose_head(
     *,
     kept: bool,
 ) -> int:
-    """Coordinates in the head, 0 for the plain form, that find the centroids of a sample of rows soonest.
+    """Choose the head length (0 for the plain form) that searches a sample of rows fastest.
 
-    What is known of the rows is as `CpuIndex.nearest` takes it; where rotated rows are `kept` from pass to pass, making
-    them does not count.
+    `labels` and `distances` are as for `CpuIndex.nearest`. If rotated rows are `kept` from pass to pass, the time to
+    make them does not count.
     """
     if geometry.basis is None or len(rows) < _FEWEST_TRIAL_ROWS:
         return 0

@@ -1,4 +1,4 @@
-"""The greedy k-means++ walk over a few weighted points: its inner loops, and points brought to a grid of 16 bits."""
+"""Greedy k-means++ over a few weighted points: its inner loops, and quantization of the points to a 16-bit grid."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hkm_dask.search.engine import GridWalk
 from hkm_dask.search.int16_gemm import LARGEST, PACKED, PANEL, write_scores
 from hkm_dask.search.simd import weighted_least
 
-#: Squares of a step for which all squared distances but 0 are normal numbers of float32.
+#: Bounds on the square of a grid step for which all nonzero squared distances are normal float32 numbers.
 _LEAST_SQUARE, _LARGEST_SQUARE = 2.0**-126, 2.0**94
-#: Coordinates of a point are filled up to a multiple of these.
+#: Coordinates are padded to a multiple of this.
 _DEPTH = 16
 
 
 @njit(inline="always")
 def _distances_from(point, columns, out):  # type: ignore[no-untyped-def]
-    """Write the squared distances of one point to all, made from their coordinates."""
+    """Write the squared distances of one point to all points, computed from their coordinates."""
     for i in range(out.shape[0]):
         out[i] = np.float32(0.0)
     for f in range(columns.shape[0]):
@@ -34,13 +34,13 @@ def _distances_from(point, columns, out):  # type: ignore[no-untyped-def]
 
 @kernel("i8(f4[:,::1], f4[:,::1], f8[::1], f8[:,::1], i8[::1], f8[::1], f4[::1], i8)")
 def greedy_walk(between, columns, weights, draws, chosen, left, closest, first):  # type: ignore[no-untyped-def]
-    """Greedy k-means++: of several points drawn by weighted D², keep the one that leaves the least; until none is left.
+    """Greedy k-means++: of several points drawn by weighted D², keep the one that leaves the least, until D² is 0.
 
-    `between` holds all squared distances, or is empty and they are made from the coordinates `columns` (n_features,
-    n_points). `draws` are uniform numbers, a row of trials per center; the first center takes the first of its row.
-    Writes the points `chosen` (n_clusters,) and the weighted sum of D² that each choice `left`; returns their number.
-    A walk may be made piece by piece: then the pieces have the rows from `first` on, and `closest` (n_points,) between
-    them, the squared distances to the centers so far.
+    `between` holds all squared distances, or is empty, and they are computed from the coordinates `columns`
+    (n_features, n_points). `draws` are uniform random numbers, one row of trials per center; the first center uses only
+    the first of its row. Writes the indices `chosen` (n_clusters,) and the weighted sum of D² `left` after each;
+    returns the number of centers chosen. A walk may be run in pieces: each gets its rows of the arrays, `first` the
+    number of its first center, and `closest` (n_points,) the squared distances to the centers so far.
     """
     n_points = weights.shape[0]
     reach = np.empty(n_points)
@@ -77,16 +77,15 @@ def greedy_walk(between, columns, weights, draws, chosen, left, closest, first):
 
 @kernel("i8(f8[:,::1], i8[::1], f8[:,::1], i8[::1])")
 def take_turns(left, walked, draws, taken):  # type: ignore[no-untyped-def]
-    """Share centers out to groups one by one: each goes to a group drawn by the D² that its centers so far leave.
+    """Allocate centers to groups one by one: each goes to a group drawn by the D² that its centers so far leave.
 
-    Of several groups drawn for a center, by a row of `draws` in (0, 1), the one whose next center takes away the most
-    gets it, as one greedy walk over all groups would have it. `left` (n_groups, n_steps) is what the walk of each group
-    leaves after its first center, its second, …; it was walked for `walked` centers, at least one, and what follows
-    means nothing.
+    Of several groups drawn for a center, by a row of `draws` in (0, 1), the one whose next center reduces D² most gets
+    it, as in one greedy walk over all groups. `left` (n_groups, n_steps) is the D² left by each group's walk after its
+    first center, its second, …; only the first `walked` values of a group are valid, at least one.
 
-    The centers of each group, one in each to begin with, are added to `taken`. Where that is more than `walked`, all
-    are estimates, as if every further center of the group took away as much as its last. Returns how many centers were
-    shared out: fewer than there are rows of `draws` where nothing is left in any group.
+    `taken` receives the number of centers of each group, beginning with one each. If it exceeds `walked`, it is an
+    estimate that assumes that every further center of the group reduces D² as much as its last. Returns the number of
+    centers allocated, fewer than the rows of `draws` if no group has any D² left.
     """
     n_groups = left.shape[0]
     rest, gain, reach = np.empty(n_groups), np.empty(n_groups), np.empty(n_groups)
@@ -104,13 +103,13 @@ def take_turns(left, walked, draws, taken):  # type: ignore[no-untyped-def]
             return step
         best = -1
         for trial in range(draws.shape[1]):
-            # Rounding may point beyond the last group that has something left.
+            # Rounding may select a position past the last group with D² left.
             group = min(first_above(reach, draws[step, trial] * total), n_groups - 1)
             while not rest[group] > 0.0:
                 group -= 1
             if best < 0 or gain[group] > gain[best]:
                 best = group
-            if taken[group] >= walked[group]:  # what it would gain is not known, so it is to be walked further
+            if taken[group] >= walked[group]:  # its gain is unknown, so the group must be walked further
                 best = group
                 break
         n = taken[best] + 1
@@ -134,10 +133,10 @@ def pair_distances(products, norms_a, norms_b, step, out):  # type: ignore[no-un
 
 @kernel(f"void(i2[:,::1], f4[:,::1], {PACKED}, f4[::1], f4[::1], f8, i8, i8, f4[:,::1], f4[:,::1])")
 def coarse_pairs(grid, norms, panels, all_norms, ones, step, low, high, scores, out):  # type: ignore[no-untyped-def]
-    """Write the squared distances of points `low` up to `high` to all into a table; 0 where rounding may have made it.
+    """Write the squared distances of points ``low:high`` to all points into a table; 0 if they may be mere rounding.
 
-    Points are whole numbers of 16 bits, in steps, and all are in `panels`. Their squared norms are the last column of
-    `norms`, as `int16_gemm.score` takes it, and `all_norms`, beside as many `ones`; `scores` is written over.
+    Points are 16-bit integers in grid steps, and `panels` holds all of them. Their squared norms are the last column of
+    `norms`, as in `int16_gemm.score`, and `all_norms`, with as many `ones`; `scores` is scratch space.
     """
     n_points, square = grid.shape[0], np.float32(step * step)
     height, width = scores.shape[0], scores.shape[1] - 16
@@ -155,13 +154,13 @@ def coarse_pairs(grid, norms, panels, all_norms, ones, step, low, high, scores, 
                     row[j] = squared[j] * square if squared[j] > np.float32(512.0) else np.float32(0.0)
 
 
-# -- points on a grid of 16 bits ---------------------------------------------------------------------------------------
+# -- quantization to a 16-bit grid -------------------------------------------------------------------------------------
 
 
 def grid_walk(
     centered: NDArray[np.float64], largest: float, weights: NDArray[np.int64], draws: NDArray[np.float64]
 ) -> GridWalk | None:
-    """The walk over points about their middle, the largest of which has this norm; None where squares leave float32.
+    """Make the walk over centered points, with the norm of the largest; None if squares would overflow float32.
 
     >>> points = np.outer([-2.0, 0.0, 2.0], np.ones(16))
     >>> walk = grid_walk(points, 8.0, np.ones(3, np.int64), np.full((2, 1), 0.5))
@@ -178,14 +177,14 @@ def grid_walk(
 
 
 def to_grid(centered: NDArray[np.float64], largest: float) -> tuple[NDArray[np.int16], NDArray[np.float64], float]:
-    """Points about their middle as whole steps of 16 bits, filled up with zeros; their squared norms, and the step.
+    """Quantize centered points to a 16-bit grid, padded with zeros; returns the grid, the squared norms and the step.
 
     `largest` is the norm of the largest point.
     """
     n, d = centered.shape
-    step = largest / (LARGEST - math.ceil(math.sqrt(d)))  # rounding may make a row longer
+    step = largest / (LARGEST - math.ceil(math.sqrt(d)))  # leaves room for rows that rounding makes longer
     steps = centered / step
     np.rint(steps, out=steps)
     grid = np.zeros((n, -(-d // _DEPTH) * _DEPTH), np.int16)
     grid[:, :d] = steps
-    return grid, np.einsum("ij,ij->i", steps, steps), step  # of whole numbers: exact in any order
+    return grid, np.einsum("ij,ij->i", steps, steps), step  # sums of integers, exact in any order

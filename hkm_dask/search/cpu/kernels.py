@@ -1,4 +1,4 @@
-"""The inner loops of the CPU path, compiled by numba: they release the GIL and start no threads of their own.
+"""The inner loops of the CPU engine, compiled by numba: they release the GIL, and start no threads of their own.
 
 Every kernel is deterministic.
 """
@@ -13,15 +13,15 @@ from hkm_dask.search.distance import squared_distance
 from hkm_dask.search.int16_gemm import PACKED, PANEL, inner_product, write_scores
 from hkm_dask.search.simd import LANES, least_of_lanes, lowest_bit, mask_not_above
 
-#: What float32 may lose in a score below its normal range, even if it flushes 2**18 products to zero.
+#: Bound on float32 underflow in a score, even if 2**18 products are flushed to zero.
 _UNDERFLOW = 2.0**-108
 
 
 @kernel("void(f4[:,::1], f4[:,::1], b1[::1], i4[::1], f8[::1])")
 def label_distances(rows, centroids, stayed, labels, distances):  # type: ignore[no-untyped-def]
-    """Write each row's squared distance to the centroid it is labeled with; infinity where there is none.
+    """Write each row's squared distance to the centroid of its label; infinity if it has no label.
 
-    Kept are the distances to centroids that `stayed` (n_clusters,); where that is empty, none is known to have.
+    Distances to centroids that `stayed` (n_clusters,) are not recomputed; if that is empty, all are.
     """
     any_stayed = stayed.shape[0] > 0
     for i in range(rows.shape[0]):
@@ -45,7 +45,7 @@ def _minimum(values):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _mask(values, start, limit):  # type: ignore[no-untyped-def]
-    """Bits of the values from `start` on, 64 at most, that are no larger than `limit`."""
+    """Return the bit mask of the values (at most 64) from `start` on that are at most `limit`."""
     if start + LANES <= values.shape[0]:
         return mask_not_above(values, start, limit)
     mask = np.uint64(0)
@@ -56,7 +56,7 @@ def _mask(values, start, limit):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def score_limit(distance: float, norm: float, error: float, gamma: float, largest: float) -> np.float32:
-    """Largest score a centroid may have that lies no further than `distance` from the row, rounding included."""
+    """Return the largest possible score of a centroid no further than `distance` from the row, rounding included."""
     radius = np.sqrt(distance) * (1.0 + 1e-12) + error
     slack = gamma * (2.0 * np.sqrt(norm) + largest) * largest + 2.0**-22 * (norm + radius * radius)
     return np.float32(radius * radius - norm + slack + _UNDERFLOW)
@@ -66,7 +66,7 @@ def score_limit(distance: float, norm: float, error: float, gamma: float, larges
 def _refined(  # type: ignore[no-untyped-def]
     score, matrix, residual_norms, i, centroid_matrix, centroid_residual_norms, j, n_head, n_refine, step
 ):
-    """The score of a pair of rows in which products of further coordinates take the place of some residual norms."""
+    """Return the score of a pair with further coordinates multiplied in place of part of the residual norms."""
     at, to = n_head // 16, n_refine // 16
     before = np.float64(residual_norms[i, at]) * np.float64(centroid_residual_norms[j, at])
     after = np.float64(residual_norms[i, to]) * np.float64(centroid_residual_norms[j, to])
@@ -104,7 +104,7 @@ def _settle(  # type: ignore[no-untyped-def]
                 j = start + lowest_bit(mask)
                 mask &= mask - np.uint64(1)
                 c = first + j
-                if numbers[c] == label or score[j] > limit:  # which has come down since the mask was made
+                if numbers[c] == label or score[j] > limit:  # the limit may have dropped since the mask was made
                     continue
                 n_passed += 1
                 if n_refine > n_head and limit < _refined(
@@ -131,36 +131,36 @@ def finish_nearest(  # type: ignore[no-untyped-def]
     scores, n_scores, rows, which, places, centroids, numbers, first, matrix, residual_norms, centroid_matrix,
     centroid_residual_norms, n_head, n_refine, step, norms, errors, centroid_error, gamma, largest, labels, distances,
 ):  # fmt: skip
-    """Settle the nearest centroid of some rows from scores that are lower bounds up to rounding.
+    """Find the nearest centroid of some rows from scores that are lower bounds up to rounding.
 
-    A score is the squared distance less the row's squared norm, or a lower bound on that. What could lie within the
-    best distance so far by its score is looked at again with more coordinates, where there are any, and measured
-    directly if it still could; ties go to the lowest number.
+    A score is the squared distance minus the row's squared norm, or a lower bound on that. A pair whose score may beat
+    the best distance so far gets a bound with more coordinates, if there are any, and if that may still beat it, the
+    distance is computed directly; ties go to the lowest number.
 
-    Line i of `scores` belongs to row ``which[i]``, column j to centroid ``first + j``, which the caller knows by its
-    number in `numbers` (rising). `labels` and `distances` hold the best so far and are brought up to date; ``inf``
-    means none yet. `largest` is the largest norm of a centroid, `gamma` the relative error of a score.
+    Line i of `scores` belongs to row ``which[i]``, and column j to centroid ``first + j``, whose number for the caller
+    is in `numbers` (increasing). `labels` and `distances` hold the best so far and are updated; ``inf`` means unknown.
+    `largest` is the largest norm of a centroid, `gamma` the relative error of a score.
 
     Parameters
     ----------
     scores : ndarray of float32, shape (n_lines or more, n_scores or more)
     which, places : ndarray of int64, shape (n_lines,)
-        The row of each line, and where that is in `matrix`, `residual_norms`, `norms` and `errors`: its
-        `operand.Operand`.
+        The row of each line, and its position in `matrix`, `residual_norms`, `norms` and `errors`, which are those
+        of the rows' `operand.Operand`.
     matrix, centroid_matrix : ndarray of int16, shape (n, n_columns)
     residual_norms, centroid_residual_norms : ndarray of float32, shape (n, n_columns // 16 + 1)
         Of rows and centroids, as an `Operand` holds them.
     n_head, n_refine : int
-        Columns in the scores, and columns to look at before measuring; the same in the plain form.
+        Columns in the scores, and columns used before computing a distance directly; the same in the plain form.
     step : float
-        Width of the grid of 16 bits.
+        Width of the 16-bit grid.
     centroid_error : float
         Bound on the error of any centroid.
 
     Returns
     -------
     n_passed, n_measured : int
-        Pairs the scores did not exclude, and distances measured directly.
+        Pairs not excluded by the scores, and distances computed directly.
     """
     return _settle(
         scores, n_scores, rows, which, places, centroids, numbers, first, matrix, residual_norms, centroid_matrix,
@@ -178,10 +178,10 @@ def search_nearest(  # type: ignore[no-untyped-def]
     centroid_residual_norms, panels, constants, slopes, n_head, n_refine, step, centroid_error, gamma, largest, scores,
     labels, distances,
 ):  # fmt: skip
-    """Settle the nearest centroid of some rows by scores of the pruned form, made a tile of `scores` at a time.
+    """Find the nearest centroid of some rows by scores of the pruned form, computed one tile at a time.
 
-    `panels`, `constants` and `slopes` are as for `int16_gemm.score`, `scores` (n_lines, n_columns) is written over: of
-    whole blocks of rows and panels of centroids, and 16 columns more. The rest is as for `finish_nearest`.
+    `panels`, `constants` and `slopes` are as for `int16_gemm.score`; `scores` (n_lines, n_columns) is scratch space for
+    whole blocks of rows and panels of centroids, plus 16 columns. The other arguments are as for `finish_nearest`.
     """
     n_passed, n_measured = 0, 0
     height, width = scores.shape[0], scores.shape[1] - 16
@@ -206,7 +206,7 @@ def search_nearest(  # type: ignore[no-untyped-def]
 
 @kernel("void(f4[:,::1], i8[::1], f4[:,::1], i4[::1], i4[::1], f8[::1])")
 def measure_nearest(rows, which, centroids, numbers, labels, distances):  # type: ignore[no-untyped-def]
-    """Settle the nearest centroid of each row by measuring all distances; the arguments are as for `finish_nearest`."""
+    """Find the nearest centroid of each row by computing all distances; arguments are as for `finish_nearest`."""
     for i in which:
         for c in range(centroids.shape[0]):
             distance = squared_distance(rows[i], centroids[c])
@@ -217,10 +217,10 @@ def measure_nearest(rows, which, centroids, numbers, labels, distances):  # type
 
 @kernel("i8(f4[:,::1], i8[::1], f4[:,::1], i4[::1], f4[::1], i8[::1], i8, i4[::1], f8[::1])")
 def sweep_nearest(rows, which, centroids, numbers, places, order, axis, labels, distances):  # type: ignore[no-untyped-def]
-    """Settle the nearest centroid of each row by looking outward from its place along one axis; for few features.
+    """Find the nearest centroid of each row by a sweep outward from its position on one axis; for few features.
 
-    `places` are the centroids' coordinates on that axis, sorted; `order` says whose they are. The walk ends where the
-    axis alone puts a centroid beyond the best so far. The other arguments are as for `finish_nearest`.
+    `places` are the centroids' coordinates on that axis, sorted, and `order` their indices. The sweep ends when the
+    distance along the axis alone exceeds the best so far. The other arguments are as for `finish_nearest`.
     """
     n = order.shape[0]
     n_measured = 0
@@ -255,10 +255,10 @@ def sweep_nearest(rows, which, centroids, numbers, places, order, axis, labels, 
 
 @kernel("void(f4[:,::1], i4[::1], i8[::1], f8, i8[:,::1], i8[::1])")
 def add_rows(rows, labels, weights, scale, sums, counts):  # type: ignore[no-untyped-def]
-    """Add rows, in fixed point, to the sums of their clusters; those labeled -1 are left out.
+    """Add rows, in fixed point, to the sums of their clusters; rows labeled -1 are ignored.
 
-    `weights` is empty for weights of one; `scale` is the number of fixed-point units per unit of a value, see
-    `Geometry.scale`. `sums` (n_clusters, n_features) and `counts` (n_clusters,) are brought up to date.
+    `weights` is empty if all are 1; `scale` is the number of fixed-point units per unit of a value, see
+    `Geometry.scale`. `sums` (n_clusters, n_features) and `counts` (n_clusters,) are updated.
     """
     weighted = weights.shape[0] > 0
     for i in range(rows.shape[0]):
@@ -273,9 +273,10 @@ def add_rows(rows, labels, weights, scale, sums, counts):  # type: ignore[no-unt
 
 @kernel("i8(f4[:,::1], i4[::1], i4[::1], i8[::1], f8, i8[:,::1], i8[::1])")
 def move_rows(rows, before, after, weights, scale, sums, counts):  # type: ignore[no-untyped-def]
-    """Bring sums up to date for the rows whose label changed; exact, since the sums are integers.
+    """Update sums for the rows whose label changed; exact, since the sums are integers.
 
-    `before` and `after` are labels, none of them -1; the rest is as for `add_rows`. Returns how many rows that were.
+    `before` and `after` are labels, none of them -1; other arguments are as for `add_rows`. Returns the number of those
+    rows.
     """
     weighted = weights.shape[0] > 0
     n_moved = 0
@@ -297,7 +298,7 @@ def move_rows(rows, before, after, weights, scale, sums, counts):  # type: ignor
 
 @kernel("void(f4[:,::1], f8[::1], b1[::1])")
 def accept_in_order(rows, limits, accepted):  # type: ignore[no-untyped-def]
-    """Take out of `accepted` every row that lies within its limit, a squared distance, of one before it that stays."""
+    """Clear `accepted` for every row within its limit, a squared distance, of an accepted row before it."""
     for i in range(rows.shape[0]):
         if accepted[i]:
             for j in range(i + 1, rows.shape[0]):
@@ -313,10 +314,10 @@ def accept_by_scores(  # type: ignore[no-untyped-def]
     rows, limits, matrix, residual_norms, norms, errors, panels, constants, slopes, n_head, n_refine, step, error,
     gamma, largest, scores, accepted,
 ):  # fmt: skip
-    """Do as `accept_in_order` for rows that all are accepted at first, measuring only what scores do not exclude.
+    """Do what `accept_in_order` does for rows all accepted at first, measuring only pairs that scores do not exclude.
 
-    The rows are the centroids of an index, and `matrix` to `errors` its `operand.Operand`; the rest is as for
-    `search_nearest`.
+    The rows are the centroids of an index, `matrix` to `errors` are those of its `operand.Operand`, and the other
+    arguments are as for `search_nearest`.
     """
     everywhere = np.arange(rows.shape[0])
     scale = np.float32(-2.0 * step * step)
@@ -347,7 +348,7 @@ def accept_by_scores(  # type: ignore[no-untyped-def]
 
 @kernel("void(i8[:,::1], i8[::1], f8, f4[:,::1])")
 def divide(sums, counts, scale, out):  # type: ignore[no-untyped-def]
-    """Means (n_clusters, n_features), in float32, from fixed-point sums; zeros where there is nothing to divide."""
+    """Divide fixed-point sums by counts: float32 means (n_clusters, n_features), 0 for empty clusters."""
     for j in range(sums.shape[0]):
         share = np.float64(max(counts[j], 1)) * scale
         for f in range(sums.shape[1]):

@@ -1,7 +1,7 @@
-"""Rows and centroids as the CPU's products take them, with bounds on what that loses.
+"""Operands of the CPU's matrix products, made from rows and centroids, with bounds on their quantization error.
 
-In the plain form they are centered float32; in the pruned form principal coordinates on a grid of 16 bits, and the
-norms of what is left after every 16 of them.
+In the plain form they are centered float32 rows; in the pruned form, principal coordinates on a 16-bit grid, with the
+norm of the remaining coordinates after every 16.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NO_NORMS = np.empty((0, 1), np.float32)
 
 @kernel("void(f4[:,::1], f4[::1], f4[:,::1], f8[::1])")
 def _center(rows, mean, out, norms):  # type: ignore[no-untyped-def]
-    """Write rows minus mean into the first columns of `out`, 1 into the next one, and the squared norms."""
+    """Write rows minus mean into the first columns of `out`, 1 into the next column, and the squared norms."""
     n_features = rows.shape[1]
     for i in range(rows.shape[0]):
         row, centered = rows[i], out[i]
@@ -36,10 +36,10 @@ def _center(rows, mean, out, norms):  # type: ignore[no-untyped-def]
         norms[i] = _squares(centered, n_features)
 
 
-# Sums for bounds may be added in any order; what numba itself inlines would lose that permission.
+# Sums for bounds may be reordered; a function inlined by numba itself would lose this permission.
 @njit(fastmath={"reassoc", "contract", "nsz"})
 def _squares(values, n):  # type: ignore[no-untyped-def]
-    """Sum of the squares of the first n float32 values, in float64."""
+    """Return the sum of the squares of the first n float32 values, in float64."""
     total = 0.0
     for j in range(n):
         total += np.float64(values[j]) * np.float64(values[j])
@@ -48,7 +48,7 @@ def _squares(values, n):  # type: ignore[no-untyped-def]
 
 @njit(fastmath={"reassoc", "contract", "nsz"})
 def _to_grid(values, inverse, out):  # type: ignore[no-untyped-def]
-    """Write float32 values as whole steps; the sum of the squares of what that changes, in steps, in float64."""
+    """Round float32 values to grid steps; returns the sum of squares of the rounding errors, in steps, as float64."""
     lost = 0.0
     for j in range(values.shape[0]):
         scaled = values[j] * inverse
@@ -61,7 +61,7 @@ def _to_grid(values, inverse, out):  # type: ignore[no-untyped-def]
 
 @njit
 def _squared_steps(values, first):  # type: ignore[no-untyped-def]
-    """Sum of the squares of 16 whole numbers."""
+    """Return the sum of the squares of 16 integers."""
     total = np.int64(0)
     for j in range(16):
         total += np.int64(np.int32(values[first + j]) * np.int32(values[first + j]))
@@ -72,12 +72,12 @@ def _squared_steps(values, first):  # type: ignore[no-untyped-def]
 def _quantize(  # type: ignore[no-untyped-def]
     projected, norms, relative_error, step, is_whole, matrix, residual_norms, out_norms, errors
 ):
-    """Write principal coordinates in 16 bits and the norms of what is left after every 16 of them into an `Operand`.
+    """Write 16-bit principal coordinates, and the residual norms after every 16 of them, into an `Operand`.
 
-    A row as written, its coordinates and the norm of what is left after the last of them, lies within `errors` of the
-    exact one. `norms` are squared norms of the whole rows; `relative_error` bounds the error of a projection as a share
-    of the norm of its row. `step` is the width of the grid of 16 bits, a power of two; a row that it does not hold has
-    an infinite error. Where `is_whole`, nothing is left after the projected coordinates.
+    A row as written, its coordinates and its last residual norm, is within `errors` of the exact one. `norms` are
+    squared norms of the whole rows; `relative_error` bounds the projection error as a share of the row's norm. `step`
+    is the width of the 16-bit grid, a power of two; a row that exceeds the grid has an infinite error. With `is_whole`,
+    the projected coordinates are all coordinates, so nothing remains after them.
     """
     n_columns = matrix.shape[1]
     inverse = np.float32(1.0 / step)
@@ -105,36 +105,36 @@ def _quantize(  # type: ignore[no-untyped-def]
 
 
 def gamma(n: int) -> float:
-    """Relative error of a float32 sum of n products, in any order."""
+    """Return the bound on the relative error of a float32 sum of n products, in any order."""
     return n * _UNIT / (1.0 - n * _UNIT)
 
 
 @dataclass(frozen=True)
 class Operand:
-    """Rows as the matrix product takes them."""
+    """Rows in the form of an operand of the matrix product."""
 
-    #: (n_rows, n_columns), float32 or int16: centered rows and a column of ones; or, pruned, the first principal
-    #: coordinates in steps of `Geometry.step`.
+    #: (n_rows, n_columns), float32 or int16: centered rows and a column of ones, or in the pruned form, the first
+    #: principal coordinates in steps of `Geometry.step`.
     matrix: NDArray[Any]
-    norms: NDArray[np.float64]  # (n_rows,): squared, of the rows as written
-    #: (n_rows,): bound on the distance of a row as written to the exact one; infinite where 16 bits do not hold it.
+    norms: NDArray[np.float64]  # (n_rows,): squared norms of the rows as written
+    #: (n_rows,): bound on the distance between a row as written and the exact one; infinite if it exceeds 16 bits.
     errors: NDArray[np.float64]
-    #: (n_rows, n_columns // 16 + 1): of the rows less their first 0, 16, 32, … coordinates; no rows in the plain form.
+    #: (n_rows, n_columns // 16 + 1): norms of the rows without their first 0, 16, 32, … coordinates; empty if plain.
     residual_norms: NDArray[np.float32]
 
     def __getitem__(self, some: NDArray[np.int64]) -> Operand:
-        """Some of the rows."""
+        """Return the operand of some of the rows."""
         norms = self.residual_norms[some] if len(self.residual_norms) else self.residual_norms
         return Operand(self.matrix[some], self.norms[some], self.errors[some], norms)
 
     @property
     def n_bytes(self) -> int:
-        """Bytes it takes."""
+        """Size of the arrays in bytes."""
         return self.matrix.nbytes + self.norms.nbytes + self.errors.nbytes + self.residual_norms.nbytes
 
 
 def operand_bytes(n_features: int) -> int:
-    """Bytes of a row in the pruned form, with all coordinates.
+    """Return the bytes of a row in the pruned form with all coordinates.
 
     >>> operand_bytes(384)
     884
@@ -144,13 +144,13 @@ def operand_bytes(n_features: int) -> int:
 
 
 def concatenated(operands: list[Operand]) -> Operand:
-    """The rows of all of them."""
+    """Concatenate operands."""
     parts = [(some.matrix, some.norms, some.errors, some.residual_norms) for some in operands]
     return Operand(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def gathered(spans: Iterable[tuple[tuple[int, int], Operand]], numbers: NDArray[np.int64]) -> Operand | None:
-    """The rows of these numbers, out of operands of rows from a first to the one before a last; None if any lack."""
+    """Gather rows by number from operands of row ranges ``(first, stop)``; None if any row is missing."""
     order = None if (numbers[1:] >= numbers[:-1]).all() else np.argsort(numbers, kind="stable")
     rising = numbers if order is None else numbers[order]
     pieces, n_found = [], 0
@@ -165,12 +165,12 @@ def gathered(spans: Iterable[tuple[tuple[int, int], Operand]], numbers: NDArray[
 
 
 def whole_columns(n: int) -> int:
-    """Columns for so many coordinates: the next multiple of 16."""
+    """Return the number of columns for n coordinates: the next multiple of 16."""
     return -(-n // 16) * 16
 
 
 def make_operand(rows: NDArray[np.float32], geometry: Geometry, width: int) -> Operand:
-    """Write float32 rows for the product.
+    """Convert float32 rows to an operand.
 
     `width` is the number of principal coordinates kept, a multiple of 16 or all; 0 for the plain form.
     """
@@ -188,7 +188,7 @@ def make_operand(rows: NDArray[np.float32], geometry: Geometry, width: int) -> O
     matrix = np.empty((n_rows, n_columns), np.int16)
     residual_norms = np.empty((n_rows, n_columns // 16 + 1), np.float32)
     out_norms, errors = np.empty(n_rows), np.empty(n_rows)
-    # A coordinate errs by γ_d ‖x‖, the basis by what it misses orthonormality.
+    # The error of a coordinate is at most γ_d ‖x‖, plus that of the basis.
     relative = geometry.basis_error + gamma(n_features) * float(np.sqrt(width)) * (1.0 + geometry.basis_error)
     _quantize(projected, norms, relative, geometry.step, width == n_features, matrix, residual_norms, out_norms, errors)
     return Operand(matrix, out_norms, errors, residual_norms)

@@ -1,4 +1,4 @@
-"""What searches on processors did since somebody began to count."""
+"""Counts of the work done by searches on CPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """Pairs of a row and a centroid that got a score, distances measured directly, and multiplications that rotated.
+    """Numbers of scores (pairs of row and centroid), of distances computed directly, and of multiplications to rotate.
 
     >>> with counting() as tally:
     ...     count(pairs=6)
@@ -25,7 +25,7 @@ class Tally:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def add(self, pairs: int, measured: int, projected: int) -> None:
-        """Add to the counts; threads may do so at once."""
+        """Add to the counts; safe to call from several threads."""
         with self._lock:
             self.pairs += pairs
             self.measured += measured
@@ -36,14 +36,14 @@ _tallies: list[Tally] = []
 
 
 def count(*, pairs: int = 0, measured: int = 0, projected: int = 0) -> None:
-    """Tell what was done, to all that count."""
+    """Add to the counts of all tallies that are active."""
     for tally in _tallies:
         tally.add(pairs, measured, projected)
 
 
 @contextmanager
 def counting() -> Iterator[Tally]:
-    """Count what all threads of this process do."""
+    """Count the work of all threads of this process."""
     tally = Tally()
     _tallies.append(tally)
     try:

@@ -1,6 +1,6 @@
-"""Exact nearest centroids on a GPU.
+"""Exact nearest-centroid search on a GPU.
 
-From the ground up: `kernels` launches the CUDA C++ that lies beside it; `operand` brings rows and centroids to the type
-of tensor cores; `index` searches among centroids; `check` holds that against processors, `check_process` does so in a
-process of its own, and `forms` takes the fastest form that is right; `engine` is what the rest of the package sees.
+From the bottom up: `kernels` launches the CUDA C++ in the same folder; `operand` converts rows and centroids to a dtype
+of the tensor cores; `index` searches centroids; `check` compares the results with the CPU, `check_process` does so in
+a separate process, and `forms` picks the fastest correct form; `engine` is the interface to the rest of the package.
 """

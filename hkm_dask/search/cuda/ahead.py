@@ -1,7 +1,7 @@
-"""Kernels compiled and checked on made rows by a process beside a command that starts workers, while these start.
+"""Compilation and checking of kernels in a child process of the command, while that starts its workers.
 
-It leaves what it compiled where CuPy keeps kernels, and notes what was right (`verdicts`); whatever it does not
-get to, a worker finds out itself. The command makes no context on a device, and knows none.
+The child leaves compiled kernels in CuPy's cache and records correct forms (`verdicts`); whatever it does not finish, a
+worker does itself. The command creates no CUDA context, so its own process never uses a device.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from hkm_dask.search.cuda.check_process import LIMIT_SECONDS, compile_for, envir
 from hkm_dask.search.cuda.forms import checks_of
 
 _PROGRAM = "-P", "-c", "import sys; from hkm_dask.search.cuda.ahead import main; main(*sys.argv[1:])"
-#: Bytes of memory of a device of which a tenth, which RMM's pool leaves, has room for two contexts.
+#: Device memory, in bytes, of which the tenth left free by RMM's pool has room for two contexts.
 _LEAST_MEMORY = 20 << 30
 
 
 @contextmanager
 def checked_ahead(n_features: int, dtype: np.dtype, precision: str) -> Iterator[None]:
-    """Check the kernels of the first device for such rows, beside what runs inside; nothing waits for it."""
+    """Check the first device's kernels for such rows while the context lasts; nothing waits for the result."""
     words = [sys.executable, *_PROGRAM, str(n_features), dtype.name, precision]
     nothing = subprocess.DEVNULL
     try:
@@ -34,7 +34,7 @@ def checked_ahead(n_features: int, dtype: np.dtype, precision: str) -> Iterator[
     except OSError:
         yield
         return
-    with child:  # waits at the end
+    with child:  # waits for it on exit
         try:
             yield
         finally:
@@ -42,12 +42,12 @@ def checked_ahead(n_features: int, dtype: np.dtype, precision: str) -> Iterator[
 
 
 def main(n_features: str, dtype: str, precision: str) -> None:
-    """Check what was not right before, up to the first fault: who needs such a kernel looks again, and tells."""
+    """Run the checks not yet passed, up to the first fault; whoever needs the faulty kernel repeats and reports it."""
     from cupy.cuda import runtime
 
     signal.alarm(int(LIMIT_SECONDS))
     device = 0
-    is_shared = device_attribute("ComputeMode") == 0  # else one process alone may use the device: a worker
+    is_shared = device_attribute("ComputeMode") == 0  # otherwise only one process, a worker, may use the device
     if not is_shared or runtime.getDeviceProperties(device)["totalGlobalMem"] < _LEAST_MEMORY:
         return
     with verdicts.under_way(device) as is_first:

@@ -1,13 +1,14 @@
-"""Whether a form of scores is right on this device: its scores within their bounds, its labels the bits of the CPU.
+"""Correctness checks of a form of scores on this device: scores within their bounds, labels bitwise as on the CPU.
 
-What is held against what: the scores themselves against squared distances that the host multiplies in float64, since
-labels may be right by luck where a second best score was lost; then labels and distances against `cpu.CpuIndex`, which
-is the rule itself. The host is asked, not a simple kernel, because it shares neither compiler nor hardware with what
-is checked. Results are poison before every launch, so that lines which nobody writes show, and so are some beside them.
+The scores themselves are compared with squared distances computed by the host in float64, as labels can be right by
+chance although a second-best score was lost; then labels and distances are compared with `cpu.CpuIndex`, which defines
+the result. The reference is the host rather than a simple kernel, as it shares neither compiler nor hardware with what
+is checked. Outputs, and some elements past their ends, are filled with a poison value before every launch, so that
+missing and out-of-bounds writes show.
 
-Rows are a sample of those to be searched, and made ones (`made_sample`) of a shape that leaves the last tile ragged in
-rows, centroids and features; of these, some that fill whole tiles and some that fill none, and then so many copies that
-a device works on them in several turns. See `forms` for what is made of it.
+The rows are a sample of those to be searched, and synthetic ones (`made_sample`) whose shape leaves the last tile
+partly filled in rows, centroids and features. The synthetic rows are also cut to fill whole tiles only and less than
+one tile, and copied so often that a device needs several waves of blocks. `forms` uses the result.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from hkm_dask.search.cuda.operand import FUSED, CudaOperand, Form, kind_of, make
 from hkm_dask.search.geometry import Geometry
 from hkm_dask.untrusted import reason
 
-#: Made rows: two tiles of 128, and a ragged third. Centroids come in tiles of 256, features in steps of 64: two tiles
-#: and a ragged one at least, and so many steps that each of four stages of shared memory is filled several times.
+#: Synthetic rows: two tiles of 128 and a partial third. Centroids come in tiles of 256, features in steps of 64: at
+#: least two tiles and a partial one, with enough steps to fill each of four stages of shared memory several times.
 _N_ROWS, _TILE, _DEPTH, _N_STEPS, _RAGGED = 300, 256, 64, 12, 44
-#: Lines beside the results that have to stay as they are.
+#: Elements past the end of the results that must stay unchanged.
 _BESIDE = 128
-#: Made rows and centroids that are looked at by themselves: less than a tile; whole tiles, as one centroid is unused.
+#: Cuts of the synthetic sample, as rows and centroids: less than a tile; whole tiles, as one centroid is unused.
 _CUTS = ((5, 3), (256, 2 * _TILE + 1))
-#: Copies of made rows: four tiles and more for each of 132 multiprocessors, or of so many bytes.
+#: Copies of synthetic rows: more than four tiles for each of 132 multiprocessors, or this many bytes.
 _N_COPIES, _COPIES_BYTES = 70_000, 1 << 28
 
 
@@ -43,25 +44,25 @@ class Sample:
     """Rows and centroids that a form is checked on, in host memory."""
 
     rows: NDArray[np.floating]  # (n_rows, n_features)
-    centroids: NDArray[np.float32]  # (n_clusters, n_features): rows of NaN are slots without a centroid
+    centroids: NDArray[np.float32]  # (n_clusters, n_features): NaN in unused slots
     geometry: Geometry
 
     @cached_property
     def cuts(self) -> list[Sample]:
-        """Samples of its first rows and centroids."""
+        """Samples with only its first rows and centroids."""
         return [Sample(self.rows[:n], self.centroids[:k], self.geometry) for n, k in _CUTS]
 
     @cached_property
     def some(self) -> NDArray[np.int64]:
-        """Two thirds of the rows, in any order."""
+        """Two thirds of the rows, shuffled."""
         n = len(self.rows)
         return np.random.default_rng(1).permutation(n)[: n - n // 3]
 
     @cached_property
     def edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where the rows of three groups begin, one of them empty, and where the centroids of each do.
+        """Offsets of three groups of rows, one of them empty, and of the groups of centroids.
 
-        Rows may be in groups with centroids only: of one centroid there is one group, and two empty ones.
+        Rows need a group that has centroids: with a single centroid there is one group, and two empty ones.
         """
         n, k = len(self.rows), len(self.centroids)
         used = np.flatnonzero(~np.isnan(self.centroids[:, 0]))
@@ -72,7 +73,7 @@ class Sample:
 
     @cached_property
     def scores(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Squared distances less the norm of the row, by the host in float64, and what cancels in them for each row."""
+        """Return the scores, computed by the host in float64, and for each row the magnitude that cancels in them."""
         origin = self.geometry.origin
         kept = self.centroids[~np.isnan(self.centroids[:, 0])].astype(np.float64) - origin
         centered = self.rows.astype(np.float64) - origin
@@ -81,7 +82,7 @@ class Sample:
 
     @cached_property
     def expected(self) -> dict[str, _Answer]:
-        """What the CPU says: among all; among every other one; the latter, but for `some` among all; in groups."""
+        """Return the CPU's answers: among all centroids; every other one; the latter, `some` among all; in groups."""
         index, wide, k = CpuIndex(self.centroids, self.geometry), self.rows.astype(np.float32), len(self.centroids)
         every, odd, groups = self.unknown(), self.unknown(), self.unknown()
         index.nearest(wide, *every)
@@ -95,7 +96,7 @@ class Sample:
         return {"all": every, "odd": odd, "some": some, "groups": groups}
 
     def unknown(self) -> _Answer:
-        """Labels and distances before a search."""
+        """Return labels and distances as before a search."""
         return np.full(len(self.rows), -1, np.int32), np.full(len(self.rows), np.inf)
 
 
@@ -105,7 +106,7 @@ _Answer = tuple[NDArray[np.int32], NDArray[np.float64]]
 
 @lru_cache(maxsize=2)
 def made_sample(n_features: int, dtype: np.dtype) -> Sample:
-    """Rows around centroids, of which some lie closer to each other than 16 bits can tell, and one row far out."""
+    """Make rows around centroids, some of which are too close for 16 bits to separate, and one row far out."""
     rng, k = np.random.default_rng(0), _TILE * max(2, -(-_N_STEPS // -(-n_features // _DEPTH))) + _RAGGED
     centroids = rng.normal(0.2, 1.0, (k, n_features))
     near = rng.choice(k, (2, _N_ROWS // 4), replace=False)
@@ -120,9 +121,9 @@ def made_sample(n_features: int, dtype: np.dtype) -> Sample:
 
 
 def find_fault(form: Form, sample: Sample, *, is_made: bool = False) -> str | None:
-    """What a form gets wrong on this device, or how it fails, in words; None where it is right.
+    """Describe what a form gets wrong on this device, or how it fails; None if it is correct.
 
-    Samples that are made are searched in other shapes as well. A MemoryError says nothing about a form, and is raised.
+    Synthetic samples are also searched in other shapes. A MemoryError says nothing about the form, and propagates.
     """
     try:
         with np.errstate(invalid="ignore", over="ignore"):
@@ -137,7 +138,7 @@ def find_fault(form: Form, sample: Sample, *, is_made: bool = False) -> str | No
 
 
 def _comparisons_of_shapes(form: Form, sample: Sample) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """The comparisons of a sample, of cuts of it, and of copies of its rows with each other."""
+    """Yield the comparisons for a sample, for cuts of it, and for copies of its rows."""
     yield from _comparisons(form, sample)
     for cut in sample.cuts:
         yield from _comparisons(form, cut)
@@ -145,7 +146,7 @@ def _comparisons_of_shapes(form: Form, sample: Sample) -> Iterator[tuple[str, ND
 
 
 def _comparisons_of_copies(form: Form, sample: Sample) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Rows many times over have the scores and labels that each has once; the last of them leave a tile ragged."""
+    """Yield whether copies of rows get the same scores and labels as the rows; the last copies fill a tile partly."""
     import cupy
 
     n, index = (
@@ -165,7 +166,7 @@ def _comparisons_of_copies(form: Form, sample: Sample) -> Iterator[tuple[str, ND
 
 
 def _comparisons(form: Form, sample: Sample) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """What is compared, and where it is wrong, from operands to labels."""
+    """Yield the name of each comparison and where it fails, in order from operands to labels."""
     import cupy
 
     rows, centroids, geometry = sample.rows, sample.centroids, sample.geometry
@@ -205,16 +206,16 @@ def _comparisons(form: Form, sample: Sample) -> Iterator[tuple[str, NDArray[np.b
 
 
 def _differ(actual: tuple[Any, Any], expected: _Answer) -> NDArray[np.bool_]:
-    """Which rows have another label, or another distance."""
+    """Return which rows differ in label or distance."""
     return np.asarray((actual[0].get() != expected[0]) | (actual[1].get() != expected[1]))
 
 
 def _wrong_norms(operand: CudaOperand, rows: NDArray[np.floating], geometry: Geometry) -> NDArray[np.bool_]:
-    """Which rows have a norm, a size or an error, on which bounds rest, that is not that of the operand."""
+    """Return which rows have a norm, size or error, on which bounds depend, that does not match the operand."""
     wide = rows.astype(np.float64)
     centered = wide - geometry.origin
     matrix = operand.matrix.get()
-    if matrix.dtype == np.uint16:  # the upper half of a float
+    if matrix.dtype == np.uint16:  # bfloat16: the upper half of a float32
         matrix = (matrix.astype(np.uint32) << 16).view(np.float32)
     written = matrix[:, : rows.shape[1]].astype(np.float64) / operand.scale
     norm, size = (centered**2).sum(axis=1), np.sqrt((written**2).sum(axis=1))
@@ -224,12 +225,12 @@ def _wrong_norms(operand: CudaOperand, rows: NDArray[np.floating], geometry: Geo
 
 
 def _within(actual: NDArray, expected: NDArray, allowed: NDArray) -> NDArray[np.bool_]:
-    """Where two values agree within what is allowed; infinity agrees with itself, NaN with nothing."""
+    """Return where two values agree within a tolerance; infinity equals itself, NaN equals nothing."""
     return np.asarray((actual == expected) | (np.abs(actual - expected) <= allowed))
 
 
 class _Truth:
-    """The scores in float64, and what those of a form may miss them by."""
+    """Scores in float64, and the error that those of a form may have."""
 
     def __init__(self, sample: Sample, index: Any, operand: CudaOperand) -> None:
         self.scores, cancelled = sample.scores
@@ -237,7 +238,7 @@ class _Truth:
         self.allowed = operand.sizes.get() * per_size + operand.errors.get() * per_error + constant + cancelled
 
     def wrong_products(self, index: Any, operand: CudaOperand) -> NDArray[np.bool_]:
-        """Which rows have a score beyond its bound, of all their scores."""
+        """Return which rows have a score outside its bound, comparing all scores."""
         import cupy
 
         products = cupy.full(self.scores.shape, cupy.nan, cupy.float32)
@@ -249,7 +250,7 @@ class _Truth:
         self, index: Any, rows: Any, operand: CudaOperand, which: NDArray[np.int64] | None = None,
         groups: Any | None = None,
     ) -> NDArray[np.bool_]:  # fmt: skip
-        """Which lines do not hold the best scores of their row, of one unit and of all others; lines beside follow."""
+        """Return which lines lack the best scores of their row, in a unit and outside; then elements past the end."""
         import cupy
 
         lines = np.arange(len(rows)) if which is None else which
@@ -272,7 +273,7 @@ class _Truth:
     def wrong_copies(
         self, index: Any, once: tuple[Any, CudaOperand], rows: Any, places: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Which rows, copies of those at `places`, do not have their scores, which were held against the truth."""
+        """Return which rows, copies of those at `places`, have other scores than these, which were checked before."""
         operand = make_cuda_operand(rows, index.geometry)
         _, (_, second_once, _) = _two_best(index, *once, len(once[0]))
         unit, (best, second, number) = _two_best(index, rows, operand, len(rows))
@@ -284,14 +285,14 @@ class _Truth:
 
 
 def _columns_of_unit(unit: int) -> list[int]:
-    """Where the columns of a unit are, from the first: as `column_of_unit` of the source has them."""
+    """Return the offsets of a unit's columns from its first, as `column_of_unit` in the CUDA source."""
     return [(i & 1) + (i >> 1) * 8 for i in range(unit)]
 
 
 def _two_best(
     index: Any, rows: Any, operand: CudaOperand, n: int, which: Any | None = None, tiles: Any | None = None
 ) -> tuple[int, list[NDArray[Any]]]:
-    """Columns of a unit; best and second best score and best unit of n lines, and of lines beside, poison before."""
+    """Return the columns of a unit; best and second score and best unit of n lines and poisoned extra lines."""
     import cupy
 
     found = *(cupy.full(n + _BESIDE, cupy.nan, cupy.float32) for _ in range(2)), cupy.full(n + _BESIDE, -1, cupy.int32)

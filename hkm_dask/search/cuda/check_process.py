@@ -1,9 +1,9 @@
-"""A process of its own that checks forms on made rows, one after the other, while its worker starts and reads.
+"""Checks of forms on synthetic rows in a separate process, while the worker starts and reads its first rows.
 
-An illegal address ends the context it comes up in, with all that lies on the device, and a kernel that never ends
-cannot be stopped but with its process. So forms are checked in a context of their own. The process tells each verdict
-as it is found, and ends with the first fault, as what a kernel at fault wrote where may spoil what follows; it is at
-fault as well where it kills the process or never ends. Another process goes on with the forms that are left.
+An illegal memory access destroys the CUDA context with everything on the device, and a kernel that never ends can be
+stopped only with its process. So forms are checked in a context of their own. The child process reports each verdict at
+once and ends at the first fault, as stray writes of a faulty kernel may spoil later checks; a form is also faulty if it
+kills the process or never ends. Another child continues with the remaining forms.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from hkm_dask.search.cuda.verdicts import Check
 from hkm_dask.search.cuda.walk_check import find_made_walk_fault
 from hkm_dask.untrusted import parse_json
 
-#: Seconds that a form may take, compilation included, and after which a process ends though nobody waits for it.
+#: Seconds that a form may take, with compilation, and after which the child ends even if nobody waits for it.
 LIMIT_SECONDS, _END_SECONDS = 120.0, 300
-#: What a process prints once the device is at hand, and how it ends where it cannot tell.
+#: What the child prints once the device is ready, and its exit status if it cannot decide.
 READY, CANNOT_TELL = "ready", 3
 _PROGRAM = (
     "-P", "-c", "import sys; from hkm_dask.search.cuda.check_process import main; main(sys.argv[1:])",
@@ -35,23 +35,23 @@ _PROGRAM = (
 
 
 def fault_of(check: Check) -> str | None:
-    """The fault of a form on made rows, looked for in this process; see `check.find_fault`."""
+    """Check a form on synthetic rows in this process, and return its fault; see `check.find_fault`."""
     if check.form == "walks":
         return find_made_walk_fault(check.n_features)
     return find_fault(check.form, made_sample(check.n_features, np.dtype(check.dtype)), is_made=True)
 
 
 def environment_of_child() -> dict[str, str]:
-    """The environment of a process that imports what this one does."""
+    """Return the environment for a child process that can import what this one can."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
 
 
 class UntoldError(Exception):
-    """No process could tell: it could not be had, found no device, or had too little memory."""
+    """No child process could decide: it did not start, found no device, or had too little memory."""
 
 
 class CheckProcess:
-    """Checks on a device, in their order, by one process or, where forms are at fault, by several in turn."""
+    """Ordered checks on a device, run by one child process, or by several in turn if forms are faulty."""
 
     def __init__(self, device: int, checks: Sequence[Check]) -> None:
         self._device, self._left = device, list(checks)
@@ -59,7 +59,7 @@ class CheckProcess:
         self._child = self._begun()
 
     def fault(self, check: Check) -> str | None:
-        """The fault of a form, or None, as soon as it is known; UntoldError where that cannot be."""
+        """Return the fault of a form, or None, as soon as it is known; raises UntoldError if it cannot be."""
         while check in self._left:
             verdict = self._next_verdict()
             self._told[self._left.pop(0)] = verdict
@@ -71,7 +71,7 @@ class CheckProcess:
         return self._told[check]
 
     def end(self) -> None:
-        """Leave unfinished what nobody waits for."""
+        """Abandon checks that nobody waits for."""
         if self._child is not None:
             self._child.end()
 
@@ -82,7 +82,7 @@ class CheckProcess:
             return None
 
     def _next_verdict(self) -> str | None:
-        """What becomes of the first check that is left; UntoldError, also from now on, where no process can tell."""
+        """Return the fault of the first remaining check; UntoldError, now and later, if no child can decide."""
         child = self._child
         try:
             if child is not None and child.is_ready():
@@ -95,7 +95,7 @@ class CheckProcess:
 
 
 class _Child:
-    """A process that checks forms, and what it says."""
+    """A child process that checks forms, and its output."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._process = subprocess.Popen(
@@ -105,16 +105,16 @@ class _Child:
         self._said, self._is_ready = b"", False
 
     def is_ready(self) -> bool:
-        """Wait until the device is at hand; False where that never is."""
+        """Wait until the device is ready; False if it never is."""
         try:
             while not self._is_ready and (line := self._line()) is not None:
-                self._is_ready = line == READY  # a library may print something first
+                self._is_ready = line == READY  # a library may print something before
         except TimeoutError:
             return False
         return self._is_ready
 
     def verdict(self) -> str | None:
-        """The fault of the next form, or None; UntoldError where memory ran out."""
+        """Return the fault of the next form, or None; raises UntoldError if memory ran out."""
         try:
             line = self._line()
         except TimeoutError:
@@ -130,11 +130,11 @@ class _Child:
     def end(self) -> None:
         """Kill the process, unless it has ended."""
         self._process.kill()
-        with self._process:  # closes what it says, and waits
+        with self._process:  # closes its output and waits for it
             pass
 
     def _line(self) -> str | None:
-        """The next line, None at the end; TimeoutError where none comes within the limit."""
+        """Return the next line, or None at the end; raises TimeoutError if none comes within the limit."""
         assert self._process.stdout is not None
         file, end, poll = self._process.stdout.fileno(), time.monotonic() + LIMIT_SECONDS, select.poll()
         poll.register(file, select.POLLIN)
@@ -150,21 +150,21 @@ class _Child:
 
 
 def compile_for(checks: Sequence[Check], device: int) -> None:
-    """Compile what some checks need, side by side."""
+    """Compile the kernels that some checks need, in parallel."""
     halves = {check.dtype == "float16" for check in checks}
     compile_kernels(device, halves, for_hopper=any(check.form == "hopper" for check in checks))
 
 
 def main(words: Sequence[str]) -> None:
-    """Check forms on made rows: words are the number of the device, and checks.
+    """Check forms on synthetic rows; `words` are the device number and the checks.
 
-    It prints `READY`, then of each the fault in JSON, null for none, and ends with the first one; where memory runs out
-    it ends with `CANNOT_TELL`.
+    Prints `READY`, then the fault of each form as JSON (null for none), and ends at the first fault. If memory runs
+    out, the exit status is `CANNOT_TELL`.
     """
     import cupy
 
     device, checks = int(words[0]), list(map(Check.of, words[1:]))
-    signal.alarm(_END_SECONDS)  # unhandled, it ends a process whatever that waits for
+    signal.alarm(_END_SECONDS)  # the default action ends the process, whatever it waits for
     cupy.cuda.Device(device).use()
     cupy.zeros(1)
     print(READY, flush=True)

@@ -1,19 +1,20 @@
-// Candidates of a seeding that come too close to one before them; they are always float.
+// Pairs of seeding candidates that are too close to each other; rows are always float.
 
 #ifndef HALF_ROWS
 #define CONFLICT_TILE 32
 #define CONFLICT_DEPTH 32
 
-// Position in the order of summation: feature i is added to sum i % 8, those beyond the last whole eight to sum 0.
+// Value at a position of the summation order: feature i is added to sum i % 8, those after the last whole eight to sum
+// 0.
 __device__ __forceinline__ double ordered_feature(const float* row, int at, int n_features) {
     const int whole = n_features - n_features % 8;
     if (at < whole) return widened(row[at]);
     return at % 8 == 0 && whole + (at - whole) / 8 < n_features ? widened(row[whole + (at - whole) / 8]) : 0.0;
 }
 
-// Bit j % 32 of conflicts (n_rows, ceil(n_rows / 32)): row j > i lies no further than limits[j] from row i. The tiles on
-// and above the diagonal are written. A block of 16 × 16 threads, a tile of 32 × 32 pairs, four pairs to a thread: each
-// eight sums in the order of squared_distance, to which zeros in the place of features add nothing.
+// Bit j % 32 of conflicts (n_rows, ceil(n_rows / 32)): row j > i lies no further than limits[j] from row i. Only tiles
+// on and above the diagonal are written. A block of 16 × 16 threads computes a tile of 32 × 32 pairs, four per thread,
+// each as eight sums in the order of squared_distance; the zeros that pad its features do not change them.
 extern "C" __global__ void __launch_bounds__(256) find_conflicts(const float* rows, const double* limits, int n_rows,
                                                                  int n_features, unsigned* conflicts) {
     __shared__ double first[CONFLICT_TILE][CONFLICT_DEPTH + 1], second[CONFLICT_TILE][CONFLICT_DEPTH + 1];

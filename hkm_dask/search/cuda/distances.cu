@@ -1,12 +1,13 @@
-// The inner loops of the GPU path: scores.cu, this file, operands.cu and search.cu, compiled as one for rows of one type:
-// float, or float16 (given as its bits) with -DHALF_ROWS.
+// The inner loops of the GPU engine: scores.cu, this file, operands.cu and search.cu are compiled as one unit for one
+// row type: float, or float16 (passed as its bits) with -DHALF_ROWS.
 //
-// What decides an answer runs in the order of the CPU kernels: the squared distance of a row and a centroid is eight
-// interleaved float64 sums without fused multiply-add, sums of rows are int64. So labels, distances and centroids are
-// the same bits on both. Tensor cores only propose, within bounds (see cuda.py).
+// Whatever decides a result runs in the order of the CPU kernels: the squared distance of a row and a centroid is eight
+// interleaved float64 sums without fused multiply-add, and sums of rows are int64. So labels, distances and centroids
+// are bitwise the same on both. Tensor cores only propose, within bounds (see index.py).
 //
-// CuPy compiles with -ftz=true: float arithmetic and conversions take subnormals for zero. Rows and centroids are widened
-// to float64 by inline instructions, which do not. Scores may lose what lies below 2^-126; their bounds allow for 2^-100.
+// CuPy compiles with -ftz=true: float arithmetic and conversions flush subnormals to zero. Rows and centroids are
+// widened to float64 by inline PTX, which does not. Scores may lose what is below 2^-126; their bounds allow for
+// 2^-100.
 
 #ifdef HALF_ROWS
 typedef unsigned short Row;
@@ -14,7 +15,7 @@ typedef unsigned short Row;
 typedef float Row;
 #endif
 
-// -- instructions of the hardware ------------------------------------------------------------------------------------
+// -- hardware instructions --------------------------------------------------------------------------------------------
 #ifndef HKM_EMULATED
 __device__ __forceinline__ double float_to_double(float value) {
     double wide;
@@ -68,8 +69,8 @@ __device__ __forceinline__ double widened(unsigned short bits) { return half_to_
 
 // -- distances and bounds --------------------------------------------------------------------------------------------
 
-// Squared distance in float64, in the order of distance.squared_distance. Eight neighboring lanes work on one pair and
-// all get the result; all lanes of the warp must call it, with pointers that can be read.
+// Squared distance in float64, in the order of distance.squared_distance. Eight neighboring lanes work on one pair, and
+// all get the result; all lanes of the warp must call it, with readable pointers.
 __device__ __forceinline__ double squared_distance(const Row* x, const float* c, int n) {
     const int lane = threadIdx.x & 7;
     const int whole = n - n % 8;
@@ -84,19 +85,19 @@ __device__ __forceinline__ double squared_distance(const Row* x, const float* c,
             sum = __dadd_rn(sum, __dmul_rn(t, t));
         }
     }
-    // ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7)), whichever lane adds
+    // ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7)), the same in every lane
     sum = __dadd_rn(sum, __shfl_xor_sync(FULL, sum, 4));
     sum = __dadd_rn(sum, __shfl_xor_sync(FULL, sum, 2));
     return __dadd_rn(sum, __shfl_xor_sync(FULL, sum, 1));
 }
 
-// What is known of the operands: a score misses the squared distance less the row's squared norm by at most
+// Error bound of the scores: a score differs from the squared distance minus the row's squared norm by at most
 // size * per_size + error * per_error + constant.
 struct Bound {
     double per_size, per_error, constant;
 };
 
-// Largest score of a centroid that lies no further than `distance` from the row, rounding included.
+// Largest possible score of a centroid no further than `distance` from the row, rounding included.
 __device__ __forceinline__ float highest_score(double distance, double norm, double size, double error, Bound bound) {
     const double off = size * bound.per_size + error * bound.per_error + bound.constant;
     return __double2float_ru(distance - norm + off + 0x1p-40 * (distance + norm));
@@ -104,10 +105,10 @@ __device__ __forceinline__ float highest_score(double distance, double norm, dou
 
 // -- one centroid for each row ---------------------------------------------------------------------------------------
 
-// Measure each row to the centroid of its label, but for those that stayed. If asked to split, copy the labels, and list
-// the rows that are further from their centroid than they were, from the beginning of `which` (n_rows,), and the others
-// from its end; `n_listed` counts both, the others first. Operands (n_rows, width) in float16, width a multiple of 8, are
-// copied to the lines that their rows have in `which`: none, those of the rows that are further, or all (`gathers`: 0, 1, 2).
+// Write each row's distance to the centroid of its label, except for centroids that stayed. With `splits`, also copy
+// the labels, and list the rows now further from their centroid from the beginning of `which` (n_rows,), and the others
+// from its end; `n_listed` counts both, the others first. Operands (n_rows, width) in float16, width a multiple of 8,
+// are gathered in the order of `which`: none, those of the rows that are further, or all (`gathers`: 0, 1, 2).
 struct alignas(16) Eight {
     unsigned short at[8];
 };
@@ -145,7 +146,7 @@ extern "C" __global__ void label_distances(const Row* rows, const float* centroi
         previous[row] = label;
         if (gathers < 2 && !(gathers && is_further)) line = -1;
     }
-    line = __shfl_sync(FULL, line, threadIdx.x & 24);  // of the first of the eight lanes
+    line = __shfl_sync(FULL, line, threadIdx.x & 24);  // from the first of the eight lanes
     if (line < 0) return;
     const Eight* from = (const Eight*)(operands + row * width);
     Eight* to = (Eight*)(gathered + line * width);

@@ -1,4 +1,4 @@
-"""The engine of a GPU, and its search of tiles in the form of scores that proved fastest."""
+"""The GPU engine, which searches tiles with the form of scores that proved fastest."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from hkm_dask.search.cuda.walks import walk_groups
 from hkm_dask.search.engine import LEAST_FEATURES, Assignment, Engine, GridWalk, RowTile, TileSearch, Walked
 from hkm_dask.search.geometry import Geometry
 
-#: Counters that are cleared at once.
+#: Counters zeroed at once.
 _COUNTERS = 96
 
 
 class CudaEngine(Engine):
-    """Computes on the worker's GPU, a block of rows at a time."""
+    """Computes on the worker's GPU, one block of rows at a time."""
 
     cache = device_cache
     busy_rows = 1 << 13
@@ -54,7 +54,7 @@ class CudaEngine(Engine):
         return resident_budget()
 
     def blocks(self, part: Part) -> Iterator[tuple[int, Any]]:
-        """See `Engine.blocks`; rows come in float16 or float32, and not in their order."""
+        """See `Engine.blocks`; rows are float16 or float32, and blocks may be out of order."""
         return iter_device_blocks(part)
 
     def row_dtype(self, dtype: np.dtype) -> np.dtype:
@@ -62,7 +62,7 @@ class CudaEngine(Engine):
         return device_dtype(dtype)
 
     def prepare(self, n_features: int, dtype: np.dtype, precision: str) -> None:
-        """See `Engine.prepare`: kernels are checked."""
+        """See `Engine.prepare`: starts the checks of kernels."""
         begin_checks(precision, n_features, dtype)
 
     def operand(self, rows: Any, geometry: Geometry, origin: Origin | None = None) -> CudaOperand:
@@ -86,12 +86,12 @@ class CudaEngine(Engine):
         return CudaIndex(centroids, geometry, next(forms))
 
     def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> CudaSearch:
-        """See `Engine.search`; what it needs is checked while its rows are read."""
+        """See `Engine.search`; the needed kernels are checked while rows are being read."""
         self.prepare(part.rows.n_features, part.rows.dtype, geometry.precision)
         return CudaSearch(self, part, geometry, phase, assignment)
 
     def batches(self, geometry: Geometry, dtype: np.dtype) -> bool:
-        """See `Engine.batches`; scores must come from the fused kernel, which alone takes many searches at once."""
+        """See `Engine.batches`; only the fused kernel can run many searches at once."""
         forms = forms_here(geometry.precision)
         return "fused" in forms and "fused" in sound_forms(forms, len(geometry.origin), dtype)
 
@@ -107,19 +107,19 @@ class CudaEngine(Engine):
 
 
 class CudaSearch(TileSearch):
-    """Searches in the form of scores that proved fastest; see `TileSearch`."""
+    """Searches with the form of scores that proved fastest; see `TileSearch`."""
 
     make_index = CudaIndex
     _counters: Any = ()
-    #: Of the tile that is split: its operand, that of the rows that are further, and that of the others.
+    #: The tile's operand, that of the rows that are further, and that of the others, while a tile is split.
     _made: Any = None
 
     def index_of_all(self, centroids: SharedArray, form: Form) -> CudaIndex:
-        """See `TileSearch.index_of_all`; centroids are sent once, to be searched and to be measured by."""
+        """See `TileSearch.index_of_all`; centroids are copied to the device once, for searching and for measuring."""
         return CudaIndex(centroids.get(), self.geometry, form, self.engine.array(centroids))
 
     def split(self, tile: RowTile, centroids: SharedArray, before: SharedArray) -> tuple[Any, Any]:
-        """See `TileSearch.split`; for Hopper, operands are gathered on the way."""
+        """See `TileSearch.split`; for the Hopper form, operands are gathered in the same pass."""
         engine, index, n_listed = self.engine, self.index(tile, centroids), self._counter(2)
         gathers, operand, operands = 0, None, None
         gathered: Any = None
@@ -138,7 +138,7 @@ class CudaSearch(TileSearch):
         return further, others
 
     def nearest_of(self, tile: RowTile, index: CudaIndex, further: Any, moved: CudaIndex, others: Any) -> None:
-        """See `TileSearch.nearest_of`; what is left open is settled at once, among all centroids."""
+        """See `TileSearch.nearest_of`; rows left open by both are settled together, among all centroids."""
         if index.form not in FUSED:
             super().nearest_of(tile, index, further, moved, others)
             return
@@ -151,7 +151,7 @@ class CudaSearch(TileSearch):
         index.settle(*of_rows, which=left.get())
 
     def _counter(self, n: int) -> Any:
-        """Counters (uint64) at 0; those of many tiles are cleared at once."""
+        """Return zero counters (uint64); those of many tiles are zeroed at once."""
         import cupy
 
         if len(self._counters) < n:
@@ -160,17 +160,17 @@ class CudaSearch(TileSearch):
         return taken
 
     def form(self, tile: RowTile, centroids: SharedArray) -> Form:
-        """The form of the scores that is fastest here; see `forms.choose_form`."""
+        """Return the fastest form of the scores; see `forms.choose_form`."""
         return choose_form(self, tile, centroids.get())
 
     def operand(self, tile: RowTile, index: CudaIndex) -> CudaOperand:
-        """See `TileSearch.operand`; operands stay on the device where they fit."""
+        """See `TileSearch.operand`; operands are cached on the device if they fit."""
         kind, cache = kind_of(index.form), self.engine.cache
         key = ("operand", self.geometry.name, tile.start, tile.stop, kind)
         operand: CudaOperand | None = cache.get(self.part.rows.key, key)
         if operand is None:
             operand = make_cuda_operand(tile.rows, self.geometry, kind)
-            # To hold rows that are operands themselves would keep them on the device.
+            # A reference to rows that serve as operands themselves would keep them on the device.
             kept = replace(operand, matrix=None) if operand.as_stored else operand
             cache.put(self.part.rows.key, key, kept, operand.n_bytes, self.engine.room(self.part))
         return replace(operand, matrix=tile.rows) if operand.as_stored else operand

@@ -1,16 +1,16 @@
-"""Which form of scores a search takes: the fastest for such rows, among those that are right on this device.
+"""Choice of the form of scores for a search: the fastest one that is correct on this device.
 
-No form is used before it was checked (`check`): on made rows of as many features, once per device and version
-(`verdicts`), then on a sample of the rows to be searched, once per process, and once more where centroids are many for
-the first time: a seeding begins with one. A form at fault is put aside with one warning, and the next takes over. Made
-rows are searched in a process of its own (`check_process`), which begins before the first rows are read and is waited
-for where a form is first needed. Where such a process cannot be had, as on a device that admits one process only, the
-check runs here: wrong answers are found all the same, and what takes the device from this process is left out by the
-next, as where a sample does that.
+No form is used before it was checked (`check`): on synthetic rows with as many features, once per device and version
+(`verdicts`), and on a sample of the rows to be searched, once per process and again when centroids are first many, as a
+seeding begins with one. A faulty form is disabled with one warning, and the next takes its place. Synthetic rows are
+checked in a separate process (`check_process`), which starts before the first rows are read and is waited for when a
+form is first needed. Where no such process can be had, as on a device that admits one process only, the check runs
+here: wrong results are still found, and a form that loses the device for this process, then or on a sample, is skipped
+by the next process.
 
-Results do not depend on the choice. Forms are compared on rows that fill the device; on fewer, differences of
-microseconds would choose for millions of rows, and the first form is taken. Those that are far behind on an eighth of
-the rows are not timed on all.
+Results do not depend on the choice. Forms are timed on rows that fill the device; with fewer, where differences of
+microseconds would decide for millions of rows, the first form is taken. Forms far slower on an eighth of the rows are
+not timed on all of them.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ from hkm_dask.search.tuning import chosen_once
 
 logger = logging.getLogger(__name__)
 
-#: Rows that forms are compared on, at most and at least: 50,000 are three tiles for each of 132 multiprocessors.
+#: Most and fewest rows on which forms are timed: 50,000 are three tiles for each of 132 multiprocessors.
 MOST_TRIAL_ROWS, LEAST_TRIAL_ROWS = 1 << 17, 50_000
-#: Searches that are timed; rows that every form is timed on first: one tile for almost each multiprocessor.
+#: Timed searches per form; rows on which every form is timed first: one tile for almost each multiprocessor.
 _N_TIMED, _FIRST_ROWS = 3, 1 << 14
-#: Times the quickest form's beyond which, and by so many milliseconds more, a form has no hope.
+#: A form is ruled out if it takes this many times as long as the fastest, and this many milliseconds longer.
 _HOPELESS, _CLOSE_MS = 2.0, 1.0
-#: Of forms whose times are within this factor the first is taken.
+#: Among forms whose times are within this factor, the first is taken.
 _TIE = 1.05
-#: Rows and centroids of a sample of those to be searched, and centroids that are many: more than a tile.
+#: Rows and centroids of a sample of those to be searched, and the number from which centroids are many: over a tile.
 _SAMPLE_ROWS, _SAMPLE_CENTROIDS, _MANY = 512, 1024, 257
-#: Some of the rows to be searched, to check a form on them, or of the points to be walked: what they are like, and what
-#: makes them.
+#: A sample on which a form is checked, of the rows to be searched or the points to be walked: its kind, and the
+#: function that makes it.
 SomeRows = tuple[Literal["few", "many"], Callable[[], Sample]]
 _SomePoints = tuple[Literal["walked"], Callable[[], Sequence[GridWalk]]]
-#: Whether made rows are searched in another process.
+#: Whether synthetic rows are checked in another process.
 APART = True
 
 _NAMES: dict[Checked, str] = {
@@ -65,26 +65,26 @@ _NAMES: dict[Checked, str] = {
     "bfloat": "cuBLAS in bfloat16", "tf32": "cuBLAS in TF32", "single": "cuBLAS in float32",
     "double": "cuBLAS in float64", "walks": "the kernel walk_groups",
 }  # fmt: skip
-#: What was found out in this process: a fault in words, or None.
+#: Results of checks in this process: the fault in words, or None.
 _faults: dict[Hashable, str | None] = {}
 _checking = threading.Lock()
-#: Checks that began in a process of its own, on a device.
+#: Checks running in a separate process, by check and device.
 _begun: dict[tuple[Check, int], CheckProcess] = {}
 
 
 def forms_here(precision: str) -> tuple[Form, ...]:
-    """The forms of a precision that there are on this device: the first on a Hopper alone."""
+    """Return the forms of a precision that this device has; the first one only on Hopper."""
     return tuple(form for form in FORMS_OF[precision] if form != "hopper" or hopper.is_available())
 
 
 def choose_form(search: TileSearch, tile: RowTile, centroids: NDArray[np.float32]) -> Form:
-    """The form of the scores for such a tile, by a trial for each phase and size of both, once per geometry.
+    """Choose the form of the scores for such a tile by timing, once per geometry, phase and size of both operands.
 
-    Raises ComputeError where no form that the geometry's precision allows is right on this device.
+    Raises ComputeError if no form that the geometry's precision allows is correct on this device.
     """
     geometry, rows, n = search.geometry, tile.rows, min(len(tile.rows), MOST_TRIAL_ROWS)
     forms = forms_here(geometry.precision)
-    make_sample = cache(partial(_sample_of, rows, centroids, geometry))  # answered by the host once for all forms
+    make_sample = cache(partial(_sample_of, rows, centroids, geometry))  # the host computes its answers once
     sample: SomeRows = "many" if len(centroids) >= _MANY else "few", make_sample
     sound = partial(sound_forms, forms, rows.shape[1], rows.dtype, sample)
     if len(forms) == 1 or n < LEAST_TRIAL_ROWS:
@@ -95,7 +95,7 @@ def choose_form(search: TileSearch, tile: RowTile, centroids: NDArray[np.float32
         first: dict[Form, float] = {}
         for form in sound():
             searches[form] = timed = _timed_search(form, search, tile, centroids)
-            timed(_FIRST_ROWS)  # compiles, and makes handles and memory
+            timed(_FIRST_ROWS)  # warm-up: compiles, and allocates handles and memory
             first[form] = timed(_FIRST_ROWS)
             least = min(first.values())
             most = max(_HOPELESS * least, least + _CLOSE_MS)
@@ -110,11 +110,11 @@ def choose_form(search: TileSearch, tile: RowTile, centroids: NDArray[np.float32
     return form
 
 
-# -- which is fastest -------------------------------------------------------------------------------------------------
+# -- which is fastest --------------------------------------------------------------------------------------------------
 
 
 def quickest(times: Mapping[Form, Sequence[float]]) -> Form:
-    """The form with the lowest median of its times; the first of those that differ by chance only.
+    """Return the form with the lowest median time, the first among those whose differences may be chance.
 
     >>> quickest({"fused": [1.02, 9.0, 1.03], "half": [1.0, 1.0, 1.0], "single": [3.0]})
     'fused'
@@ -127,7 +127,7 @@ def quickest(times: Mapping[Form, Sequence[float]]) -> Form:
 def _timed_search(
     form: Form, search: TileSearch, tile: RowTile, centroids: NDArray[np.float32]
 ) -> Callable[[int], float]:
-    """A search of the first rows that changes nothing, and tells the milliseconds that the device measures."""
+    """Return a function that times a search of the first n rows, in milliseconds on the device, and changes nothing."""
     from cupy.cuda import Event, get_elapsed_time
 
     index, rows = search.make_index(centroids, search.geometry, form), tile.rows[:MOST_TRIAL_ROWS]
@@ -144,16 +144,15 @@ def _timed_search(
     return milliseconds
 
 
-# -- which are right --------------------------------------------------------------------------------------------------
+# -- which are correct -------------------------------------------------------------------------------------------------
 
 
 def sound_forms(
     forms: Sequence[Form], n_features: int, dtype: np.dtype, sample: SomeRows | None = None
 ) -> Iterator[Form]:
-    """Yield the forms that are right for rows of this type, in their order; each is checked when it is asked for.
+    """Yield the forms that are correct for rows of this dtype, in order; each is checked when it is requested.
 
-    `sample` gives some of the rows to be searched, to check a form on these besides. Raises ComputeError where no form
-    is right.
+    `sample` gives some of the rows to be searched, for a second check. Raises ComputeError if no form is correct.
     """
     faults = []
     for i, form in enumerate(forms):
@@ -164,27 +163,27 @@ def sound_forms(
             faults.append(f"{_NAMES[form]} {fault}")
     if len(faults) == len(forms):
         raise ComputeError(
-            f"no search on this GPU is right ({'; '.join(faults)}); compute on the CPU, and report what the GPU does"
+            f"no search on this GPU is correct ({'; '.join(faults)}); compute on the CPU, and report this message"
         )
 
 
 def checks_of(precision: str, n_features: int, dtype: np.dtype) -> list[Check]:
-    """The checks that a run over rows of this type needs: candidates of the seeding and upper levels are float32."""
+    """Return the checks that a run over rows of this dtype needs; seeding candidates and upper levels are float32."""
     dtypes = dict.fromkeys([device_dtype(dtype).name, "float32"])
     checks = [Check(form, n_features, name) for name in dtypes for form in forms_here(precision)]
     return checks + [Check("walks", n_features, "float32")] * (n_features >= LEAST_FEATURES)
 
 
 def walks_are_sound(n_features: int, walks: Sequence[GridWalk] = ()) -> bool:
-    """Tell whether greedy walks over points of such a width are right on this device, and on some of `walks`."""
+    """Tell whether greedy walks over points of such a width are correct on this device, also on a sample of `walks`."""
     sample: _SomePoints | None = ("walked", partial(sample_of, walks)) if walks else None
     return _fault("walks", n_features, np.dtype(np.float32), sample, ()) is None
 
 
 def begin_checks(precision: str, n_features: int, dtype: np.dtype) -> None:
-    """Begin to check the forms of a precision on made rows for such a run, in a process of its own.
+    """Start checks of the forms of a precision on synthetic rows for such a run, in a separate process.
 
-    What was right before, is checked already, or is about to be, by another process too, is left out.
+    Checks already passed or running, also in another process, are left out.
     """
     from cupy.cuda import runtime
 
@@ -200,7 +199,7 @@ def begin_checks(precision: str, n_features: int, dtype: np.dtype) -> None:
 def _fault(
     form: Checked, n_features: int, dtype: np.dtype, sample: SomeRows | _SomePoints | None, others: Sequence[Form]
 ) -> str | None:
-    """The fault of a form, found out when it is asked for first, and told then together with what takes its place."""
+    """Return the fault of a form, checked at its first use; a fault is reported then, with the form's replacement."""
     from cupy.cuda import runtime
 
     made = Check(form, n_features, dtype.name), runtime.getDevice()
@@ -220,28 +219,28 @@ def _fault(
 
 
 def _outlook(form: Checked, others: Sequence[Form]) -> str:
-    """What becomes of a run without a form."""
+    """Describe how a run continues without a form."""
     if others:
-        return f"this process goes on with {_NAMES[others[0]]}"
-    return "this process walks on processors" if form == "walks" else "it is left out"
+        return f"this process continues with {_NAMES[others[0]]}"
+    return "this process does the walks on CPUs" if form == "walks" else "it is left out"
 
 
 def _fault_on(form: Checked, sample: Sample | Sequence[GridWalk]) -> str | None:
-    """The fault of a form on some rows, or of walks on some points."""
+    """Return the fault of a form on some rows, or of walks over some points."""
     if isinstance(sample, Sample):
         return find_fault(cast(Form, form), sample)
     return find_walk_fault(sample)
 
 
 def _warn(message: str) -> None:
-    """Warn here, and where a client waits for this worker."""
+    """Warn here, and at the client that waits for this worker."""
     from distributed.worker import warn
 
     warn(message, RuntimeWarning)
 
 
 def _fault_apart(check: Check, device: int) -> str | None:
-    """The fault of a form on made rows, in a process of its own if one can be had; none where it was right before."""
+    """Return the fault of a form on synthetic rows, from a separate process if possible; None if it passed before."""
     verdicts.wait_for(check, device, check_process.LIMIT_SECONDS)
     if verdicts.is_noted(check, device):
         return None
@@ -262,12 +261,12 @@ def _found_apart(check: Check, device: int) -> str | None:
 
 
 def find_fault_here(name: str, check: Check, device: int, find: Callable[[], str | None]) -> str | None:
-    """The fault of a form that `find` looks for on the device of this process, or that took another's with it.
+    """Run `find` on the device of this process; returns the fault of a form, unless it makes the device unusable.
 
-    After an illegal address all that a process asks of its device fails, and a kernel that never ends can be stopped
-    with its process only: no other form can take over here. That is noted for whoever comes next (`verdicts`). A worker
-    that its nanny starts again ends at once, and Dask gives its task to the next one; any other process is told, by a
-    ComputeError where it goes on.
+    After an illegal memory access, all further use of the device fails in this process, and a kernel that never ends
+    can be stopped only with its process, so no other form can take over here. The fault is recorded for later processes
+    (`verdicts`). A worker that its nanny restarts ends at once, and Dask gives its task to the next one; any other
+    process gets a ComputeError if it continues.
     """
     if (earlier := verdicts.noted_fault(check, device)) is not None:
         return earlier
@@ -277,9 +276,7 @@ def find_fault_here(name: str, check: Check, device: int, find: Callable[[], str
         verdicts.note_fault(check, device, fault)
         is_noted = verdicts.noted_fault(check, device) is not None
         message = f"{name} {fault}, which costs this process its GPU; restart it"
-        message += (
-            ": the next one leaves that kernel out" if is_noted else ", with a CUPY_CACHE_DIR that can be written to"
-        )
+        message += ": the next one skips that kernel" if is_noted else ", with a CUPY_CACHE_DIR that can be written to"
         if is_restarted and is_noted:
             logger.error(message)
             os._exit(1)
@@ -301,7 +298,7 @@ def find_fault_here(name: str, check: Check, device: int, find: Callable[[], str
 
 
 def _is_lost() -> bool:
-    """Whether the device answers this process no more."""
+    """Tell whether the device no longer responds to this process."""
     from cupy.cuda import runtime
 
     try:
@@ -312,7 +309,7 @@ def _is_lost() -> bool:
 
 
 def _sample_of(rows: Any, centroids: NDArray[np.float32], geometry: Geometry) -> Sample:
-    """Some rows of the device from first to last, and some centroids."""
+    """Return evenly spaced rows from the device, and some centroids."""
     import cupy
 
     places = np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE_ROWS)).astype(np.int64)

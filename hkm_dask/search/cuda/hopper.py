@@ -1,4 +1,4 @@
-"""The fused search on Hopper (compute capability 9.0), by the kernel of search_hopper.cu."""
+"""The fused search on Hopper (compute capability 9.0), with the kernel of search_hopper.cu."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 from hkm_dask.errors import ComputeError
 from hkm_dask.search.cuda.kernels import launch
 
-#: Centroids of a tile: biases are infinite up to a multiple of it.
+#: Centroids of a tile; biases are padded with infinity to a multiple of it.
 TILE_COLUMNS = 256
-#: Rows of a block; blocks of a cluster; threads of a block.
+#: Rows of a block; blocks of a thread-block cluster; threads of a block.
 _TILE_ROWS, _CLUSTER, _THREADS = 128, 2, 384
-#: Half of a tile of centroids, which each block of a cluster fetches; coordinates of a step.
+#: The half of a centroid tile that each block of a cluster fetches; coordinates of a step.
 _BOX_COLUMNS, _DEPTH = TILE_COLUMNS // _CLUSTER, 64
-#: Bytes of shared memory: six steps of rows and four of centroids, barriers, and what begins at a multiple of 1024.
+#: Bytes of shared memory: six steps of rows and four of centroids, barriers, and alignment to 1024 bytes.
 SHARED_BYTES = (6 * _TILE_ROWS + 4 * TILE_COLUMNS) * 2 * _DEPTH + 2 * 6 * 8 + 1024
-#: Centroids from which rows that do not lie in a run are gathered first, as copies of tiles cannot do that: it moves 4
-#: bytes a value, and saves a third of the products. A model; not measured.
+#: From this many centroids on, non-contiguous rows are gathered first, as TMA tile copies cannot do that: it moves 4
+#: bytes per value and saves a third of the products. Modeled, not measured.
 LEAST_FOR_GATHERED = 512
-# CUtensorMapDataType, -Swizzle, -L2promotion; the other enumerations are 0 for nothing of the kind.
+# CUtensorMapDataType, -Swizzle, -L2promotion; 0 means none in the other enumerations.
 _FLOAT16, _SWIZZLE_128_BYTES, _L2_256_BYTES = 6, 3, 3
 _ALIGNMENT, _N_BYTES = 64, 128
 
 
 @cache
 def is_available() -> bool:
-    """Whether the device is a Hopper, with a driver that describes matrices to it; ``HKM_HOPPER=0`` says no."""
+    """Tell whether the device is a Hopper whose driver can encode tensor maps; ``HKM_HOPPER=0`` disables it."""
     if os.environ.get("HKM_HOPPER") == "0":
         return False
     import cupy
@@ -44,9 +44,8 @@ def nearest_two(
 ) -> None:
     """Write the two best scores of every row, and the best unit of `unit` columns; see search_hopper.cu.
 
-    Rows and centroids are float16, C-contiguous, with a width that is a multiple of 8; the `bias` of every centroid is
-    float32, and infinite up to a multiple of `TILE_COLUMNS`. What is written is of shape (n_rows,): float32, float32,
-    int32.
+    Rows and centroids are float16, C-contiguous, of a width that is a multiple of 8; `bias` is float32 per centroid,
+    padded with infinity to a multiple of `TILE_COLUMNS`. The outputs (n_rows,) are float32, float32 and int32.
     """
     n_rows, width = rows.shape
     launch(
@@ -57,12 +56,12 @@ def nearest_two(
     )  # fmt: skip
 
 
-# -- matrices as copies of tiles (TMA) take them, described by the driver's own function -------------------------------
+# -- tensor maps of matrices for tile copies (TMA), encoded by the driver ----------------------------------------------
 
 
 @cache
 def encoder() -> Any | None:
-    """Return `cuTensorMapEncodeTiled` of the driver; None where there is no driver, or one from before CUDA 12."""
+    """Return the driver's `cuTensorMapEncodeTiled`; None without a driver, or with one older than CUDA 12."""
     try:
         return ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled
     except (OSError, AttributeError):
@@ -70,10 +69,10 @@ def encoder() -> Any | None:
 
 
 def tensor_map(matrix: Any, box: tuple[int, int]) -> NDArray[np.void]:
-    """Describe a matrix that is fetched in boxes of 128-byte lines, swizzled; gives a `CUtensorMap` to pass by value.
+    """Encode a `CUtensorMap` for a matrix that is fetched in swizzled boxes of 128-byte lines.
 
-    It is float16 (n_lines, width), C-contiguous, with a width that is a multiple of 8. A box has lines, and 64 columns
-    at most.
+    The matrix is float16 (n_lines, width), C-contiguous, with a width that is a multiple of 8. `box` is the number of
+    lines, and of columns, at most 64.
     """
     encode = encoder()
     if encode is None:
@@ -82,7 +81,7 @@ def tensor_map(matrix: Any, box: tuple[int, int]) -> NDArray[np.void]:
     start = -room.ctypes.data % _ALIGNMENT
     out = room[start : start + _N_BYTES].view(f"V{_N_BYTES}")
     n_lines, width = matrix.shape
-    # Fastest first; the strides are those of all others, in bytes.
+    # The innermost dimension comes first; strides, in bytes, are those of all other dimensions.
     status = encode(
         ctypes.c_void_p(out.ctypes.data), _FLOAT16, ctypes.c_uint32(2), ctypes.c_void_p(matrix.data.ptr),
         (ctypes.c_uint64 * 2)(width, n_lines), (ctypes.c_uint64 * 1)(matrix.strides[0]),

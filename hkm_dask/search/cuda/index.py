@@ -1,24 +1,24 @@
-"""Centroids on a GPU, ready to be searched: exact nearest ones, to the bits of `cpu`.
+"""Centroids on a GPU, prepared for exact nearest-centroid search, with bitwise the results of `cpu`.
 
-Tensor cores propose in float16, or plain float32 where that settles too little; what they cannot exclude is measured
-directly in float64, in the order of the CPU kernel. With c' = c - m, m the mean of the rows, and any x,
+Tensor cores propose in float16 (or plain float32 if that leaves too many rows open); whatever their scores cannot
+exclude is computed directly in float64, in the CPU kernel's order. With c' = c - m, m the mean of the rows, and any x,
 
-    ‖x - c‖² = ‖x - m‖² + bias - 2 x·c',   bias = ‖c'‖² + 2 m·c'
+   ‖x - c‖² = ‖x - m‖² + bias - 2 x·c',   bias = ‖c'‖² + 2 m·c'
 
-so rows that are stored in float16 are operands as they are, and only the centroids are rounded. Rows in float32 are
-centered first and brought to float16; then bias = ‖c'‖². A score is bias - 2 x̂·ĉ', with operands as written. By
-Cauchy-Schwarz it misses the truth by at most
+so rows stored in float16 are used unchanged, and only the centroids are rounded. Rows in float32 are first centered and
+converted to float16; then bias = ‖c'‖². A score is bias - 2 x̂·ĉ', with operands as written. By Cauchy-Schwarz, its
+error is at most
 
-    2 ‖x̂‖ ‖c' - ĉ'‖ + 2 ‖x - x̂‖ ‖c'‖ + γ ‖x̂‖ ‖ĉ'‖,
+   2 ‖x̂‖ ‖c' - ĉ'‖ + 2 ‖x - x̂‖ ‖c'‖ + γ ‖x̂‖ ‖ĉ'‖,
 
-where γ bounds the rounding of a sum in any order, by hardware that cuts off instead of rounding. What operands lose is
-measured for every row and centroid; the bound takes the largest over all centroids.
+where γ bounds the rounding of a sum in any order, on hardware that truncates instead of rounding. The rounding errors
+of operands are measured for every row and centroid; the bound uses the largest over all centroids.
 
-Two ways find the scores: *fused*, a kernel that keeps the two best of every row in registers and leaves the few rows
-whose second best is too near to the other way; and a *product* of cuBLAS's, in any precision, by tiles so large that
-they take longer than to start them. The fused kernel keeps scores of units of columns, each the lowest of its columns.
-All columns of the best are measured, and no column of another unit scores below the second best: the bound is that of
-columns. Hopper has a form of its own; rows in groups, and a few centroids for rows in no run, take the plain one.
+There are two ways to compute scores. The *fused* kernel keeps the two best of every row in registers and leaves the few
+rows whose second-best score is too close to the other way: a cuBLAS *product*, in any precision, by tiles so large that
+they take longer than a launch. The fused kernel keeps scores of units of columns, each the lowest of its columns. All
+columns of the best unit are measured, and no column of another unit scores below the second best, so the bound holds
+for columns. Hopper has its own kernel; groups of rows, and non-contiguous rows with few centroids, use the plain one.
 """
 
 from __future__ import annotations
@@ -45,35 +45,35 @@ from hkm_dask.search.cuda.operand import (
 )
 from hkm_dask.search.geometry import Geometry
 
-#: Rows of a tile of the fused kernel.
+#: Rows of a tile in the fused kernel.
 FUSED_ROWS = 128
-#: Threads of a block of the fused kernel, and of those that settle.
+#: Threads per block of the fused kernel, and of the kernels that settle rows.
 _FUSED_THREADS, _SETTLE_THREADS = 256, 128
-#: Centroids per feature from which units of four and of two columns pay: they save two or three of five instructions a
-#: score, and each column more costs the row one more centroid's bytes out of the L2 cache. A model; not measured.
+#: Centroids per feature from which units of four or two columns pay off: they save two or three of five instructions
+#: per score, and each column more costs the row another centroid read from the L2 cache. Modeled, not measured.
 _CENTROIDS_FOR_UNITS = {4: 20, 2: 5}
-#: Centroids in a tile of products at most; fewest products worth a call; tiles that the device's memory has room for.
-#: One that stays in L2 (8 million scores) takes several times as long to start as to multiply.
+#: Most centroids in a tile of products; fewest products worth a call; tiles for which the device's memory has room. A
+#: tile that stays in L2 (8 million scores) takes several times as long to launch as to multiply.
 _MOST_COLUMNS, _LEAST_TILE, _TILE_SHARE = 1 << 15, 1 << 18, 64
-#: What an addition loses: tensor cores cut off; float32; float64, whose sum is then rounded to float32.
+#: Rounding error of one addition: tensor cores truncate; float32; float64, whose sum is then rounded to float32.
 _UNITS = {"single": 2.0**-24, "double": 2.0**-53}
 _UNIT_OF_TENSOR_CORES = 2.0**-22
-#: Tensor cores take 10 of the 23 bits of a float32.
+#: TF32 keeps 10 of the 23 mantissa bits of a float32.
 _LOST_TO_TF32 = 2.0**-10
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Rows and centroids in groups, for many small searches at once."""
+    """Groups of rows and centroids, for many small searches at once."""
 
     of_rows: Any  # int32 (n_rows,): the group of every row
-    lines: NDArray[np.int64]  # (n_groups + 1,): where the rows of each group begin, among those that are looked at
-    columns: NDArray[np.int64]  # (n_groups + 1,): where its centroids begin
-    numbers: NDArray[np.int32]  # (n_centroids,): what each centroid is called; they rise within a group
+    lines: NDArray[np.int64]  # (n_groups + 1,): offset of each group among the rows that are searched
+    columns: NDArray[np.int64]  # (n_groups + 1,): offset of each group among the centroids
+    numbers: NDArray[np.int32]  # (n_centroids,): label of each centroid, increasing within a group
 
 
 def tiles_of(lines: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Lines and centroids of each block of the fused kernel; see `nearest_two`."""
+    """Return the lines and centroids of each block of the fused kernel; see `nearest_two`."""
     n_tiles = -(-np.diff(lines) // FUSED_ROWS)
     group = np.repeat(np.arange(len(n_tiles)), n_tiles)
     within = np.arange(len(group)) - np.repeat(np.cumsum(n_tiles) - n_tiles, n_tiles)
@@ -82,15 +82,15 @@ def tiles_of(lines: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np
 
 
 def _unit(n_centroids: int, n_features: int) -> int:
-    """Columns of a unit of scores, 1, 2 or 4."""
+    """Return the number of columns in a unit of scores: 1, 2 or 4."""
     return next((unit for unit, least in _CENTROIDS_FOR_UNITS.items() if n_centroids >= least * n_features), 1)
 
 
 class CudaIndex:
-    """A set of centroids on the device, made ready to be searched in a form; see `cpu.CpuIndex`.
+    """A set of centroids on the device, prepared for searching in one form; see `cpu.CpuIndex`.
 
-    They are float32 (n_clusters, n_features) on either side; rows of NaN are slots without one and are never found.
-    `on_device` are the same centroids, where they are on the device already.
+    They are float32 (n_clusters, n_features), on the host or the device; NaN rows are unused slots, never found.
+    `on_device` holds the same centroids, if they are on the device already.
     """
 
     def __init__(self, centroids: Any, geometry: Geometry, form: Form = "fused", on_device: Any | None = None) -> None:
@@ -111,7 +111,7 @@ class CudaIndex:
         self._make_operand()
 
     def _make_operand(self) -> None:
-        """The operand, biases and bounds of the centroids there are."""
+        """Make the operand, biases and bounds of the used centroids."""
         import cupy
 
         n, tile = len(self.centroids), hopper.TILE_COLUMNS
@@ -126,7 +126,7 @@ class CudaIndex:
         error, norm, size, bias = largest.get().tolist()
         unit = _UNITS.get(self.form, _UNIT_OF_TENSOR_CORES)
         gamma = 2.0 * (form.matrix.shape[1] + 16) * unit + (2.0**-22 if self.form == "double" else 0.0)
-        if self.form == "tf32":  # what is cut off rows comes to their size, that off centroids to their error
+        if self.form == "tf32":  # truncation of rows is charged to their size, that of centroids to their error
             gamma += 4.0 * _LOST_TO_TF32 * (1.0 + _LOST_TO_TF32)
         per_size, per_error = (2.0 * error + gamma * size) * (1.0 + 1e-6), 2.0 * np.sqrt(norm) * (1.0 + 1e-6)
         constant = 2.0**-22 * max(bias, norm) + 2.0**-100
@@ -151,10 +151,10 @@ class CudaIndex:
         self, rows: Any, labels: Any, distances: Any, operand: CudaOperand | None = None, first: int = 0,
         which: Any | None = None,
     ) -> None:  # fmt: skip
-        """Bring `labels` and `distances` up to date with these centroids; see `cpu.CpuIndex.nearest`.
+        """Update `labels` and `distances` with these centroids; see `cpu.CpuIndex.nearest`.
 
-        `operand` is `make_cuda_operand` of the rows. A MemoryError (`staging.ran_out`) says that device memory ran out,
-        however small the tiles.
+        `operand` is `make_cuda_operand` of the rows. Raises MemoryError (`staging.ran_out`) if device memory runs out
+        even with the smallest tiles.
         """
         if not len(self.centroids) or not len(rows):
             return
@@ -168,7 +168,7 @@ class CudaIndex:
     def settle(
         self, rows: Any, labels: Any, distances: Any, operand: CudaOperand, first: int = 0, which: Any | None = None
     ) -> None:
-        """Do as `nearest`, by products of cuBLAS's."""
+        """Do what `nearest` does, with cuBLAS products."""
         import cupy
 
         in_a_run, numbers = which is None, self._numbers_from(first)
@@ -182,19 +182,19 @@ class CudaIndex:
             except MemoryError as error:
                 if not ran_out(error):
                     raise
-                # What was settled before is a valid bound, so the work goes on with what is known.
+                # Results so far are valid bounds, so the search continues from them.
                 cupy.get_default_memory_pool().free_all_blocks()
                 tile //= 2
-                if tile < _LEAST_TILE // 8:  # too little to be worth it: whoever runs the task may make room
+                if tile < _LEAST_TILE // 8:  # too small to be useful: the caller may free memory and retry
                     raise
 
     def propose(
         self, rows: Any, labels: Any, distances: Any, operand: CudaOperand, left: RowList, first: int = 0,
         which: Any | None = None, gathered: Any | None = None,
     ) -> None:  # fmt: skip
-        """Settle what the two best scores of each row prove, and list the rows they leave open.
+        """Settle the rows whose nearest centroid their two best scores prove, and list the others in `left`.
 
-        `gathered` has the operands of the rows `which`, if they were gathered.
+        `gathered` holds the operands of the rows `which`, if they were gathered.
         """
         if len(self.centroids) and (which is None or len(which)):
             self._fused(rows, operand, self._numbers_from(first), labels, distances, left, which, gathered=gathered)
@@ -209,9 +209,9 @@ class CudaIndex:
     def nearest_in_groups(
         self, rows: Any, labels: Any, distances: Any, operand: CudaOperand, groups: Groups, which: Any | None = None
     ) -> None:
-        """Do as `nearest`, for rows in groups that are searched among the centroids of their own group.
+        """Search groups of rows as `nearest` does, each among the centroids of its own group.
 
-        `which` are the rows of groups with centroids, if those are not all.
+        `which` are the rows of groups with centroids, if not all rows.
         """
         import cupy
 
@@ -227,15 +227,15 @@ class CudaIndex:
             )  # fmt: skip
 
     def tiles(self, groups: Groups) -> Any:
-        """What each block of the fused kernel looks at; see `nearest_two`."""
+        """Return what each block of the fused kernel processes; see `nearest_two`."""
         import cupy
 
-        # Slots without a centroid are not in the index.
+        # The index leaves out unused slots.
         return cupy.asarray(tiles_of(groups.lines, np.searchsorted(self._numbers, groups.columns)))
 
     @property
     def n_bytes(self) -> int:
-        """Bytes it takes, of the device's memory."""
+        """Size of the index in bytes of device memory."""
         if not len(self.centroids):
             return 0
         return int(self.centroids.nbytes + self._operand.matrix.nbytes + 6 * self._operand.norms.nbytes)
@@ -263,9 +263,9 @@ class CudaIndex:
         self, rows: Any, operand: CudaOperand, which: Any | None, tiles: Any | None, out: tuple[Any, Any, Any],
         gathered: Any | None = None,
     ) -> int:  # fmt: skip
-        """Write best and second best score of each line and the unit of the best; return the columns of a unit."""
+        """Write the best and second-best score of each line and the best unit; returns the columns of a unit."""
         centroids, bias, alpha = self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand)
-        unit = self.unit if tiles is None else 1  # none may reach into the next group
+        unit = self.unit if tiles is None else 1  # a unit must not extend into the next group
         if self.form == "hopper" and tiles is None and hopper.is_available():
             if which is None:
                 gathered = operand.matrix
@@ -288,7 +288,7 @@ class CudaIndex:
         self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, which: Any, in_a_run: bool,
         tile: int,
     ) -> None:  # fmt: skip
-        """Score rows tile by tile, and measure what the scores cannot exclude."""
+        """Score rows tile by tile, and measure whatever the scores cannot exclude."""
         import cupy
 
         n_clusters = len(self.centroids)

@@ -1,6 +1,6 @@
-"""The inner loops of the GPU path: `cpu.kernels` for arrays on the device, with the same names, arguments and bits.
+"""The inner loops of the GPU engine: the counterparts of `cpu.kernels`, with the same names, arguments and bits.
 
-The kernels themselves are CUDA C++, in the files `FILES`; CuPy compiles them on first use and keeps them on disk.
+The kernels are CUDA C++, in the files `FILES`; CuPy compiles them on first use and caches them on disk.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from hkm_dask.compute.jit import kernel
 from hkm_dask.compute.staging import ran_out
 from hkm_dask.errors import ComputeError
 
-#: The source, in the order of its parts.
+#: Source files, in the order in which they are concatenated.
 FILES = ("scores.cu", "distances.cu", "conflicts.cu", "walks.cu", "operands.cu", "sums.cu", "search.cu")
-#: That of the kernel for Hopper; see `hopper`.
+#: Source files of the Hopper kernel; see `hopper`.
 HOPPER_FILES = ("scores.cu", "search_hopper.cu")
-#: Threads of a block, where any number would do.
+#: Threads per block where the number does not matter.
 _THREADS = 256
-#: Threads of a block of `count_entries`; of `add_entries`: entries a block takes at once, threads and blocks at most.
+#: Threads per block of `count_entries`; for `add_entries`, entries per block and step, and most threads and blocks.
 _COUNT_THREADS, _RUN, _ADD_THREADS, _ADD_BLOCKS = 1024, 64, 256, 4096
-#: Blocks of `add_limbs` at most.
+#: Most blocks of `add_limbs`.
 _LIMB_BLOCKS = 1024
-#: Bytes of a stage of the fused search, and stages beyond which more would not help.
+#: Bytes of a pipeline stage of the fused search, and the number of stages beyond which more do not help.
 STAGE_BYTES, _MOST_STAGES = (128 + 256) * 128, 4
-#: Bytes of dynamic shared memory that a block has without asking for them.
+#: Bytes of dynamic shared memory that a block gets by default.
 _SHARED_UNASKED = 48 << 10
-#: Rows and columns of a tile of `find_conflicts`: a word of bits.
+#: Rows and columns of a tile of `find_conflicts`: one word of bits.
 _CONFLICT_TILE = 32
-#: Asynchronous copies and products of 16 × 8 × 16 came with compute capability 8.0 (Ampere), "80" to CuPy.
+#: Asynchronous copies and 16 × 8 × 16 products need compute capability 8.0 (Ampere), "80" in CuPy.
 _OLDEST_CAPABILITY = 80
 
 
 @cache
 def n_stages() -> int:
-    """Stages of the fused search that a block's shared memory holds: 4 on Hopper, 3 on an A100, 2 on smaller ones."""
+    """Return the stages of the fused search that fit in shared memory: 4 on Hopper, 3 on an A100, 2 on smaller GPUs."""
     return min(_MOST_STAGES, device_attribute("MaxSharedMemoryPerBlockOptin") // STAGE_BYTES)
 
 
 def source(files: tuple[str, ...] = FILES) -> str:
-    """The CUDA C++ of all kernels, or of other files; the compiler names the file and the line of what it refuses."""
+    """Return the concatenated CUDA C++ of some files; compiler messages refer to file and line."""
     folder = resources.files("hkm_dask.search.cuda")
     return "".join(f'#line 1 "{name}"\n{folder.joinpath(name).read_text(encoding="utf-8")}' for name in files)
 
@@ -70,18 +70,18 @@ def _compiled(half: bool) -> Any:
 def _compiled_for_hopper() -> Any:
     import cupy
 
-    # CuPy adds an -arch without the instructions of sm_90a; NVRTC takes the first.
+    # CuPy adds an -arch option without the instructions of sm_90a; NVRTC uses the first one.
     return cupy.RawModule(code=source(HOPPER_FILES), options=("-arch=sm_90a", "--std=c++17"))
 
 
 def compile_kernels(device: int, halves: Iterable[bool], *, for_hopper: bool) -> None:
-    """Compile the kernels for some types of rows side by side; what does not compile is told where it is used."""
+    """Compile the kernels for some row dtypes in parallel; compilation errors are raised where a kernel is used."""
     import cupy
 
     jobs = [partial(_compiled, half) for half in halves] + [_compiled_for_hopper] * for_hopper
 
     def compile_module(job: Callable[[], Any]) -> None:
-        cupy.cuda.Device(device).use()  # a thread has a device of its own
+        cupy.cuda.Device(device).use()  # the current device is per thread
         with suppress(Exception):
             job().compile()
 
@@ -92,7 +92,7 @@ def compile_kernels(device: int, halves: Iterable[bool], *, for_hopper: bool) ->
 @cache
 def _function(name: str, half: bool, takes_much_shared: bool) -> Any:
     kernel = (_compiled_for_hopper() if name.endswith("_hopper") else _compiled(half)).get_function(name)
-    if takes_much_shared:  # asked for once, all there is: a limit is the kernel's, whoever got it from its module
+    if takes_much_shared:  # request all there is, once: the limit belongs to the kernel, not to its caller
         most = device_attribute("MaxSharedMemoryPerBlockOptin")
         kernel.max_dynamic_shared_size_bytes = most - kernel.shared_size_bytes
     return kernel
@@ -101,7 +101,7 @@ def _function(name: str, half: bool, takes_much_shared: bool) -> Any:
 def launch(
     name: str, rows: Any, n_blocks: int | tuple[int, ...], n_threads: int, *arguments: Any, shared_bytes: int = 0
 ) -> None:
-    """Run a kernel, compiled for the type of `rows`, on the current stream.
+    """Launch a kernel, compiled for the dtype of `rows`, on the current stream.
 
     The other arguments are CuPy arrays, and NumPy scalars of exactly the types of the kernel's parameters;
     `shared_bytes` is the dynamic shared memory of a block.
@@ -113,19 +113,19 @@ def launch(
 
 
 def launch_by_row(name: str, rows: Any, lanes: int, *arguments: Any, n: int | None = None) -> None:
-    """Run a kernel with `lanes` threads, 8 or 32, for each of `n` items, one for each row by default; see `launch`."""
+    """Launch a kernel with `lanes` threads, 8 or 32, for each of `n` items, by default one per row; see `launch`."""
     launch(name, rows, -(-(len(rows) if n is None else n) * lanes // _THREADS), _THREADS, *arguments)
 
 
 def unused(dtype: Any) -> Any:
-    """An array for a parameter that a kernel is told to leave alone."""
+    """Return an array for a parameter that the kernel is told to ignore."""
     import cupy
 
     return cupy.empty(1, dtype)
 
 
 def if_there_is_room(make: Callable[[], Any]) -> Any | None:
-    """What is made on the device; None where its memory runs out."""
+    """Return what `make` allocates on the device; None if memory runs out."""
     try:
         return make()
     except MemoryError as error:
@@ -135,7 +135,7 @@ def if_there_is_room(make: Callable[[], Any]) -> Any | None:
 
 
 class RowList:
-    """Numbers of rows that kernels append to; `n_listed` is a counter (uint64) at 0, made unless it is given."""
+    """List of row numbers to which kernels append; `n_listed` is a zero counter (uint64), made if not given."""
 
     def __init__(self, most: int, n_listed: Any | None = None) -> None:
         import cupy
@@ -144,12 +144,12 @@ class RowList:
         self.n_listed = cupy.zeros(1, cupy.uint64) if n_listed is None else n_listed
 
     def get(self) -> Any:
-        """The numbers, int64 on the device, in any order; waits for it to know how many."""
+        """Return the numbers, int64 on the device, in any order; synchronizes to learn how many there are."""
         return self.rows[: int(self.n_listed[0])]
 
 
 def label_distances(rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any) -> None:
-    """Write each row's squared distance to the centroid it is labeled with; see `cpu.kernels.label_distances`."""
+    """Write each row's squared distance to the centroid of its label; see `cpu.kernels.label_distances`."""
     nothing = unused(np.int32), unused(np.int64), unused(np.uint64)
     _label_distances(rows, centroids, stayed, labels, distances, False, *nothing, 0, None, None)
 
@@ -158,11 +158,11 @@ def split_rows(
     rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any, n_listed: Any, gathers: int = 0,
     operands: Any = None, gathered: Any = None,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
-    """Do as `label_distances`, and tell the rows that are further from their centroid than they were from the others.
+    """Do what `label_distances` does, and split the rows into those now further from their centroid, and others.
 
-    `n_listed` are two counters (uint64), at 0. Operands (float16) of the first are copied to `gathered` if `gathers` is
-    1, and those of the others after them if it is 2. Gives the labels of before (int32), and the numbers of the rows
-    that are further and of the others (int64), in any order.
+    `n_listed` are two zero counters (uint64). With `gathers` 1, the operands (float16) of the former are copied to
+    `gathered`, with 2, those of the others after them as well. Returns the previous labels (int32), and the numbers of
+    the rows that are further and of the others (int64), in any order.
     """
     import cupy
 
@@ -188,9 +188,9 @@ def _label_distances(
 
 
 def accept_in_order(rows: Any, limits: Any) -> NDArray[np.bool_]:
-    """Which rows lie beyond their limit, a squared distance, from all before them that are accepted; on the host.
+    """Return, on the host, which rows lie beyond their squared-distance limit from all accepted rows before them.
 
-    The device finds which pairs lie too close, and the host walks through their bits.
+    The device finds the pairs that are too close, and the host scans their bits in order.
     """
     import cupy
 
@@ -206,7 +206,7 @@ def accept_in_order(rows: Any, limits: Any) -> NDArray[np.bool_]:
 
 @kernel("void(u4[:,::1], b1[::1])")
 def _accept_by_conflicts(conflicts, accepted):  # type: ignore[no-untyped-def]
-    """Do as `cpu.kernels.accept_in_order`, by bits (n_rows, n_words) of which rows before each lie too close."""
+    """Do what `cpu.kernels.accept_in_order` does, given bits (n_rows, n_words) of the rows too close before each."""
     words = np.zeros(conflicts.shape[1], np.uint32)
     for i in range(conflicts.shape[0]):
         own = i >> 5
@@ -218,9 +218,9 @@ def _accept_by_conflicts(conflicts, accepted):  # type: ignore[no-untyped-def]
 
 
 def order(labels: NDArray[np.int32], keys: NDArray[np.uint64]) -> NDArray[np.int64] | None:
-    """Places of rows in the order of their label, none negative, then of their key, below 2^32, then of their place.
+    """Return row positions sorted by label (none negative), then key (below 2^32), then position.
 
-    All is on the host; None where device memory runs out.
+    All arrays are on the host; None if device memory runs out.
     """
     import cupy
 
@@ -239,7 +239,7 @@ def order(labels: NDArray[np.int32], keys: NDArray[np.uint64]) -> NDArray[np.int
 def add_rows(rows: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any, fine: float = 0.0) -> None:
     """Add rows, in fixed point, to the sums of their clusters; see `cpu.kernels.add_rows`.
 
-    With `fine` units to a unit, sums have two columns a feature; see `fixed_point.RowUnits`.
+    With `fine` fine units per unit, sums have two columns per feature; see `fixed_point.RowUnits`.
     """
     _add_entries(rows, None, labels, weights, (scale, fine), sums, counts)
 
@@ -247,7 +247,7 @@ def add_rows(rows: Any, labels: Any, weights: Any, scale: float, sums: Any, coun
 def move_rows(
     rows: Any, before: Any, after: Any, weights: Any, scale: float, sums: Any, counts: Any, fine: float = 0.0
 ) -> None:
-    """Bring sums up to date for the rows whose label changed; see `cpu.kernels.move_rows`, and `add_rows`."""
+    """Update sums for the rows whose label changed; see `cpu.kernels.move_rows` and `add_rows`."""
     _add_entries(rows, before, after, weights, (scale, fine), sums, counts)
 
 
@@ -255,7 +255,7 @@ _thread = threading.local()
 
 
 def _counters(n: int) -> Any:
-    """Counters (uint32) at 0 for `count_entries`, which leaves them so; a thread has its own."""
+    """Return zero counters (uint32) for `count_entries`, which resets them; each thread has its own."""
     import cupy
 
     device = cupy.cuda.runtime.getDevice()
@@ -267,9 +267,9 @@ def _counters(n: int) -> Any:
 def _add_entries(
     rows: Any, before: Any | None, after: Any, weights: Any, units: tuple[float, float], sums: Any, counts: Any
 ) -> None:
-    """Add rows to the sums of the clusters they join, and take them from those they leave; sorted by cluster.
+    """Add rows to the sums of the clusters they join, and subtract them from those they leave, sorted by cluster.
 
-    So few additions go to memory. The device counts what there is to do, and nothing waits for it.
+    Sorting keeps atomic additions to memory few. The device counts the entries itself, so nothing synchronizes.
     """
     import cupy
 
@@ -284,7 +284,7 @@ def _add_entries(
         counters[:1], starts,
     )  # fmt: skip
     launch_by_row("place_entries", rows, 1, *labels, np.int64(n), starts, entries)
-    # Two features a thread where they lie at even places.
+    # Two features per thread if rows begin at even offsets.
     n_threads = -(-n_features // 2) if n_features % 2 == 0 else n_features
     width = min(-(-n_threads // 32) * 32, _ADD_THREADS)
     launch(
@@ -295,7 +295,7 @@ def _add_entries(
 
 
 def add_limbs(values: Any, weights: Any, scale: float, base: float, limit: float, totals: Any) -> None:
-    """Add float64 values to limbs of int64 (2, n_limbs): all of them, and those up to `limit`; see `FixedPointSum`."""
+    """Add float64 values to int64 limbs (2, n_limbs), of all values and of those up to `limit`; see `FixedPointSum`."""
     n, n_limbs = len(values), totals.shape[1]
     if n:
         launch(

@@ -1,7 +1,7 @@
-"""Rows and centroids as tensor cores take them, what that loses of them, and the product of both.
+"""Operands of tensor-core products, made from rows and centroids, with their rounding errors, and the product itself.
 
-Rows stored in float16 are operands as they are; others are centered and written in the type that the form asks for.
-What is lost is measured in float64 for every row; the bounds of the scores in `cuda` follow from it.
+Rows stored in float16 are used unchanged; others are centered and converted to the dtype that the form needs. Rounding
+errors are measured in float64 for every row, and lead to the bounds on the scores (see `index`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from hkm_dask.search.cuda.kernels import launch_by_row
 from hkm_dask.search.geometry import Geometry
 
-#: Ways to find scores: fused in float16, the first on Hopper; by cuBLAS in float16, bfloat16, TF32, float32, float64.
+#: Forms of scores: fused in float16 (first on Hopper); cuBLAS in float16, bfloat16, TF32, float32, float64.
 Form = Literal["hopper", "fused", "half", "bfloat", "tf32", "single", "double"]
 FORMS: tuple[Form, ...] = ("hopper", "fused", "half", "bfloat", "tf32", "single", "double")
-#: Those of the fused search.
+#: Forms of the fused search.
 FUSED: tuple[Form, ...] = ("hopper", "fused")
-#: The forms that a geometry's precision allows. That of float32 is to be had at the speed of 16 bits.
+#: Forms that a geometry's precision allows; float32 precision is also reached at the speed of 16 bits.
 FORMS_OF: dict[str, tuple[Form, ...]] = {
     "float32": ("hopper", "fused", "half", "single"),
     "float16": ("hopper", "fused", "half"),
@@ -28,39 +28,39 @@ FORMS_OF: dict[str, tuple[Form, ...]] = {
     "float64": ("double",),
 }
 
-#: Operands are padded to whole copies of 16 bytes.
+#: Operands are padded to multiples of 16 bytes, which are copied at once.
 _WIDTH = 8
-#: Largest coordinate of an operand in float16, and the finest scale: float32 has to hold products of both.
+#: Largest coordinate of a float16 operand, and largest scale, as float32 must hold products of both.
 _LARGEST, _FINEST = 2.0**14, 2.0**40
-#: A mean so many times as long as typical rows are wide would cost more bits than centering costs time.
+#: If the norm of the mean exceeds this multiple of the rows' radius, centering costs less than the lost bits.
 _FAR = 4.0
 
 
 @dataclass(frozen=True)
 class CudaOperand:
-    """Rows, or centroids, as the product takes them; everything on the device."""
+    """Rows or centroids as an operand of the product, all on the device."""
 
-    matrix: Any  # (n_rows, width): of float16, float32 or float64; of uint16 for the bits of bfloat16
+    matrix: Any  # (n_rows, width): float16, float32, float64, or uint16 for the bits of bfloat16
     norms: Any  # float64 (n_rows,): squared distances to the mean
-    #: float64 (n_rows,): norms of the rows as written, and of what that misses.
+    #: float64 (n_rows,): norms of the rows as written, and of their rounding errors.
     sizes: Any
     errors: Any
     dots: Any  # float64 (n_rows,): inner products of the centered rows with the mean
     scale: float  # units of the matrix per unit of a value, a power of two
-    as_stored: bool  # the rows themselves, not centered
+    as_stored: bool  # whether the matrix is the rows themselves, not centered
 
     @property
     def n_bytes(self) -> int:
-        """Bytes it takes besides the rows."""
+        """Size in bytes, not counting the rows themselves."""
         return int(3 * self.norms.nbytes + (0 if self.as_stored else self.matrix.nbytes))
 
 
-#: How operands are written: the kernel's name, and the type of its output.
+#: Output dtype for each kind of operand, which is also part of the kernel's name.
 _STORED = {"half": np.float16, "bfloat": np.uint16, "single": np.float32, "double": np.float64}
 
 
 def kind_of(form: Form) -> str:
-    """The kind of operand a form takes: half, bfloat, single or double.
+    """Return the kind of operand that a form needs: half, bfloat, single or double.
 
     >>> kind_of("fused"), kind_of("tf32")
     ('half', 'single')
@@ -71,10 +71,10 @@ def kind_of(form: Form) -> str:
 def make_cuda_operand(
     rows: Any, geometry: Geometry, kind: str = "half", *, largest: float | None = None
 ) -> CudaOperand:
-    """Write rows for the product.
+    """Convert rows to an operand.
 
     `largest` is the largest absolute value of the centered rows, by default what the geometry allows. Rows beyond it
-    lose precision, and are known to.
+    lose precision, which their `errors` show.
     """
     import cupy
 
@@ -102,7 +102,7 @@ _means: dict[str, Any] = {}
 
 
 def device_mean(geometry: Geometry) -> Any:
-    """The mean of a geometry on the device, sent once while the geometry is in use."""
+    """Return the mean of a geometry on the device, copied once while the geometry is in use."""
     import cupy
 
     key = f"{geometry.name} {cupy.cuda.runtime.getDevice()}"
@@ -114,7 +114,7 @@ def device_mean(geometry: Geometry) -> Any:
 
 
 def takes_as_stored(dtype: Any, geometry: Geometry) -> bool:
-    """Whether rows of this type are operands as they are."""
+    """Tell whether rows of this dtype are used as operands unchanged."""
     if dtype != np.float16 or len(geometry.origin) % _WIDTH:
         return False
     radius = geometry.radius or geometry.max_abs
@@ -122,12 +122,12 @@ def takes_as_stored(dtype: Any, geometry: Geometry) -> bool:
 
 
 def multiply(a: Any, b: Any, out: Any, form: Form) -> None:
-    """Write ``a @ b.T`` of two operands' matrices into float32, every product and sum in float32 or better."""
+    """Write ``a @ b.T`` of two operand matrices to float32, with all products and sums in float32 or better."""
     import cupy
     from cupy.cuda import device
     from cupy_backends.cuda.libs import cublas
 
-    # Type of the operands and of the result, by CUDA's numbers, and the type computed in.
+    # CUDA data types of the operands and the result, and the compute type.
     a_type, out_type, compute = {
         "half": (2, 0, cublas.CUBLAS_COMPUTE_32F),
         "bfloat": (14, 0, cublas.CUBLAS_COMPUTE_32F),
@@ -138,7 +138,7 @@ def multiply(a: Any, b: Any, out: Any, form: Form) -> None:
     result = cupy.empty(out.shape, cupy.float64) if form == "double" else out
     one, zero = np.ones(1, result.dtype), np.zeros(1, result.dtype)
     (n, width), k = a.shape, len(b)
-    # cuBLAS has columns first: there b is (width, k) and out is (k, n).
+    # cuBLAS is column-major: there b is (width, k) and out is (k, n).
     cublas.gemmEx(
         device.get_cublas_handle(), cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, k, n, width, one.ctypes.data,
         b.data.ptr, a_type, width, a.data.ptr, a_type, width, zero.ctypes.data, result.data.ptr, out_type, k, compute,

@@ -1,12 +1,12 @@
-// Rows and centroids as tensor cores take them, and what that loses of them; follows distances.cu.
+// Rows and centroids converted to tensor-core operands, with their rounding errors; follows distances.cu.
 
-// One warp per row: the sum over its lanes of each value.
+// Sum of a value over the lanes of a warp; there is one warp per row.
 __device__ __forceinline__ double warp_sum(double value) {
     for (int step = 16; step; step >>= 1) value += __shfl_xor_sync(FULL, value, step);
     return value;
 }
 
-// Squared norm of row - mean, and the norm of the row, for rows that are operands as they are.
+// Squared norm of row - mean, and norm of the row, for rows that are used as operands unchanged.
 extern "C" __global__ void measure(const Row* rows, const float* mean, double* norms, double* sizes, long long n_rows,
                                    int n_features) {
     const long long row = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 5;
@@ -26,7 +26,7 @@ extern "C" __global__ void measure(const Row* rows, const float* mean, double* n
     }
 }
 
-// How a centered value is written as an operand, and what is left of it.
+// Formats of operands: how a centered value is stored, and the value that this represents.
 struct AsHalf {
     typedef unsigned short Stored;
     static __device__ __forceinline__ Stored of(double value) {
@@ -56,8 +56,8 @@ struct AsDouble {
     static __device__ __forceinline__ double kept(Stored value) { return value; }
 };
 
-// Row - mean, `scale` times as large (a power of two), in some format; its squared norm, the norm of what was written
-// and of what that misses (in the units of the row), and its inner product with the mean.
+// Row - mean times `scale` (a power of two) in some format; its squared norm, the norms of the values as stored and of
+// their rounding errors (in units of the row), and its inner product with the mean.
 template <typename Format>
 __device__ __forceinline__ void write_centered(const Row* rows, const float* mean, float scale,
                                               typename Format::Stored* out, double* norms, double* sizes,
@@ -102,8 +102,8 @@ CENTER(center_bfloat, AsBfloat)
 CENTER(center_single, AsSingle)
 CENTER(center_double, AsDouble)
 
-// Biases of centroids for rows as they are stored and for centered ones (n_padded,), infinite beyond the last; and the
-// largest error, norm, size and bias (4,), which begin at 0. Numbers that are not negative are in the order of their bits.
+// Biases of centroids for unchanged and for centered rows (n_padded,), padded with infinity, and the largest error,
+// norm, size and bias (4,), initially 0. Non-negative floats are ordered like their bits.
 extern "C" __global__ void bound_centroids(const double* norms, const double* sizes, const double* errors,
                                            const double* dots, int n, int n_padded, float* stored_bias,
                                            float* centered_bias, double* largest) {

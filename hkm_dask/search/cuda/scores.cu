@@ -1,7 +1,7 @@
-// The two best scores of a row, as its threads find them in tiles of products; first of all sources.
+// The two best scores of a row, found by its threads in tiles of products; the first source of every unit.
 
 #define FULL 0xffffffffu
-#define INFINITE __int_as_float(0x7f800000)  // the run-time compiler has no INFINITY
+#define INFINITE __int_as_float(0x7f800000)  // NVRTC has no INFINITY
 
 #ifndef HKM_EMULATED
 __device__ __forceinline__ float lower_or_nan(float a, float b) {
@@ -16,7 +16,7 @@ struct TwoBest {
     int index;
 };
 
-// A score that is no number leaves its row open.
+// A NaN score leaves its row open.
 __device__ __forceinline__ void take_score(TwoBest& kept, float score, int index) {
     kept.second = fminf(kept.second, fmaxf(kept.best, score));
     if (score < kept.best) {
@@ -33,12 +33,14 @@ __device__ __forceinline__ void take_two(TwoBest& kept, float best, float second
     }
 }
 
-// Scores are kept for units of one, two or four columns, whose score is their lowest. A tensor core's result lies in
-// pairs of neighboring columns, eight columns apart in one thread: so does a unit, and its number is its first column.
+// Scores are kept per unit of one, two or four columns, as the lowest of these. In a thread's part of a tensor-core
+// result, columns lie in neighboring pairs eight columns apart, and so do those of a unit; its number is that of its
+// first column.
 __device__ __forceinline__ int column_of_unit(int unit, int i) { return unit + (i & 1) + (i >> 1) * 8; }
 
-// The scores alpha * product + bias of M x 16 lines and N x 8 columns, of which a thread holds lines g and g + 8 and two
-// columns of every eight; `first` is the first of them, and bias_of(column) gives the biases of it and the next one.
+// Update the two best with the scores alpha * product + bias of M x 16 lines and N x 8 columns. A thread holds lines g
+// and g + 8 and two columns of every eight; `first` is its first column, bias_of(column) the biases of that and the
+// next one.
 template <int UNIT, int M, int N, typename BiasOf>
 __device__ __forceinline__ void take_scores(TwoBest (&kept)[2 * M], const float (&products)[M][N][4], float alpha,
                                             int first, const BiasOf& bias_of) {
@@ -67,7 +69,7 @@ __device__ __forceinline__ void take_scores(TwoBest (&kept)[2 * M], const float 
     }
 }
 
-// The same, for units of 1, 2 or 4 columns as the caller says.
+// The same, with the number of columns per unit (1, 2 or 4) given at run time.
 template <int M, int N, typename BiasOf>
 __device__ __forceinline__ void take_scores(int unit, TwoBest (&kept)[2 * M], const float (&products)[M][N][4],
                                             float alpha, int first, const BiasOf& bias_of) {
@@ -80,7 +82,7 @@ __device__ __forceinline__ void take_scores(int unit, TwoBest (&kept)[2 * M], co
     }
 }
 
-// Of the lanes that share lines: the two best of all of them.
+// Combine the two best of the four lanes that share lines.
 template <int N>
 __device__ __forceinline__ void combine_lanes(TwoBest (&kept)[N]) {
 #pragma unroll

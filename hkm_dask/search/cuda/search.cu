@@ -1,10 +1,10 @@
-// The nearest of many centroids; follows distances.cu.
+// Nearest of many centroids; follows distances.cu.
 
-// -- nearest centroid from a tile of products ------------------------------------------------------------------------
+// -- nearest centroid from a tile of products -------------------------------------------------------------------------
 
 #define SETTLE_THREADS 128
 #define SETTLE_COLUMNS 1024
-// Blocks on a multiprocessor at least: left to itself (0), the compiler for Blackwell spills a register of too few.
+// Minimum blocks per multiprocessor: by default (0), the compiler for Blackwell uses too few registers and spills.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 10
 #define SETTLE_BLOCKS 8
 #else
@@ -16,7 +16,7 @@ __device__ __forceinline__ bool nearer(double distance, int label, double best, 
 }
 
 // One block per line of `products` (n_lines, n_columns). The score of column j is alpha * product + bias[first + j].
-// Whatever the scores cannot exclude is measured; labels and distances hold the best so far and are brought up to date.
+// Whatever the scores cannot exclude is measured; labels and distances hold the best so far and are updated.
 extern "C" __global__ void __launch_bounds__(SETTLE_THREADS, SETTLE_BLOCKS)
     settle(const float* products, const float* bias, float alpha, const Row* rows, const long long* which,
            const float* centroids, const int* numbers, const double* norms, const double* sizes, const double* errors,
@@ -115,12 +115,12 @@ extern "C" __global__ void __launch_bounds__(SETTLE_THREADS, SETTLE_BLOCKS)
     }
 }
 
-// -- nearest centroid without a tile ---------------------------------------------------------------------------------
+// -- nearest centroid without a tile ----------------------------------------------------------------------------------
 
-// The product in tensor cores, 128 rows by 256 centroids at a time, and the two best scores of every row kept in
-// registers: no score is ever written. Eight warps, two by four, hold 64 x 64 products each. Steps of 64 coordinates
-// travel through a few stages of shared memory, 16 bytes a copy, where chunk c of line r lies at chunk c ^ (r & 7), so
-// that eight lines of a matrix lie in eight different banks.
+// The product on tensor cores, 128 rows by 256 centroids at a time, keeps the two best scores of every row in
+// registers, so no score is ever written. Eight warps, two by four, hold 64 x 64 products each. Steps of 64 coordinates
+// pass through a few stages of shared memory, 16 bytes per copy; chunk c of line r is stored at chunk c ^ (r & 7), so
+// that eight lines of a matrix are in eight different banks.
 #define TILE_ROWS 128
 #define TILE_COLUMNS 256
 #define TILE_DEPTH 64
@@ -135,9 +135,9 @@ __device__ __forceinline__ unsigned char* chunk_of(unsigned char* lines, int lin
     return lines + line * LINE_BYTES + ((chunk ^ (line & 7)) << 4);
 }
 
-// rows (.., width) and centroids (.., width) in float16, width a multiple of 8. Line i of the results belongs to row
-// which[i], or i where there is no `which`. Every block has TILE_ROWS lines and all centroids, or what a tile of it says:
-// the first line, the end of the lines, the first centroid and the number of centroids. Indices count from centroid 0;
+// rows (.., width) and centroids (.., width) are float16, width a multiple of 8. Line i of the results belongs to row
+// which[i], or to row i without `which`. Every block processes TILE_ROWS lines and all centroids, or what its entry of
+// `tiles` says: first line, end of the lines, first centroid and number of centroids. Indices count from centroid 0;
 // each is the first column of a unit of `unit` columns.
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
     nearest_two(const unsigned short* rows, const long long* which, int has_which, const long long* tiles,
@@ -160,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
     const int n_tiles = (n_centroids + TILE_COLUMNS - 1) / TILE_COLUMNS;
     const int n_steps = n_steps_per_tile * n_tiles;
 
-    // A thread copies the same chunk of lines 32 apart.
+    // A thread copies the same chunk of every 32nd line.
     const int copied_line = thread >> 3, copied_chunk = thread & 7;
     const unsigned short* copied_rows[TILE_ROWS / 32];
 #pragma unroll
@@ -217,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
 #pragma unroll
         for (int k = 0; k < TILE_DEPTH / 16; ++k) {
             unsigned a[4][4], b[8][2];
-            // A lane gives one line of one of four 8 x 8 matrices.
+            // Each lane provides the address of one line of one of four 8 x 8 matrices.
             const int matrix = lane >> 3, line = lane & 7;
 #pragma unroll
             for (int m = 0; m < 4; ++m) {
@@ -259,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
     }
     copy_async_wait<0>();
     __syncthreads();
-    // Four lanes hold a row's scores of a warp, and four warps its others.
+    // The scores of a row are spread over four lanes in each of four warps.
     float* shared_best = (float*)pool;
     float* shared_second = shared_best + 4 * TILE_ROWS;
     int* shared_index = (int*)(shared_second + 4 * TILE_ROWS);
@@ -286,8 +286,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
     }
 }
 
-// Settle what the two best scores prove, and list the rows that they leave open. All columns of the best unit are measured.
-// Eight lanes per line.
+// Settle the rows whose nearest centroid the two best scores prove, and list those left open. All columns of the best
+// unit are measured, by eight lanes per line.
 extern "C" __global__ void certify(const Row* rows, const long long* which, int has_which, const float* centroids,
                                    const int* numbers, const float* second_score, const int* index, int unit,
                                    int n_centroids, const double* norms, const double* sizes, const double* errors,
@@ -303,7 +303,7 @@ extern "C" __global__ void certify(const Row* rows, const long long* which, int 
     double distance = distances[row];
     for (int i = 0; i < unit; ++i) {
         const int c = column_of_unit(index[clamped], i), number = c < n_centroids ? numbers[c] : label;
-        // Late in a k-means most rows are known to be where they belong, and no lane of the warp has anything to measure.
+        // Late in a k-means most rows keep their label, and often no lane of the warp has anything to measure.
         const bool is_candidate = c < n_centroids && (isinf(distance) || number != label);
         if (!__any_sync(FULL, is_candidate)) continue;
         const float* centroid = centroids + (long long)(c < n_centroids ? c : 0) * n_features;
@@ -321,7 +321,7 @@ extern "C" __global__ void certify(const Row* rows, const long long* which, int 
     }
 }
 
-// Measure a row against every centroid of its group: those from columns[g] to columns[g + 1]. One warp per line.
+// Compare a row with every centroid of its group, columns[g] to columns[g + 1]. One warp per line.
 extern "C" __global__ void nearest_in_group(const Row* rows, const long long* which, const int* groups,
                                             const long long* columns, const float* centroids, const int* numbers,
                                             long long n_lines, int n_features, int* labels, double* distances) {

@@ -1,12 +1,13 @@
 // The two best scores of every row on Hopper (compute capability 9.0); follows scores.cu, compiled for sm_90a.
 //
-// Two blocks of neighboring rows form a cluster and walk over the same tiles of 256 centroids. Of every step of 64
-// coordinates each block fetches its 128 rows and half of the centroids, and gives that half to both. In a block one
-// thread has tiles fetched (TMA), two groups of four warps have 64 x 256 products computed (wgmma), and take the scores
-// of a tile in turns, as one of them computes while the other is done. A stage of shared memory is filled when its bytes
-// have come (barrier `full`), and may be overwritten when all warps of both blocks have read it (barrier `empty`).
+// Two blocks with neighboring rows form a cluster and loop over the same tiles of 256 centroids. In every step of 64
+// coordinates each block fetches its 128 rows and half of the centroids, which it multicasts to both. In a block, one
+// thread issues the copies (TMA), and two groups of four warps compute 64 x 256 products each (wgmma); they take the
+// scores of a tile in turns, one computing while the other is done. A stage of shared memory is filled when all its
+// bytes have arrived (barrier `full`), and may be overwritten when all warps of both blocks have read it (barrier
+// `empty`).
 //
-// Up to MOST_RESIDENT steps of rows stay in shared memory, and only centroids are fetched again for the next tile.
+// Up to MOST_RESIDENT steps of rows stay in shared memory, so that only centroids are fetched for later tiles.
 
 #define TILE_ROWS 128
 #define TILE_COLUMNS 256
@@ -19,7 +20,7 @@
 #define STAGES_BYTES (MOST_RESIDENT * ROWS_BYTES + 4 * COLUMNS_BYTES)
 #define GROUP_THREADS 128
 
-// -- instructions of the hardware ------------------------------------------------------------------------------------
+// -- hardware instructions --------------------------------------------------------------------------------------------
 #ifndef HKM_EMULATED
 struct __align__(64) TensorMap {
     char bytes[128];
@@ -33,12 +34,12 @@ __device__ __forceinline__ void barrier_init(unsigned barrier, int n_arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(n_arrivals) : "memory");
 }
 
-// Barriers are seen by the other block of the cluster, and by copies.
+// Make the barriers visible to the other block of the cluster and to copies.
 __device__ __forceinline__ void barrier_init_fence() {
     asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// Wait until the phase of this parity, 0 for the first, is over.
+// Wait until the phase of this parity (0 for the first) has completed.
 __device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned parity) {
     unsigned over;
     do {
@@ -51,12 +52,12 @@ __device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned parity) 
     } while (!over);
 }
 
-// Arrive at a barrier of this block, and have its phase last until so many bytes more have come.
+// Arrive at a barrier of this block, and extend its phase until n_bytes more have arrived.
 __device__ __forceinline__ void barrier_expect(unsigned barrier, unsigned n_bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(n_bytes) : "memory");
 }
 
-// Arrive at the barrier that lies at this address in a block of the cluster.
+// Arrive at the barrier at this address in a given block of the cluster.
 __device__ __forceinline__ void barrier_arrive(unsigned barrier, unsigned block) {
     asm volatile(
         "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
@@ -78,7 +79,7 @@ __device__ __forceinline__ void load_tile(unsigned to, const TensorMap* matrix, 
         : "memory");
 }
 
-// The same into both blocks of the cluster, at the same address, and for the barriers of both.
+// Fetch the tile into both blocks of the cluster, at the same address, and signal the barriers of both.
 __device__ __forceinline__ void load_tile_for_both(unsigned to, const TensorMap* matrix, unsigned barrier, int column,
                                                    int line) {
     asm volatile(
@@ -98,12 +99,12 @@ __device__ __forceinline__ void increase_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-// Before the first product, and whenever other instructions had to do with the registers of products.
+// Needed before the first product, and after other instructions have accessed the registers of products.
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 __device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Wait for all but the last N groups that were committed.
+// Wait for all but the last N committed groups.
 template <int N>
 __device__ __forceinline__ void products_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
@@ -119,7 +120,7 @@ __device__ __forceinline__ void products_finish(float (&d)[32][4]) {
     asm volatile("wgmma.wait_group.sync.aligned 0;" : ALL : : "memory");
 }
 
-// d (64, 256) = a (64, 16) b (256, 16)^T, added to what d is if `add`; a warp holds 16 lines of d.
+// d (64, 256) = a (64, 16) b (256, 16)^T, plus d if `add`; a warp holds 16 lines of d.
 __device__ __forceinline__ void multiply_64x256x16(float (&d)[32][4], unsigned long long a, unsigned long long b,
                                                    int add) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
@@ -132,14 +133,14 @@ __device__ __forceinline__ void multiply_64x256x16(float (&d)[32][4], unsigned l
 }
 #endif
 
-// How a matrix lies in shared memory, as wgmma takes it: lines of 128 bytes, whose 16-byte chunks are swizzled within
-// eight lines as TMA writes them (bit 62); the next eight lines are 1024 bytes on (bits 32 to 45, in units of 16 bytes).
-// The leading offset (bits 16 to 29) means nothing here and is 1. Sixteen coordinates on is 32 bytes on.
+// Descriptor of a matrix in shared memory for wgmma: lines of 128 bytes, whose 16-byte chunks are swizzled within eight
+// lines as TMA writes them (bit 62); the next eight lines follow after 1024 bytes (bits 32 to 45, in units of 16
+// bytes). The leading offset (bits 16 to 29) is not used and is 1. Sixteen coordinates are 32 bytes.
 __device__ __forceinline__ unsigned long long matrix_at(unsigned shared) {
     return (unsigned long long)((shared & 0x3ffff) >> 4) | 1ull << 16 | (unsigned long long)(1024 >> 4) << 32 | 1ull << 62;
 }
 
-// Where one is in a ring of stages, and the parity of the round.
+// Position in a ring of stages, and parity of the current round.
 struct Stage {
     int number;
     unsigned parity;
@@ -152,9 +153,9 @@ struct Stage {
     }
 };
 
-// rows (n_lines, width) and centroids (n_centroids, width) in float16, width a multiple of 8, in boxes of 128 x 64; what
-// lies outside is read as zeros. `bias` is infinite from n_centroids to the end of the last tile. The number of blocks is
-// even. The results are those of nearest_two.
+// rows (n_lines, width) and centroids (n_centroids, width) are float16, width a multiple of 8, in boxes of 128 x 64;
+// anything outside is read as zeros. `bias` is infinite from n_centroids to the end of the last tile. The number of
+// blocks must be even. The results are those of nearest_two.
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(3 * GROUP_THREADS, 1)
     nearest_two_hopper(const __grid_constant__ TensorMap rows, const __grid_constant__ TensorMap centroids,
                        const float* bias, float alpha, long long n_lines, int n_centroids, int width, int unit,
@@ -164,7 +165,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(3 * GROUP
     const unsigned block = blockIdx.x & 1;
     const int n_steps = (width + TILE_DEPTH - 1) / TILE_DEPTH, n_tiles = (n_centroids + TILE_COLUMNS - 1) / TILE_COLUMNS;
     const bool is_resident = n_steps <= MOST_RESIDENT;
-    // Swizzled lines begin at multiples of 1024 bytes.
+    // Swizzled lines must begin at multiples of 1024 bytes.
     const unsigned resident = (shared_address(pool) + 1023) & ~1023u;
     const unsigned resident_bytes = is_resident ? n_steps * ROWS_BYTES : 0;
     const unsigned stage_bytes = is_resident ? COLUMNS_BYTES : COLUMNS_BYTES + ROWS_BYTES;
@@ -179,7 +180,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(3 * GROUP
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < n_stages; ++stage) {
             barrier_init(full(stage), 1);
-            barrier_init(empty(stage), 2 * 8);  // warps that compute, in two blocks
+            barrier_init(empty(stage), 2 * 8);  // the warps that compute, in two blocks
         }
         barrier_init_fence();
     }
@@ -192,7 +193,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(3 * GROUP
             Stage at = {0, 0};
             for (int tile = 0; tile < n_tiles; ++tile) {
                 for (int step = 0; step < n_steps; ++step) {
-                    barrier_wait(empty(at.number), at.parity ^ 1);  // over at once in the first round
+                    barrier_wait(empty(at.number), at.parity ^ 1);  // returns at once in the first round
                     const bool takes_rows = tile == 0 || !is_resident;
                     // Half of the centroids come from the other block.
                     barrier_expect(full(at.number), takes_rows ? COLUMNS_BYTES + ROWS_BYTES : COLUMNS_BYTES);
@@ -249,5 +250,5 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(3 * GROUP
             }
         }
     }
-    cluster_sync();  // a block must not go while the other may arrive at its barriers
+    cluster_sync();  // a block must not exit while the other may arrive at its barriers
 }

@@ -1,16 +1,16 @@
-// Sums of rows by cluster and of distances, in fixed point; follows distances.cu.
+// Fixed-point sums of rows by cluster, and of distances; follows distances.cu.
 //
-// An entry is a row that joins a cluster, or its complement (~row): a row that leaves one. `before` and `after` are labels;
-// where there is no `before`, every row joins. Entries are sorted by their cluster, in any order within it: sums of
-// integers do not depend on it. How many there are is never known to the host.
+// An entry is the number of a row that joins a cluster, or the complement (~row) of one that leaves it. `before` and
+// `after` are labels; without `before`, every row joins. Entries are sorted by cluster, in any order within it, as sums
+// of integers do not depend on it. The host never needs to know how many there are.
 
 #define COUNT_THREADS 1024
 #define RUN 64
 #define AHEAD 8
 #define ADD_THREADS 256
 
-// Count the entries of every cluster; the block that is done last turns the counts into the places where each cluster's
-// entries begin, `starts` (n_clusters + 1,), and leaves zeros for the next time.
+// Count the entries of every cluster; the last block to finish turns the counts into the offsets of the clusters'
+// entries, `starts` (n_clusters + 1,), and resets them to zero for the next call.
 extern "C" __global__ void __launch_bounds__(COUNT_THREADS)
     count_entries(const int* before, int has_before, const int* after, long long n_rows, int n_clusters,
                   unsigned* counts, unsigned* n_done, unsigned* starts) {
@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(COUNT_THREADS)
     __threadfence();
     const int share = (n_clusters + COUNT_THREADS - 1) / COUNT_THREADS, first = thread * share;
     const int end = first + share < n_clusters ? first + share : n_clusters;
-    volatile unsigned* counted = counts;  // by other blocks: not to be had from a cache of this one's
+    volatile unsigned* counted = counts;  // written by other blocks, so not to be read from this block's cache
     unsigned sum = 0;
     for (int c = first; c < end; ++c) sum += counted[c];
     sums[thread] = sum;
@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(COUNT_THREADS)
     }
 }
 
-// Write the entries in the order of their clusters; `starts` then says where each cluster's end.
+// Write the entries in order of cluster; afterwards `starts` holds the end of each cluster's entries.
 extern "C" __global__ void place_entries(const int* before, int has_before, const int* after, long long n_rows,
                                          unsigned* starts, int* entries) {
     const long long row = (long long)blockIdx.x * blockDim.x + threadIdx.x;
@@ -69,15 +69,15 @@ struct alignas(WIDTH * sizeof(Row)) Values {
     Row at[WIDTH];
 };
 
-// Entries at work in a block, looked up together.
+// The entries that a block is processing, looked up together.
 struct Run {
     long long weight[RUN];
     int row[RUN], label[RUN];
 };
 
-// A block takes RUN entries at a time, WIDTH neighboring coordinates in each thread; loads of AHEAD rows are under way at
-// once, and what one cluster gets in a run goes to memory at once. If SPLIT, sums have two columns a coordinate: whole
-// units, and what they leave, in units `fine` times as fine.
+// A block processes RUN entries at a time, WIDTH neighboring coordinates per thread, with loads of AHEAD rows in
+// flight; what a run adds to one cluster is written to memory once. With SPLIT, sums have two columns per coordinate:
+// whole units, and the remainder in units `fine` times as fine.
 template <int WIDTH, bool SPLIT>
 __device__ __forceinline__ void add_runs(Run& run, const Row* rows, const int* entries, long long n_entries,
                                          const int* before, const int* after, const long long* weights, int weighted,
@@ -135,7 +135,7 @@ __device__ __forceinline__ void add_runs(Run& run, const Row* rows, const int* e
     }
 }
 
-// Add rows to the sums of their clusters, two coordinates a thread where they lie at even places; split where there are
+// Add rows to the sums of their clusters, two coordinates per thread if rows begin at even offsets; split if there are
 // `fine` units.
 extern "C" __global__ void __launch_bounds__(ADD_THREADS)
     add_entries(const Row* rows, const int* entries, const unsigned* n_entries, const int* before, const int* after,
@@ -154,7 +154,8 @@ extern "C" __global__ void __launch_bounds__(ADD_THREADS)
     }
 }
 
-// Add the limbs of values (see fixed_point.py) to totals (2, n_limbs): of all values, and of those up to `limit`.
+// Add the limbs of values (see fixed_point.py) to totals (2, n_limbs): those of all values, and of values up to
+// `limit`.
 extern "C" __global__ void add_limbs(const double* values, const long long* weights, int weighted, double scale,
                                      double base, double limit, long long n, int n_limbs, long long* totals) {
     extern __shared__ unsigned char pool[];

@@ -1,9 +1,9 @@
-"""What former processes found out: forms of scores that were right on made rows, on this device with this software.
+"""Results of checks by earlier processes: forms that were correct on synthetic rows with this device and software.
 
-A form that was right is noted beside the kernels that CuPy keeps, by an empty file whose name is made of all that could
-change the verdict. A fault is noted only where it took a process with it (`forms.find_fault_here`), and told to whoever
-comes next, who finds any other anew. A locked file there says that a process is finding out; it is unlocked when that
-ends, however it does.
+A passed check is recorded beside CuPy's cached kernels as an empty file, whose name is a hash of everything that could
+change the verdict. A fault is recorded only if it made the device unusable for its process (`forms.find_fault_here`),
+and is reported to the next one; other faults are found anew. A lock file there shows that a process is checking; the
+lock is released when that process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from typing import Literal
 from hkm_dask.search.cuda.kernels import FILES, HOPPER_FILES, source
 from hkm_dask.search.cuda.operand import Form
 
-#: What is checked: forms of scores, and greedy walks over groups of points (`walks`).
+#: What can be checked: forms of scores, and greedy walks over groups of points (`walks`).
 Checked = Form | Literal["walks"]
-#: Seconds between two looks at what another process has found out.
+#: Seconds between polls for the results of another process.
 _LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Check:
-    """A form, or greedy walks, and the width and type of the rows that it is checked on.
+    """A form, or greedy walks, with the width and dtype of the rows on which it is checked.
 
     >>> Check.of(str(Check("fused", 384, "float16")))
     Check(form='fused', n_features=384, dtype='float16')
@@ -46,18 +46,18 @@ class Check:
 
     @classmethod
     def of(cls, text: str) -> Check:
-        """The check of this text."""
+        """Parse the string form of a check."""
         form, n_features, dtype = text.split(",")
         return cls(form, int(n_features), dtype)  # type: ignore[arg-type]
 
 
 def is_noted(check: Check, device: int) -> bool:
-    """Tell whether a form passed its check in a former process."""
+    """Tell whether a form passed its check in an earlier process."""
     return _file(check, device).exists()
 
 
 def note(check: Check, device: int) -> None:
-    """Note that a form passed its check, where files can be written."""
+    """Record that a form passed its check, if files can be written."""
     file = _file(check, device)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def note(check: Check, device: int) -> None:
 
 
 def noted_fault(check: Check, device: int) -> str | None:
-    """The fault of a form that took a former process with it, in words, or None."""
+    """Return the recorded fault of a form that made the device unusable for an earlier process, or None."""
     file = _file(check, device).with_suffix(".fault")
     try:
         return f"{file.read_text(encoding='utf-8')} in a process before (see {file})"
@@ -74,7 +74,7 @@ def noted_fault(check: Check, device: int) -> str | None:
 
 
 def note_fault(check: Check, device: int, fault: str) -> None:
-    """Note a fault that takes this process with it, where files can be written."""
+    """Record a fault that makes the device unusable for this process, if files can be written."""
     file = _file(check, device).with_suffix(".fault")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def note_fault(check: Check, device: int, fault: str) -> None:
 
 @contextmanager
 def under_way(device: int) -> Iterator[bool]:
-    """Have others wait for what this process finds out; False where another is at it, or no file can be locked."""
+    """Make others wait for the checks of this process; False if another is checking, or no file can be locked."""
     path = _path(_device(device), "checking")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def under_way(device: int) -> Iterator[bool]:
 
 
 def is_under_way(device: int) -> bool:
-    """Tell whether another process is finding out about forms on this device."""
+    """Tell whether another process is checking forms on this device."""
     try:
         with _path(_device(device), "checking").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -113,7 +113,7 @@ def is_under_way(device: int) -> bool:
 
 
 def wait_for(check: Check, device: int, seconds: float) -> None:
-    """Wait, for so long at most, while another process finds out about forms, until this one is noted."""
+    """Wait at most `seconds`, while another process is checking forms, until this check is recorded."""
     end = time.monotonic() + seconds
     while not is_noted(check, device) and is_under_way(device) and time.monotonic() < end:
         time.sleep(_LOOK_SECONDS)
@@ -129,7 +129,7 @@ def _path(text: str, suffix: str) -> Path:
 
 
 def _software() -> str:
-    """Kernels, what calls and checks them, and the libraries under them."""
+    """Identify the kernels, the code that calls and checks them, and the libraries beneath them."""
     import cupy
     from cupy.cuda import cublas, device, nvrtc, runtime
 

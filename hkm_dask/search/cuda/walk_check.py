@@ -1,8 +1,8 @@
-"""Whether greedy walks on this device are right: their choices and what these leave the bits of the processors.
+"""Correctness check of greedy walks on this device: their choices and remaining D² must match the CPU bitwise.
 
-What is held against what: squared distances that the host multiplies in float64, where no sum of whole numbers of 16
-bits is rounded, and walks by `greedy.greedy_walk`, which is the rule itself. Made groups are ragged, one of a point,
-one as large as any, one with fewer distinct points than steps; lines beside the results have to stay as they are.
+Squared distances are compared with those computed by the host in float64, in which sums of 16-bit integers are exact,
+and walks with `greedy.greedy_walk`, which defines the result. Synthetic groups have partly filled tiles, a single
+point, the largest size, and fewer distinct points than steps; elements past the end of results must stay unchanged.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from hkm_dask.search.cuda.walks import Outcome, launch_walks
 from hkm_dask.search.engine import GridWalk, Walked
 from hkm_dask.untrusted import reason
 
-#: Points of made groups, the largest last, and steps of their walks at most.
+#: Sizes of synthetic groups, the largest last, and the most steps of their walks.
 _SIZES, _N_STEPS = (1, 7, 130, 531, WALK_POINTS), 60
-#: Trials of a step; points and steps of a sample of a group to be walked.
+#: Trials per step; points and steps of a sample of a group to be walked.
 _N_TRIALS, _SAMPLE = 13, (512, 100)
-#: Lines beside the results, and rows of a table made at once.
+#: Elements past the end of the results, and rows of a table computed at once.
 _BESIDE, _ROWS = 64, 512
 
 
 def made_walks(n_features: int) -> list[GridWalk]:
-    """Groups of points around a few, some of them the same or nearly so."""
+    """Make groups of points around a few centers, some of them equal or nearly so."""
     rng = np.random.default_rng(3)
     walks = []
     for n in _SIZES:
         centers = rng.normal(size=(1 + n // 9, n_features))
         points = centers[rng.integers(len(centers), size=n)] + rng.normal(0.0, 0.2, (n, n_features))
         points[: n // 6] = points[n // 2 : n // 2 + n // 6]
-        if n == _SIZES[len(_SIZES) // 2]:  # a few places
+        if n == _SIZES[len(_SIZES) // 2]:  # few distinct points
             points[n // 4 :] = points[0]
-        near = slice(n // 6, n // 5)  # more than the same number, and less than can be told
+        near = slice(n // 6, n // 5)  # different points, too close for the grid to separate
         points[near] = points[0] + rng.normal(0.0, 2e-3 / n_features**0.5, points[near].shape)
-        weights = rng.integers(1, 1 << 40, size=n)  # so that sums are rounded
+        weights = rng.integers(1, 1 << 40, size=n)  # large, so that sums are rounded
         draws = rng.random((min(n, _N_STEPS), _N_TRIALS))
         walk = grid_walk(points, max(float(np.sqrt((points**2).sum(axis=1).max())), 1e-3), weights, draws)
         assert walk is not None
@@ -50,9 +50,9 @@ def made_walks(n_features: int) -> list[GridWalk]:
 
 
 def find_walk_fault(walks: Sequence[GridWalk]) -> str | None:
-    """What walks on this device get wrong, or how they fail, in words; None where they are right.
+    """Describe what walks on this device get wrong, or how they fail; None if they are correct.
 
-    A MemoryError says nothing about them, and is raised.
+    A MemoryError says nothing about them, and propagates.
     """
     try:
         wrong = _wrong_steps(walks)
@@ -64,17 +64,17 @@ def find_walk_fault(walks: Sequence[GridWalk]) -> str | None:
 
 
 def find_made_walk_fault(n_features: int) -> str | None:
-    """Do as `find_walk_fault` for made groups."""
+    """Run `find_walk_fault` on synthetic groups."""
     return find_walk_fault(made_walks(n_features))
 
 
 def sample_of(walks: Sequence[GridWalk]) -> list[GridWalk]:
-    """Some of the points to be walked."""
+    """Return walks over some of the points."""
     return [walks[0].first(*_SAMPLE)]
 
 
 def _wrong_steps(walks: Sequence[GridWalk]) -> NDArray[np.bool_]:
-    """Which steps, of all walks, are not the host's; lines beside follow."""
+    """Return which steps of all walks differ from the host's; then elements past the end."""
     import cupy
 
     first = np.cumsum([0, *(len(walk.draws) for walk in walks)])
@@ -93,7 +93,7 @@ def _wrong_steps(walks: Sequence[GridWalk]) -> NDArray[np.bool_]:
 
 
 def _walked_on_host(walk: GridWalk) -> Walked:
-    """What processors choose, by squared distances that are made in another way than theirs."""
+    """Walk on the CPU, with squared distances computed in a different way than the kernels do."""
     wide, between = walk.grid.astype(np.float64), np.empty((walk.n_points, walk.n_points), np.float32)
     for low in range(0, walk.n_points, _ROWS):
         some = slice(low, low + _ROWS)

@@ -1,7 +1,7 @@
-// Greedy walks over groups of points, side by side, to the bits of greedy.py; they are always float. Follows distances.cu.
+// Greedy walks over groups of points in parallel, bitwise as greedy.py; points are always float. Follows distances.cu.
 //
-// Points are whole numbers of 16 bits, so inner products are exact in 32; what is rounded after that, and every sum in
-// float64, is so in the order of the CPU kernels. Squared distances are zero or normal numbers, which nothing flushes.
+// Points are 16-bit integers, so inner products are exact in 32 bits; later rounding, and every float64 sum, happens in
+// the order of the CPU kernels. Squared distances are zero or normal numbers, so nothing is flushed to zero.
 
 #ifndef HALF_ROWS
 #define PAIR_TILE 128
@@ -9,10 +9,11 @@
 #define WALK_THREADS 512
 #define WALK_AHEAD 16
 
-// Squared distances between all points of each group: those from point i of a group of n are `between` (…) from
-// tables[group] + i * n on. Points `starts[group]` up to the next are a group's; `grid` has `width` numbers of each, a
-// multiple of PAIR_DEPTH, `norms` their squared norms, and `squares` the square of each group's step. A block of 16 × 16
-// threads, a tile of 128 × 128 pairs, 8 × 8 to a thread. Differences of up to 512 may be rounding, and are none.
+// Squared distances between all points of each group: those from point i of a group of n begin at tables[group] + i * n
+// of `between`. A group's points are `starts[group]` up to the next; `grid` has `width` values per point, a multiple of
+// PAIR_DEPTH, `norms` their squared norms, and `squares` the squared grid step of each group. A block of 16 × 16
+// threads computes a tile of 128 × 128 pairs, 8 × 8 per thread. Results of up to 512 may be mere rounding, and are set
+// to 0.
 extern "C" __global__ void __launch_bounds__(256)
     pair_squares(const short* grid, const float* norms, const float* squares, const long long* starts,
                  const long long* tables, int width, float* between) {
@@ -21,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const int n = (int)(starts[blockIdx.z + 1] - start), i0 = blockIdx.y * PAIR_TILE, j0 = blockIdx.x * PAIR_TILE;
     if (i0 >= n || j0 >= n) return;
     const int x = threadIdx.x % 16, y = threadIdx.x / 16;
-    // Two threads copy a line, eight numbers each.
+    // Two threads copy a line, eight values each.
     const int line = threadIdx.x / 2, part = threadIdx.x % 2 * 8;
     const short* row = grid + (start + min(i0 + line, n - 1)) * width + part;
     const short* column = grid + (start + min(j0 + line, n - 1)) * width + part;
@@ -66,8 +67,8 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// Add up the values from `from` on, one after the other, to what is before them: running sums take their place. Loads
-// are ahead of the additions, each of which waits for the one before.
+// Cumulative sum in place, sequentially, of the values from `from` on, continuing the sums before it. Loads are issued
+// ahead of the additions, each of which waits for the one before.
 __device__ __forceinline__ void add_up(double* values, int from, int n) {
     double total = from ? values[from - 1] : 0.0;
     const int whole = from + (n - from) / WALK_AHEAD * WALK_AHEAD;
@@ -94,7 +95,7 @@ __device__ __forceinline__ void add_up(double* values, int from, int n) {
     }
 }
 
-// Index of the first of rising values above `target`; n where there is none.
+// Index of the first of increasing values above `target`; n if there is none.
 __device__ __forceinline__ int first_above(const double* values, int n, double target) {
     int low = 0, high = n;
     while (low < high) {
@@ -109,8 +110,8 @@ __device__ __forceinline__ double weighted(double weight, float a, float b) {
     return __dmul_rn(weight, widened(fminf(a, b)));
 }
 
-// The sum of weight * min(closest, row) in the order of simd.weighted_least, by eight neighboring lanes; all of the warp
-// must call it. Loads of WALK_AHEAD values of the row are ahead, as those come from the device's memory.
+// The sum of weight * min(closest, row) in the order of simd.weighted_least, by eight neighboring lanes; all lanes of
+// the warp must call it. WALK_AHEAD values of the row, which is in device memory, are loaded ahead.
 __device__ __forceinline__ double weighted_least(const double* weight, const float* closest, const float* row, int n) {
     const int lane = threadIdx.x & 7, whole = n - n % 8, unrolled = n - n % (8 * WALK_AHEAD);
     float now[WALK_AHEAD], next[WALK_AHEAD];
@@ -133,16 +134,17 @@ __device__ __forceinline__ double weighted_least(const double* weight, const flo
     if (lane == 0) {
         for (int at = whole; at < n; ++at) sum = __dadd_rn(sum, weighted(weight[at], closest[at], row[at]));
     }
-    // ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7)), whichever lane adds
+    // ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7)), the same in every lane
     sum = __dadd_rn(sum, __shfl_xor_sync(FULL, sum, 4));
     sum = __dadd_rn(sum, __shfl_xor_sync(FULL, sum, 2));
     return __dadd_rn(sum, __shfl_xor_sync(FULL, sum, 1));
 }
 
-// Greedy k-means++ in each group, a block to a group: see greedy.greedy_walk. `draws` (n_steps of all groups, n_trials),
-// WALK_THREADS / 8 trials at most, are uniform numbers; `steps` tells where those of a group begin, as `starts` does of
-// its points and `tables` of their distances. Writes the points `chosen`, by their numbers in the group, what each choice
-// `left`, and how many there are. Shared memory has 20 bytes for each of `n_most` points, those of the largest group.
+// Greedy k-means++ in each group, one block per group: see greedy.greedy_walk. `draws` (n_steps of all groups,
+// n_trials), at most WALK_THREADS / 8 trials, are uniform random numbers; `steps`, `starts` and `tables` are the
+// offsets of a group's steps, points and distances. Writes the points `chosen`, as numbers within the group, the D²
+// `left` by each choice, and the number of choices. Shared memory has 20 bytes for each of `n_most` points, the size of
+// the largest group.
 extern "C" __global__ void __launch_bounds__(WALK_THREADS)
     walk_groups(const float* between, const long long* tables, const long long* starts, const double* weights,
                 const long long* steps, const double* draws, int n_trials, int n_most, int* chosen, double* left,
@@ -151,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS)
     __shared__ double potentials[WALK_THREADS / 8];
     __shared__ int drawn[WALK_THREADS / 8], from;
     double* weight = (double*)pool;
-    double* reach = weight + n_most;  // weight times what is closest, added up
+    double* reach = weight + n_most;  // cumulative sum of weight * closest
     float* closest = (float*)(reach + n_most);
     const int thread = threadIdx.x;
     const long long start = starts[blockIdx.x], first_step = steps[blockIdx.x];
@@ -194,7 +196,7 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS)
             chosen[first_step + step] = point;
             left[first_step + step] = potentials[best];
         }
-        // What is added up stays as it is up to the first point that comes closer.
+        // The cumulative sum stays valid up to the first point that comes closer.
         int nearer = n;
         for (int i = thread; i < n; i += WALK_THREADS) {
             const float now = i == point ? 0.0f : fminf(closest[i], table[(long long)point * n + i]);

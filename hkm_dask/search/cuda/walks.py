@@ -1,8 +1,8 @@
-"""Greedy walks over many groups of points at once, each by a block of threads, to the bits of `cpu.greedy`.
+"""Greedy walks over many groups of points in parallel, one thread block per group, bitwise as `cpu.greedy`.
 
-A first kernel makes the squared distances between all points of every group, a second one walks. Sums of weighted D²
-are added up in the order of the processors, one term after the other: of a step, that takes most of the time. Groups do
-not wait for each other.
+One kernel computes the squared distances between all points of every group, a second one walks. Sums of weighted D² are
+accumulated sequentially, in the order of the CPU code, which takes most of the time of a step. Groups do not wait for
+each other.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from hkm_dask.compute.staging import ran_out
 from hkm_dask.search.cuda.kernels import launch
 from hkm_dask.search.engine import GridWalk, Walked
 
-#: Sides of a tile of pairs, threads that walk a group, and trials that they compare at most: eight threads to each.
+#: Side of a tile of pairs, threads per walk; a walk compares at most one trial per eight threads.
 _PAIR_TILE, _WALK_THREADS = 128, 512
 MOST_TRIALS = _WALK_THREADS // 8
-#: Shared memory of a point that is walked: two numbers in float64, one in float32.
+#: Shared memory per point of a walk: two float64 values and one float32.
 _POINT_BYTES = 20
-#: Share of the device's memory that walks take at once, and groups: what a grid has room for.
+#: Divisor of the device memory that walks may take at once, and most groups in one grid.
 _SHARE, _MOST_GROUPS = 8, 65535
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the kernels write for some walks: arrays of the device, steps of all walks one after the other."""
+    """Output of the kernels for some walks: device arrays with the steps of all walks concatenated."""
 
     chosen: Any  # int32 (n_steps,)
     left: Any  # float64 (n_steps,)
@@ -38,15 +38,15 @@ class Outcome:
 
 
 def walk_groups(walks: Sequence[GridWalk]) -> list[Walked | None]:
-    """Walk through groups; None for a group that the device has no memory for.
+    """Walk over groups; None for a group for which device memory is too small.
 
-    All have as many trials, and as many coordinates.
+    All walks have the same numbers of trials and of coordinates.
     """
     return [walked for batch in _batches(walks, device_budget() // _SHARE) for walked in _walk_batch(batch)]
 
 
 def _batches(walks: Sequence[GridWalk], budget: int) -> Iterator[list[GridWalk]]:
-    """Walks that share the memory of the device, in their order."""
+    """Yield walks, in order, in batches that fit in device memory together."""
     batch: list[GridWalk] = []
     taken = 0
     for walk in walks:
@@ -60,7 +60,7 @@ def _batches(walks: Sequence[GridWalk], budget: int) -> Iterator[list[GridWalk]]
 
 
 def _walk_batch(walks: Sequence[GridWalk]) -> list[Walked | None]:
-    """Walk through groups together, or through half as many at a time where memory runs out."""
+    """Walk over groups together, or over half of them at a time if memory runs out."""
     import cupy
 
     try:
@@ -84,7 +84,7 @@ def _told(outcome: Outcome, walks: Sequence[GridWalk]) -> Iterator[Walked]:
 
 
 def launch_walks(walks: Sequence[GridWalk], outcome: Outcome | None = None) -> Outcome:
-    """Have the device walk through groups; `outcome` is written to, if given."""
+    """Launch the kernels for some walks; `outcome` is written to, if given."""
     import cupy
 
     points, steps, tables = (
@@ -114,7 +114,7 @@ def launch_walks(walks: Sequence[GridWalk], outcome: Outcome | None = None) -> O
 
 
 def _offsets(sizes: Sequence[int]) -> NDArray[np.int64]:
-    """Where each of several runs of such sizes begins, and the last one ends."""
+    """Return the offsets of consecutive runs of these sizes, with the end of the last."""
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 

@@ -1,1 +1,1 @@
-"""`hkm report`: what a hierarchy holds and what a draw from it changed, as one page that needs nothing else."""
+"""`hkm report`: a self-contained HTML page on a hierarchy and on the effect of a draw from it."""

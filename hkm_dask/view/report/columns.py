@@ -1,4 +1,4 @@
-"""Columns of the pool, and labels: what the draw holds of each value, against the pool."""
+"""Columns of the pool, and labels: their distribution in the draw compared with the pool."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hkm_dask.data.pool import Pool
 from hkm_dask.view.report.axes import WIDTH, Scale, chart, path, rule, step_line, text, x_axis
 from hkm_dask.view.report.markup import Markup, count, element, line, share, things
 
-#: Values shown of a column; kinds of words or of whole numbers from which on they are text or measures, not categories,
-#: as they are where there are fewer than four samples of each.
+#: Most values shown of a column. A column with more distinct words or integers than `MAX_WORDS` or `MAX_WHOLE`, or with
+#: fewer than four samples per value, is free text or a measurement, not a category.
 N_VALUES, MAX_WORDS, MAX_WHOLE, LEAST_OF_EACH = 12, 1000, 50, 4
 _BLOCK = 2**16
-#: What rows without a value are called.
+#: Label of rows without a value.
 MISSING = "(missing)"
-#: Values that the range of a histogram is told from, spread evenly over the column; all values are counted in it.
+#: Most values, evenly spaced over the column, that the range of a histogram is estimated from; all values are counted.
 _MOST_RANGED = 2**20
 
 Rows = NDArray[np.int64] | None
@@ -29,7 +29,7 @@ Rows = NDArray[np.int64] | None
 
 @dataclass(frozen=True)
 class Column:
-    """One value per sample, read by pieces; `names` are what its values are called; `kinds`: they are labels."""
+    """One value per sample, read in pieces; `names` maps values to display names; `kinds` is True for labels."""
 
     name: str
     n: int
@@ -39,13 +39,13 @@ class Column:
     kinds: bool = False
 
     def blocks(self) -> Iterable[NDArray[Any]]:
-        """Its values, by pieces."""
+        """Yield the values in pieces."""
         return (self.read(start, min(start + _BLOCK, self.n)) for start in range(0, self.n, _BLOCK))
 
 
 @dataclass(frozen=True)
 class Values:
-    """Shares of the values of a column in the pool, the most frequent first, and in the draw."""
+    """Shares of the values of a column in the pool, most frequent first, and in the draw."""
 
     name: str
     names: list[str]
@@ -55,7 +55,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A histogram of a column in the pool and in the draw: shares of each bin."""
+    """Histogram of a column in the pool and in the draw, as shares per bin."""
 
     name: str
     edges: NDArray[np.float64]
@@ -64,7 +64,7 @@ class Numbers:
 
 
 def pool_columns(pool: Pool) -> list[Column]:
-    """All columns of a pool, masked where values are missing."""
+    """List all columns of a pool, masked where values are missing."""
     return [
         Column(name, pool.n_samples, partial(pool.column_piece, name), partial(pool.column, name), {})
         for name in pool.columns
@@ -72,12 +72,12 @@ def pool_columns(pool: Pool) -> list[Column]:
 
 
 def compare(column: Column, rows: Rows) -> Values | Numbers | None:
-    """What the pool and the draw hold of a column; None where it is text, of too many kinds to be compared."""
+    """Compare the distribution of a column in the pool and in the draw; None for free text."""
     return _categories(column, rows) or _numbers(column, rows)
 
 
 def _categories(column: Column, rows: Rows) -> Values | None:
-    """Count the values, unless they are measures, or text."""
+    """Count the values; None if they are measurements or free text."""
     counts: Counter[object] = Counter()
     for block in column.blocks():
         if block.dtype.kind == "f":
@@ -98,7 +98,7 @@ def _categories(column: Column, rows: Rows) -> Values | None:
 
 
 def _numbers(column: Column, rows: Rows) -> Numbers | None:
-    """A histogram between the 1st and the 99th percentile; what lies beyond is in the outermost bins."""
+    """Make a histogram between the 1st and 99th percentiles; values beyond are in the outermost bins."""
     step = -(-column.n // _MOST_RANGED)
     some = []
     for start, block in zip(range(0, column.n, _BLOCK), column.blocks(), strict=True):
@@ -128,15 +128,15 @@ def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def draw_column(column: Values | Numbers) -> Markup:
-    """A chart of one column."""
+    """Draw the chart of one column."""
     body = _draw_values(column) if isinstance(column, Values) else _draw_numbers(column)
-    said = things(len(column.names), "value") if isinstance(column, Values) else "1st to 99th percentile of the pool"
-    head = element("figcaption", element("b", line(column.name, 60)), " ", element("span", said, class_="quiet"))
+    detail = things(len(column.names), "value") if isinstance(column, Values) else "1st to 99th percentile of the pool"
+    head = element("figcaption", element("b", line(column.name, 60)), " ", element("span", detail, class_="quiet"))
     return element("figure", head, body)
 
 
 def _draw_values(column: Values) -> Markup:
-    """Dots on a line for each value: its share of the pool and of the draw."""
+    """Draw a line for each value, with dots at its shares of the pool and of the draw."""
     n = len(column.names)
     shown = n if n <= N_VALUES + 1 else N_VALUES
     others = [f"{count(n - shown)} others"] if shown < n else []
@@ -144,7 +144,7 @@ def _draw_values(column: Values) -> Markup:
     pool, draw = (_gathered(shares, shown, n) for shares in (column.pool, column.draw))
     assert pool is not None
     x = Scale(0, max(max(pool), max(draw or [0.0])) or 1, 230, WIDTH - 150)
-    marks, said = [], []
+    marks, described = [], []
     for i, (name, *shares) in enumerate(zip(names, pool, *([] if draw is None else [draw]), strict=True)):
         y = 14 + 24.0 * i
         given = " → ".join(map(share, shares))
@@ -152,9 +152,9 @@ def _draw_values(column: Values) -> Markup:
         marks += [rule(230, y, WIDTH - 150, y), rule(x(shares[0]), y, x(shares[-1]), y, "change")]
         kinds = zip(shares, ("fill-pool", "fill-draw"), strict=False)
         marks += [element("circle", cx=x(of), cy=y, r=5.5, class_=kind) for of, kind in kinds]
-        said.append(f"{name} {given}")
+        described.append(f"{name} {given}")
     order = "" if draw is None else " in the pool → in the draw"
-    return chart(24 * len(names) + 8, marks, label=f"Shares of {line(column.name, 60)}{order}: {'; '.join(said)}")
+    return chart(24 * len(names) + 8, marks, label=f"Shares of {line(column.name, 60)}{order}: {'; '.join(described)}")
 
 
 def _gathered(shares: NDArray[np.float64] | None, shown: int, n: int) -> list[float] | None:
@@ -169,5 +169,5 @@ def _draw_numbers(column: Numbers) -> Markup:
     x = Scale(column.edges[0], column.edges[-1], 10, WIDTH - 10)
     y = Scale(0, max(float(shares.max()) for shares, _ in shown) or 1, 140, 10)
     marks = [path(step_line(column.edges.tolist(), shares.tolist(), x, y), kind) for shares, kind in shown]
-    said = f"Histograms of {line(column.name, 60)}: the pool as an area, the draw as a line"
-    return chart(165, marks, x_axis(x, 140, n=8), label=said)
+    label = f"Histograms of {line(column.name, 60)}: the pool as an area, the draw as a line"
+    return chart(165, marks, x_axis(x, 140, n=8), label=label)

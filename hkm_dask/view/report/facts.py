@@ -1,4 +1,4 @@
-"""What a report tells of a hierarchy and of a draw from it, as numbers by level, never by sample."""
+"""Facts for a report on a hierarchy and a draw from it, as numbers per level, never per sample."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hkm_dask.hierarchy.sampling.export import pool_is_gone, pool_of_tree
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.metrics import gini
 
-#: At least this share of the pool is nearer to its centroids than what is called far.
+#: Share of the pool whose distances to their centroids are not far.
 NEAR_SHARE = 0.99
-# Distances are counted by the upper bits of their float32, which ascend as they do: 11 bits of the fraction, 0.05 %.
+# Distances are counted by the upper bits of their float32, which preserve order: 11 bits of the fraction, 0.05 %.
 _DROPPED_BITS = 12
 
 
@@ -30,48 +30,48 @@ class LevelFacts:
     """One level of a hierarchy."""
 
     number: int  # from 1
-    sizes: NDArray[np.int64]  # (n_clusters,): samples below each cluster
-    drawn: NDArray[np.int64] | None  # (n_clusters,): of them in the draw
+    sizes: NDArray[np.int64]  # (n_clusters,): samples in each cluster
+    drawn: NDArray[np.int64] | None  # (n_clusters,): those of them in the draw
     #: Inertia of every iteration, of the first k-means and of every resampling step.
     runs: tuple[NDArray[np.float64], ...]
-    seconds: float | None  # what the level took
-    step_seconds: list[float]  # what each of the `runs` took, where the tree keeps it
+    seconds: float | None  # time taken by the level
+    step_seconds: list[float]  # time taken by each of the `runs`, if the tree records it
 
     @property
     def filled(self) -> NDArray[np.int64]:
-        """Sizes of the clusters that hold anything."""
+        """Sizes of the non-empty clusters."""
         return self.sizes[self.sizes > 0]
 
     @property
     def gini(self) -> float:
-        """How uneven the clusters are; 0 is even."""
+        """Gini coefficient of the cluster sizes; 0 is even."""
         return unevenness(self.sizes, self.sizes)
 
     @property
     def drawn_gini(self) -> float:
-        """How unevenly the draw is spread over the clusters that hold anything."""
+        """Gini coefficient of the draw over the non-empty clusters."""
         return 0.0 if self.drawn is None else unevenness(self.drawn, self.sizes)
 
     @property
     def order(self) -> NDArray[np.int64]:
-        """Clusters that hold anything, the largest first."""
+        """Non-empty clusters, the largest first."""
         return np.argsort(-self.sizes, kind="stable")[: len(self.filled)]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A hierarchy, the pool it was made from, and a draw."""
+    """A hierarchy, the pool it was built from, and a draw."""
 
     path: str  # of the tree
-    attributes: dict[str, Any] = field(repr=False)  # of the tree, as it is on disk
+    attributes: dict[str, Any] = field(repr=False)  # of the tree, as on disk
     config: Config
-    pool: Pool | None  # None where it is not there
-    #: In the pool, and in the tree.
+    pool: Pool | None  # None if it is not available
+    #: Number of samples in the pool, and in the tree.
     n_samples: int
     n_clustered: int
     levels: tuple[LevelFacts, ...]  # level 1 first
     rows: NDArray[np.int64] | None  # the draw: row numbers of the pool, sorted
-    #: Shares of the pool, at most 1 %, and of the draw that are farther from their centroids than all the others.
+    #: Shares of the pool (at most 1 %) and of the draw beyond the distance that `NEAR_SHARE` of the pool is within.
     far: tuple[float, float] | None
 
     @property
@@ -81,20 +81,20 @@ class Facts:
 
     @property
     def n_drawn(self) -> int:
-        """Rows of the draw that lie in clusters."""
+        """Number of rows of the draw that are in clusters."""
         return 0 if self.top.drawn is None else int(self.top.drawn.sum())
 
 
 def find_pool(attributes: Mapping[Any, Any], path: str | os.PathLike[str] | None) -> Pool | None:
-    """Open the pool of a tree, where it was or at `path`; None where it is not where it was.
+    """Open the pool of a tree, at `path` or where it was; None if `path` is None and it is not there anymore.
 
-    StoreError where `path` has none, or another.
+    Raises StoreError if `path` has no pool, or another one.
     """
     return None if path is None and pool_is_gone(attributes) else pool_of_tree(attributes, path=path)
 
 
 def gather(tree: xr.DataTree, path: str, pool: Pool | None, rows: NDArray[np.int64] | None) -> Facts:
-    """Read what a report tells of a tree; `rows` are a draw."""
+    """Collect the facts of a tree; `rows` are a draw."""
     arrays = TreeArrays(tree)
     drawn = None if rows is None else count_rows(arrays, rows)
     levels = tuple(
@@ -117,7 +117,7 @@ def gather(tree: xr.DataTree, path: str, pool: Pool | None, rows: NDArray[np.int
 
 
 def half(sizes: NDArray[np.int64]) -> int:
-    """How many of the largest hold half of all.
+    """Return the number of largest clusters that together hold half of all samples.
 
     >>> half(np.array([10, 1, 1, 1])), half(np.array([5, 5, 5, 5]))
     (1, 2)
@@ -127,7 +127,7 @@ def half(sizes: NDArray[np.int64]) -> int:
 
 
 def unevenness(counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> float:
-    """Gini coefficient of some counts over the clusters whose sizes are not 0; 0 is even.
+    """Compute the Gini coefficient of counts over the clusters whose sizes are not 0; 0 is even.
 
     >>> unevenness(np.array([3, 3, 0]), np.array([9, 9, 0])), unevenness(np.array([1, 9]), np.array([1, 9]))
     (0.0, 0.4)
@@ -149,7 +149,7 @@ def _level(tree: xr.DataTree, arrays: TreeArrays, t: int, drawn: NDArray[np.int6
 
 
 def _far(arrays: TreeArrays, rows: NDArray[np.int64]) -> tuple[float, float]:
-    """Shares of the pool and of the draw beyond what `NEAR_SHARE` of the pool stay within."""
+    """Return the shares of the pool and of the draw beyond the distance that `NEAR_SHARE` of the pool is within."""
     counts = np.zeros(1 << (31 - _DROPPED_BITS), np.int64)
     for bounds in arrays.blocks(1, "distances"):
         counts += np.bincount(_keys(arrays.block(1, "distances", bounds)), minlength=len(counts))
@@ -159,5 +159,5 @@ def _far(arrays: TreeArrays, rows: NDArray[np.int64]) -> tuple[float, float]:
 
 
 def _keys(distances: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Numbers that ascend as distances do; those of samples left out of the clustering, NaN, are dropped."""
+    """Map distances to integers of the same order; NaN (samples left out of the clustering) are dropped."""
     return np.ascontiguousarray(distances[np.isfinite(distances)], "f4").view(np.uint32) >> np.uint32(_DROPPED_BITS)

@@ -1,4 +1,4 @@
-"""The levels of a hierarchy side by side, every cluster as high as its share of the pool."""
+"""Icicle chart of a hierarchy: levels side by side, clusters as high as their share of the pool."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hkm_dask.view.report.markup import Markup, count, element, line, share, thi
 from hkm_dask.view.report.samples import Samples
 
 _TOP, _HEIGHT, _GAP, _THIN = 40.0, 1000.0, 3.0, 1.6
-_TEXT, _PICTURE = 13.0, 28.0  # the least heights of a cell with a caption, and with thumbnails
-#: Shares of the draw over shares of the pool, and how a cell is colored up to there.
+_TEXT, _PICTURE = 13.0, 28.0  # least heights of a cell with a caption, and with thumbnails
+#: Upper limits of the share of the draw over the share of the pool, and the cell classes up to each limit.
 SHADES = ((0.5, "less2"), (0.8, "less1"), (1.25, "same"), (2.0, "more1"), (float("inf"), "more2"))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cluster, or (cluster None) `n` small ones of one parent, with its place and the samples it shows."""
+    """One cluster, or (cluster None) `n` small ones of one parent, with its position and the samples shown in it."""
 
     level: int
     cluster: int | None
@@ -36,7 +36,7 @@ class Cell:
 
 
 def layout(tree: xr.DataTree, facts: Facts, *, pictures: bool) -> list[Cell]:
-    """Place the clusters of all levels; children stand beside their parent, the largest first."""
+    """Place the clusters of all levels; children are beside their parent, the largest first."""
     cells: list[Cell] = []
     scale = _HEIGHT / facts.n_clustered
     width = _width(facts)
@@ -65,7 +65,7 @@ def layout(tree: xr.DataTree, facts: Facts, *, pictures: bool) -> list[Cell]:
 
 
 def _largest_children(tree: xr.DataTree, facts: Facts, level: int, cluster: int) -> NDArray[np.int64]:
-    """Clusters below one of a level above 1 that hold anything, the largest first."""
+    """Return the non-empty children of a cluster (of level 2 or above), the largest first."""
     children = tree.hkm.children(level, cluster)
     sizes = facts.levels[level - 2].sizes[children]
     return children[np.argsort(-sizes, kind="stable")][: np.count_nonzero(sizes)]
@@ -82,7 +82,7 @@ def _n_samples(height: float, width: float, pictures: bool) -> int:
 
 
 def draw_icicle(cells: list[Cell], facts: Facts, samples: Samples) -> Markup:
-    """Draw what `layout` has placed."""
+    """Draw the cells that `layout` has placed."""
     n_levels, width = len(facts.levels), _width(facts)
     heads = []
     for level in reversed(facts.levels):
@@ -90,12 +90,12 @@ def draw_icicle(cells: list[Cell], facts: Facts, samples: Samples) -> Markup:
         heads.append(text(x, 14, f"Level {level.number}", "head"))
         heads.append(text(x, 30, things(len(level.filled), "cluster"), "quiet"))
     drawn = [_draw(cell, facts, samples, (n_levels - cell.level) * (width + _GAP), width) for cell in cells]
-    said = "Clusters of every level, each as high as its share of the pool; those of the level below stand to the right"
-    return chart(_TOP + _HEIGHT + 2, heads, drawn, label=said)
+    label = "Clusters of every level, each as high as its share of the pool; the level below is to the right"
+    return chart(_TOP + _HEIGHT + 2, heads, drawn, label=label)
 
 
 def shade(size: int, drawn: int | None, level: LevelFacts) -> str:
-    """The class of a cell, by whether the draw holds more or less of it than the pool does."""
+    """Return the CSS class of a cell, by the ratio of its shares of the draw and of the pool."""
     if level.drawn is None:
         return "same"
     ratio = (drawn or 0) / max(int(level.drawn.sum()), 1) / (size / int(level.sizes.sum()))
@@ -131,13 +131,13 @@ def _inside(cell: Cell, name: str, samples: Samples, x: float, width: float) -> 
 
 
 def legend() -> Markup:
-    """What the colors of the cells mean."""
-    names = ("less than half", "less", "about the same", "more", "more than twice its share")
+    """Make the legend of the cell colors."""
+    names = ("less than half", "less", "about the same", "more", "more than twice")
     colors = zip((kind for _, kind in SHADES), names, strict=True)
-    return markup.legend(colors, "Color: the draw's share of a cluster against the pool's")
+    return markup.legend(colors, "Color: the draw's share of a cluster relative to the pool's")
 
 
 def n_hidden(cells: list[Cell]) -> str:
-    """How many clusters are gathered in cells of their own, in words."""
+    """Return a sentence with the number of clusters that are too small for their own cells; empty if none."""
     hidden = sum(cell.n for cell in cells if cell.cluster is None)
-    return f" {count(hidden)} clusters too small to be seen are gathered." if hidden else ""
+    return f" {count(hidden)} clusters too small to show are grouped." if hidden else ""

@@ -1,4 +1,4 @@
-"""Labels of the samples, where known: how clusters are spread over classes (arXiv:2405.15613 Fig. 4)."""
+"""Labels of the samples, if known: how clusters are distributed over classes (arXiv:2405.15613 Fig. 4)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from hkm_dask.view.report.axes import PANEL, Scale, panel, panels, path, x_axis,
 from hkm_dask.view.report.columns import Column, pool_columns
 from hkm_dask.view.report.markup import Markup, element
 
-#: Classes at most.
+#: Most classes.
 MAX_CLASSES = 10_000
 _MAX_NAMES_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class LevelClasses:
-    """Samples of every class, and the clusters of a level that are mostly of it."""
+    """Number of samples of every class, and the clusters of a level in which the class is the majority."""
 
     level: int
     sizes: NDArray[np.int64]
@@ -39,7 +39,7 @@ class LevelClasses:
 def open_labels(
     labels: str | os.PathLike[str], names: str | os.PathLike[str] | None, pool: Pool | None, n_samples: int
 ) -> Column:
-    """Open the labels of all samples, a column of the pool or an ``.npy`` file; InputError where they do not fit."""
+    """Open the labels of all samples: a column of the pool or an ``.npy`` file; InputError if they do not fit."""
     given = _names(names)
     for column in pool_columns(pool) if pool is not None else ():
         if column.name == str(labels):
@@ -71,9 +71,10 @@ def _names(path: str | os.PathLike[str] | None) -> Mapping[str, str]:
 
 
 def classes_of_clusters(tree: xr.DataTree, column: Column) -> list[LevelClasses]:
-    """Count the clusters of each level by the class that most of their samples are of.
+    """Count the clusters of each level by the majority class of their samples.
 
-    The paper asks the samples nearest to a centroid; here all samples in the cluster vote, the first class wins a tie.
+    The paper uses the samples nearest to a centroid; here all samples of a cluster vote, and the first class wins a
+    tie.
     """
     from scipy import sparse
 
@@ -109,7 +110,7 @@ def _kinds(column: Column) -> NDArray[Any]:
 
 
 def _majority(counts: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Clusters that hold anything, and the class that most of their samples are of."""
+    """Return the non-empty clusters and the majority class of each."""
     order = np.lexsort((-counts.col, counts.data, counts.row))
     clusters, classes = counts.row[order], counts.col[order]
     last = np.flatnonzero(np.diff(clusters, append=-1))
@@ -117,7 +118,7 @@ def _majority(counts: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def class_panels(levels: list[LevelClasses]) -> Markup:
-    """For each level the size of every class against its clusters, and against their mean size, with lines fitted."""
+    """For each level, plot the size of every class against its clusters and their mean size, with fitted lines."""
     rows = []
     for what in ("clusters of the class", "mean size of its clusters"):
         made = []
@@ -140,6 +141,6 @@ def _panel(level: int, sizes: NDArray[np.float64], y: NDArray[np.float64], what:
         fitted = np.exp(k * np.log(ends) + c).clip(up.low, up.high)
         line = path([(across(a), up(b)) for a, b in zip(ends, fitted, strict=True)], "line draw")
         slope = f"slope {k:.2f}"
-    said = f"Level {level}: samples of a class against {what}, both logarithmic, {slope}"
+    label = f"Level {level}: samples of a class against {what}, both logarithmic, {slope}"
     axes = [y_axis(up, 48, PANEL - 8), x_axis(across, 170, "samples of the class", n=4)]
-    return panel(f"Level {level}: {what}", slope, 210, axes, line, dots, label=said)
+    return panel(f"Level {level}: {what}", slope, 210, axes, line, dots, label=label)

@@ -1,4 +1,4 @@
-"""The levels side by side: how large their clusters are, how their k-means went, and what took how long."""
+"""Charts and tables by level: cluster sizes, convergence of the k-means, time of each stage."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hkm_dask.view.report.axes import PANEL, WIDTH, Scale, chart, panel, panels,
 from hkm_dask.view.report.facts import Facts, LevelFacts
 from hkm_dask.view.report.markup import Content, Markup, count, duration, element, legend, table, things, value
 
-_POINTS = 100  # of a curve
+_POINTS = 100  # per curve
 _ROW = 26.0  # height of a level in the timeline
-_REST = "assigning, writing, all else"
+_REST = "assignment, writing, other"
 
 
 def size_panels(facts: Facts) -> Markup:
-    """Sizes of the clusters of each level against their rank, in the pool and in the draw; the top level first."""
+    """Plot cluster sizes of each level against their rank, in the pool and in the draw; the top level first."""
     return panels([_ranks(level) for level in reversed(facts.levels)])
 
 
@@ -32,25 +32,25 @@ def _ranks(level: LevelFacts) -> Markup:
     if level.drawn is not None:
         lines.append(_rank_line(level.drawn, x, y, "line draw"))
     head = f"Level {level.number}: {things(len(level.filled), 'cluster')}"
-    said = f"Samples in the clusters of level {level.number} by rank, logarithmically: a level line would be even"
+    label = f"Samples in the clusters of level {level.number} by rank, on logarithmic axes: a flat line would be even"
     axes = [y_axis(y, 44, PANEL - 8), x_axis(x, 150, "rank of the cluster", n=4)]
-    return panel(head, gini, 190, axes, lines, label=said)
+    return panel(head, gini, 190, axes, lines, label=label)
 
 
 def _rank_line(sizes: NDArray[np.int64], x: Scale, y: Scale, class_: str) -> Markup:
     ranked = np.sort(sizes[sizes > 0])[::-1]
     ranks = np.unique(np.geomspace(1, max(len(ranked), 1), _POINTS).round().astype(int))
     points = [(x(rank), y(ranked[rank - 1])) for rank in ranks.tolist()] if len(ranked) else [(x(1), y(1))]
-    if len(points) == 1:  # a dash in its place
+    if len(points) == 1:  # draw a dash instead
         (at, height), half = points[0], 4.0
         points = [(at - half, height), (at + half, height)]
     return path(points, class_)
 
 
 def size_table(facts: Facts) -> Markup:
-    """The sizes of each level in numbers."""
+    """Tabulate the cluster sizes of each level."""
     head = ["Level", "Clusters", "Empty", "Smallest", "Median", "Mean", "Largest", "Gini"]
-    head += ["Gini of the draw", "Not drawn from"] if facts.rows is not None else []
+    head += ["Gini of the draw", "Clusters not in the draw"] if facts.rows is not None else []
     rows = []
     for level in facts.levels:
         sizes = level.filled
@@ -61,11 +61,11 @@ def size_table(facts: Facts) -> Markup:
             missed = int(((level.sizes > 0) & (level.drawn == 0)).sum())
             row += [f"{level.drawn_gini:.2f}", count(missed)]
         rows.append(row)
-    return table(head, rows, caption="Samples in the clusters of each level")
+    return table(head, rows, caption="Samples per cluster, by level")
 
 
 def inertia_panels(facts: Facts) -> Markup:
-    """The inertia of every iteration, as a share of the first one's, for each k-means of each level."""
+    """Plot the inertia by iteration, relative to the first, for each k-means of each level."""
     return panels([made for level in facts.levels if (made := _inertia(level)) is not None])
 
 
@@ -82,14 +82,14 @@ def _inertia(level: LevelFacts) -> Markup | None:
         for run, kind in reversed([(run, "first" if i == 0 else "resampled") for i, run in enumerate(runs)])
     ]
     n_iter = ", ".join(count(len(run)) for run in level.runs)
-    said = f"Inertia of level {level.number} by iteration, relative to the first; iterations of each run: {n_iter}"
+    label = f"Inertia of level {level.number} by iteration, relative to the first; iterations of each run: {n_iter}"
     quiet = f"{things(len(runs), 'k-means run')}, {things(sum(map(len, runs)), 'iteration')}"
     axes = [y_axis(y, 52, PANEL - 8, n=3), x_axis(x, 150, "iteration", n=min(4, longest - 1))]
-    return panel(f"Level {level.number}", quiet, 190, axes, lines, label=said)
+    return panel(f"Level {level.number}", quiet, 190, axes, lines, label=label)
 
 
 def _stages(level: LevelFacts) -> Iterator[tuple[str, str, float]]:
-    """What a level's time went into: a class, a name and seconds, one after the other."""
+    """Yield the stages of a level in order: CSS class, name and seconds."""
     names = ["first k-means", *(f"k-means of resampling {i}" for i in range(1, len(level.step_seconds)))]
     for i, (name, seconds) in enumerate(zip(names, level.step_seconds, strict=True)):
         yield "stage-first" if i == 0 else "stage-more", name, seconds
@@ -97,13 +97,13 @@ def _stages(level: LevelFacts) -> Iterator[tuple[str, str, float]]:
 
 
 def stage_legend() -> Markup:
-    """What the colors of the timeline mean."""
+    """Make the legend of the timeline."""
     resampled = ("stage-more", "k-means of resampled members")
     return legend([("stage-first", "first k-means"), resampled, ("stage-rest", _REST)])
 
 
 def timeline(facts: Facts) -> Markup | None:
-    """Level after level, what took how long; None where the tree does not tell."""
+    """Draw the time of each stage, level by level; None if the tree does not record it."""
     total = sum(level.seconds or 0.0 for level in facts.levels)
     if not total:
         return None
@@ -114,20 +114,20 @@ def timeline(facts: Facts) -> Markup | None:
         for kind, name, seconds in (
             _stages(level) if level.step_seconds else [("stage-rest", "all", level.seconds or 0.0)]
         ):
-            said = element("title", f"level {level.number}, {name}: {duration(seconds)}")
+            tooltip = element("title", f"level {level.number}, {name}: {duration(seconds)}")
             width = max(x(start + seconds) - x(start) - 0.6, 0.6)
-            rows.append(element("rect", said, x=x(start), y=y, width=width, height=16, class_=kind))
+            rows.append(element("rect", tooltip, x=x(start), y=y, width=width, height=16, class_=kind))
             start += seconds
         rows.append(text(56, y + 13, f"Level {level.number}", "label", "end"))
         rows.append(text(x(start) + 6, y + 13, duration(start - first), "quiet"))
         rows.append(rule(x(first), y - 5, x(first), y + 18))
     bottom = 8 + _ROW * len(facts.levels)
     spans = ", ".join(f"level {level.number} {duration(level.seconds or 0.0)}" for level in facts.levels)
-    return chart(bottom + 40, x_axis(x, bottom, "seconds", n=8), rows, label=f"What each level took: {spans}")
+    return chart(bottom + 40, x_axis(x, bottom, "seconds", n=8), rows, label=f"Time of each level: {spans}")
 
 
 def step_table(facts: Facts) -> Markup:
-    """Iterations, inertia and time of every k-means run, up to the last of each level."""
+    """Tabulate iterations, inertia and time of each level."""
     rows = []
     for level in facts.levels:
         last = next((float(run[-1]) for run in reversed(level.runs) if len(run)), None)
@@ -139,15 +139,13 @@ def step_table(facts: Facts) -> Markup:
         row: list[Content] = [level.number, count(n_iter[0]), count(len(n_iter) - 1), count(sum(n_iter[1:]))]
         row += ["" if last is None else value(last), *spent, whole]
         rows.append(row)
-    head = ["Level", "Iterations", "Resamplings", "Their iterations", "Last inertia"]
-    head += ["First k-means", "Resampled k-means", "All of the level"]
-    return table(head, rows, caption="Iterations, inertia and time of each level")
+    head = ["Level", "Iterations", "Resamplings", "Resampled iterations", "Final inertia"]
+    head += ["First k-means", "Resampled k-means", "Total time"]
+    return table(head, rows, caption="Iterations, inertia and time by level")
 
 
 def settings_table(facts: Facts) -> Markup:
-    """The settings of each level."""
+    """Tabulate the settings of each level."""
     levels = [level.model_dump() for level in facts.config.levels]
     rows = [[element("code", name), *(str(level[name]) for level in levels)] for name in levels[0]]
-    return table(
-        ["Setting", *(f"Level {i}" for i in range(1, len(levels) + 1))], rows, caption="Settings of each level"
-    )
+    return table(["Setting", *(f"Level {i}" for i in range(1, len(levels) + 1))], rows, caption="Settings by level")

@@ -1,4 +1,4 @@
-"""Elements of HTML and SVG, every text and attribute of them escaped; and numbers as people read them."""
+"""HTML and SVG elements, with all text and attributes escaped; and formatting of numbers for people."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
 
 
 def element(name: str, *content: Content, **attributes: Any) -> Markup:
-    """Make an element; whatever is no `Markup` is text, and is escaped.
+    """Make an element; content that is not `Markup` is escaped as text.
 
-    Attributes of None and False are left out; of names the last underscore is dropped, and others become hyphens.
+    Attributes that are None or False are left out; in names, a trailing underscore is dropped, others become hyphens.
 
     >>> element("a", "x < y", element("b", 3), href='"><script>', class_="q", data_cluster="2:19", hidden=True)
     Markup('<a href="&quot;&gt;&lt;script&gt;" class="q" data-cluster="2:19" hidden>x &lt; y<b>3</b></a>')
@@ -37,7 +37,7 @@ def _attribute(key: str, value: Any) -> str:
 
 
 def join(*content: Content) -> Markup:
-    """Put content one after the other.
+    """Concatenate content.
 
     >>> join("a & b", [Markup("<br>"), None, 0.5])
     Markup('a &amp; b<br>0.5')
@@ -62,7 +62,7 @@ def _text(value: Any) -> str:
 
 
 def line(text: str, width: int = 0) -> str:
-    r"""One line of untrusted text without control characters, cut to `width` characters where that is above 0.
+    r"""Format untrusted text as one line without control characters, cut to `width` characters if that is above 0.
 
     >>> line("two\nlines \x1b[2J"), line("a long caption", 8)
     ('two lines \\x1b[2J', 'a long…')
@@ -72,7 +72,7 @@ def line(text: str, width: int = 0) -> str:
 
 
 def count(n: float) -> str:
-    """A number of things.
+    """Format a count.
 
     >>> count(15186), count(2.5)
     ('15,186', '2.5')
@@ -81,7 +81,7 @@ def count(n: float) -> str:
 
 
 def things(n: float, noun: str) -> str:
-    """So many of something.
+    """Format a count with its noun.
 
     >>> things(1, "sample"), things(1200, "cluster")
     ('1 sample', '1,200 clusters')
@@ -90,7 +90,7 @@ def things(n: float, noun: str) -> str:
 
 
 def share(part: float) -> str:
-    """A share of a whole.
+    """Format a share of a whole as a percentage.
 
     >>> share(0.4612), share(0.0131), share(0.00031), share(0.00002), share(0)
     ('46 %', '1.3 %', '0.03 %', '< 0.01 %', '0 %')
@@ -104,7 +104,7 @@ def share(part: float) -> str:
 
 
 def value(x: float) -> str:
-    """A value on an axis or in a table.
+    """Format a value for an axis or a table.
 
     >>> value(0.25), value(12345.0), value(1234567.0), value(-0.000012)
     ('0.25', '12,345', '1.23e+06', '-1.2e-05')
@@ -115,7 +115,7 @@ def value(x: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A span of time.
+    """Format a time span.
 
     >>> duration(0.031), duration(12.34), duration(3725)
     ('0.03 s', '12.3 s', '1 h 2 min')
@@ -127,7 +127,7 @@ def duration(seconds: float) -> str:
 
 
 def name(level: int, cluster: int) -> Markup:
-    """The name of a cluster, as it can be excluded by.
+    """Make the name of a cluster, marked up so that the script can add it to the exclusions.
 
     >>> name(2, 19)
     Markup('<span class="name" data-cluster="2:19">2:19</span>')
@@ -136,19 +136,19 @@ def name(level: int, cluster: int) -> Markup:
 
 
 def legend(colors: Iterable[tuple[str, str]], label: str | None = None) -> Markup:
-    """What colors mean: the class of each, and what it stands for.
+    """Make a legend from the CSS class and the meaning of each color.
 
     >>> legend([("more", "larger")])
     Markup('<ul class="legend"><li><span class="swatch more" aria-hidden="true"></span>larger</li></ul>')
     """
-    swatches = ((element("span", class_=f"swatch {kind}", aria_hidden="true"), said) for kind, said in colors)
+    swatches = ((element("span", class_=f"swatch {kind}", aria_hidden="true"), meaning) for kind, meaning in colors)
     return element("ul", [element("li", *one) for one in swatches], class_="legend", aria_label=label)
 
 
 def table(
     head: Sequence[Content], rows: Iterable[Sequence[Content]], *, caption: str, words: Sequence[int] = ()
 ) -> Markup:
-    """A table of numbers, the first column naming what each row is of; `words` are the columns that hold text."""
+    """Make a table of numbers whose first column is the row header; `words` are the columns of text."""
     heads = [element("th", cell, scope="col", class_="words" if i in words else None) for i, cell in enumerate(head)]
     body = []
     for first, *rest in rows:

@@ -1,4 +1,4 @@
-"""Near-duplicates left in a draw, beside those of a uniform draw of the same size."""
+"""Near-duplicates that are left in a draw, compared with a uniform draw of the same size."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.view.report.markup import Content, Markup, count, element, share, table
 from hkm_dask.view.report.samples import Samples
 
-#: Cosines from which on rows are called near-duplicates.
+#: Cosines at or above which rows are near-duplicates.
 THRESHOLDS = (0.99, 0.95, 0.9)
-#: Rows of a draw up to which all pairs are compared: their number is squared.
+#: Most rows of a draw for which all pairs are compared, as their number is quadratic.
 MAX_ROWS = 100_000
 _N_SHOWN = 12
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Rows of a draw that have another at a cosine of so much or more."""
+    """Number of rows of a draw that have a near-duplicate in it, by threshold."""
 
-    n_rows: int  # different rows in the draw
-    #: By threshold, those of the draw and those of a uniform draw.
+    n_rows: int  # distinct rows in the draw
+    #: By threshold, in the draw and in a uniform draw.
     drawn: dict[float, int]
     uniform: dict[float, int]
-    closest: list[tuple[int, int, float]]  # the closest pairs of the draw: two rows and their cosine
+    closest: list[tuple[int, int, float]]  # closest pairs of the draw: two rows and their cosine
 
 
 def find(tree: xr.DataTree, pool: Pool, rows: NDArray[np.int64]) -> NearDuplicates | None:
-    """Compare all pairs of a draw; None where there are too many of them."""
+    """Compare all pairs of a draw; None if there are too many."""
     unique = np.unique(rows)
     if len(unique) > MAX_ROWS:
         return None
@@ -42,7 +42,7 @@ def find(tree: xr.DataTree, pool: Pool, rows: NDArray[np.int64]) -> NearDuplicat
     for i, lowest in reversed(list(enumerate(THRESHOLDS))):
         try:
             found, others = (near_pairs(pool, some, lowest) for some in (unique, uniform))
-        except ComputeError:  # more pairs than memory holds
+        except ComputeError:  # more pairs than fit in memory
             continue
         asked = THRESHOLDS[: i + 1]
         order = np.argsort(-found.cosine, kind="stable")[:_N_SHOWN]
@@ -54,7 +54,7 @@ def find(tree: xr.DataTree, pool: Pool, rows: NDArray[np.int64]) -> NearDuplicat
 
 
 def _uniform(tree: xr.DataTree, n: int) -> NDArray[np.int64]:
-    """A uniform draw among the samples that were clustered."""
+    """Draw uniformly from the samples that were clustered."""
     arrays = TreeArrays(tree)
     n_rows, rng = arrays.n_rows(1), np.random.default_rng(0)
     n_clustered = int(arrays.read(1, "sizes").sum())
@@ -68,22 +68,22 @@ def _n_rows(pairs: Pairs, threshold: float) -> int:
 
 
 def draw_near_duplicates(near: NearDuplicates, samples: Samples) -> list[Markup]:
-    """How many there are, and the closest pairs."""
+    """Make the tables of their numbers and of the closest pairs."""
     rows = [
         [f"{threshold} or more", f"{count(n)} ({share(n / near.n_rows)})", count(near.uniform[threshold])]
         for threshold, n in near.drawn.items()
     ]
-    head = ["Cosine with another", "Samples of the draw", "Of a uniform draw of that size"]
-    made = [table(head, rows, caption="Samples of the draw that have another one near")]
+    head = ["Cosine to another sample", "Samples of the draw", "In a uniform draw of the same size"]
+    made = [table(head, rows, caption="Samples of the draw with a near-duplicate in it")]
     if near.closest:
         pairs: list[list[Content]] = [
-            [f"{cosine:.3f}", _of(i, samples), _of(j, samples)] for i, j, cosine in near.closest
+            [f"{cosine:.3f}", _sample_cell(i, samples), _sample_cell(j, samples)] for i, j, cosine in near.closest
         ]
         made.append(
-            table(["Cosine", "Sample", "Another"], pairs, caption="The closest pairs of the draw", words=(1, 2))
+            table(["Cosine", "Sample", "Other sample"], pairs, caption="Closest pairs of the draw", words=(1, 2))
         )
     return made
 
 
-def _of(row: int, samples: Samples) -> list[Content]:
+def _sample_cell(row: int, samples: Samples) -> list[Content]:
     return [samples.picture(row), " ", element("span", samples.caption(row))]

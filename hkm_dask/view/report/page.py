@@ -1,4 +1,4 @@
-"""The page itself: what its template shows, and the policy that lets it load nothing from anywhere."""
+"""The HTML page: its template, and a content security policy that blocks loading anything from elsewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hkm_dask.view.report.samples import Samples
 
 @dataclass(frozen=True)
 class Contents:
-    """What a page shows."""
+    """Contents of a page."""
 
     facts: Facts
     samples: Samples
@@ -42,7 +42,7 @@ class Contents:
     classes: list[LevelClasses]
 
 
-#: What the template calls.
+#: Functions and constants that the template uses.
 _PARTS: dict[str, Any] = {
     part.__name__: part
     for part in (
@@ -53,7 +53,7 @@ _PARTS: dict[str, Any] = {
 
 
 def page(contents: Contents) -> str:
-    """Make the whole page."""
+    """Render the page."""
     template, style, script = (
         files(__package__).joinpath(name).read_text(encoding="utf-8")
         for name in ("page.html", "style.css", "script.js")
@@ -70,7 +70,7 @@ def page(contents: Contents) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Allow the page its own style and script, images within it, and nothing else."""
+    """Return a policy that allows the page's own style and script, embedded images, and nothing else."""
     style, script = (
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii") for text in (style, script)
     )
@@ -81,33 +81,33 @@ def _policy(style: str, script: str) -> str:
 
 
 def _about(contents: Contents) -> list[tuple[str, object]]:
-    """Facts by name, those that there are none of empty."""
+    """List facts by name; the value is empty if it does not apply."""
     facts, samples = contents.facts, contents.samples
     attributes, pool = facts.attributes, facts.pool
     left_out = facts.n_samples - facts.n_clustered
     unshown = [
         f"{count(n)} {what}"
-        for n, what in ((samples.n_unreadable, "could not be read"), (samples.n_left_out, "had no room"))
+        for n, what in ((samples.n_unreadable, "could not be read"), (samples.n_left_out, "left out for size"))
         if n
     ]
     return [
         ("Tree", facts.path),
         ("Pool", attributes.get("pool") or "an array"),
         ("Embeddings", f"{count(facts.n_samples)} × {count(pool.n_features)}, {pool.dtype}" if pool else None),
-        ("Left out of the clustering", count(left_out) if left_out else None),
+        ("Samples not clustered", count(left_out) if left_out else None),
         ("Metric", facts.config.metric),
-        ("Precision of the search", facts.config.dtype),
+        ("Search precision", facts.config.dtype),
         ("Seed", facts.config.seed),
         ("Subset", facts.config.subset),
         ("Time", duration(attributes["seconds"]) if attributes.get("seconds") is not None else None),
         ("Software", attributes.get("software")),
-        ("Fingerprint of the pool", attributes.get("pool_fingerprint")),
-        ("Samples are shown by", samples.known_by),
+        ("Pool fingerprint", attributes.get("pool_fingerprint")),
+        ("Samples shown as", samples.known_by),
         ("Images not shown", ", ".join(unshown)),
     ]
 
 
 def _command(facts: Facts) -> str:
-    """The command that leaves out what was marked, as the script completes it."""
+    """Return the command that excludes the marked clusters; the script fills in their names."""
     size = len(facts.rows) if facts.rows is not None else max(facts.n_clustered // 10, 1)
     return line(f"hkm sample {shlex.quote(facts.path)} --size {size} --exclude CLUSTERS --out another.npy")

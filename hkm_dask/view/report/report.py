@@ -1,4 +1,4 @@
-"""`report`: what a hierarchy holds, and what a draw from it changed, as one HTML file that needs nothing else."""
+"""`report`: a self-contained HTML file on a hierarchy and on the effect of a draw from it."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ def report(
     captions: _Path | None = None,
     images: _Path | None = None,
 ) -> Path:
-    """Write a report on a hierarchy, and on a draw from it, as one HTML file.
+    """Write a self-contained HTML report on a hierarchy and on a draw from it.
 
-    It has the settings, the sizes of the clusters of each level and how even they are, the inertia of every k-means, a
-    picture of the hierarchy, what the draw holds of each cluster and of each value of the pool's columns, the
-    near-duplicates left in it, and warnings where curation looks harmful. The file needs no other, and no network.
+    It has the settings, the cluster sizes of each level and how even they are, the inertia of every k-means, a chart of
+    the hierarchy, the composition of the draw by cluster and by the values of the pool's columns, the near-duplicates
+    left in the draw, and warnings about possibly harmful curation. The page loads no other files and needs no network.
 
     Parameters
     ----------
     tree : DataTree or path
-        On disk.
+        A tree on disk.
     out : path
-        The ``.html`` file to write; must not be there yet.
+        The ``.html`` file to write; must not exist yet.
     pool : path, optional
-        Where the pool of the tree is now. Without it, where it was; where it is gone, what needs it is left out.
+        The pool of the tree, if it was moved. If no pool is found, the parts that need it are left out.
     subset : path or array of int, shape (n,), optional
-        The draw: a file that `hkm sample` wrote, or row numbers of the pool.
+        The draw: a file written by `hkm sample`, or row numbers of the pool.
     labels : path or str, optional
-        Classes of the samples, which the tree has not seen: an ``.npy`` file of whole numbers, or a column of the pool.
+        Class labels of the samples, not used by the tree: an ``.npy`` file of integers, or a column of the pool.
     label_names : path, optional
-        Their names: a JSON list, or an object.
+        Names of the labels: a JSON list, or an object by label.
     captions : path or str, optional
-        A file of texts, one for each row of the pool, or the name of a column of it; by default its column ``caption``,
-        ``text`` or ``title``, or its ids.
+        A file with one text per row of the pool, or the name of one of its columns; by default column ``caption``,
+        ``text`` or ``title``, otherwise the ids.
     images : path, optional
-        The folder or ``.zip`` of the images that the pool's ids, or its column ``path``, name.
+        The folder or ``.zip`` of images, named by the pool's ids or its column ``path``.
 
     Returns
     -------
@@ -70,9 +70,9 @@ def report(
     Raises
     ------
     InputError
-        Captions, images or a draw that do not fit the tree, or a file that is there already.
+        If captions, images or the draw do not fit the tree, or the file exists.
     StoreError
-        The tree cannot be read, or the pool is another than that of the tree.
+        If the tree cannot be read, or the pool is not that of the tree.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Shares of the pool and of the draw, as ribbons from one to the other: what a draw changed, at a glance."""
+"""Ribbon chart from cluster shares of the pool to those of the draw: the effect of a draw at a glance."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hkm_dask.view.report.facts import Facts
 from hkm_dask.view.report.markup import Markup, element, line, share, things
 from hkm_dask.view.report.samples import Samples
 
-#: Clusters with a ribbon of their own; smaller ones share one.
+#: Clusters with their own ribbon; smaller ones share one.
 N_RIBBONS = 150
-#: Labels on either side, and the least height of a bar that has one, in pixels.
+#: Most labels per side, and the least height of a labeled bar in pixels.
 _N_LABELS, _LABELED = 14, 3.0
-#: Pixels from one label to the next, at least.
+#: Least distance between labels in pixels.
 _GAP = 31.0
 _LEFT, _RIGHT, _BAR, _TOP, _HEIGHT = 330.0, 630.0, 14.0, 34.0, 600.0
 _N_SAMPLES, _PICTURE = 4, 30.0
@@ -25,7 +25,7 @@ _N_SAMPLES, _PICTURE = 4, 30.0
 
 @dataclass(frozen=True)
 class Ribbon:
-    """One cluster, or all that are smaller: its name, shares of the pool and of the draw, and samples for its label."""
+    """One cluster, or all smaller ones: its name, its shares of the pool and of the draw, and samples for its label."""
 
     name: str | None
     n_clusters: int
@@ -35,7 +35,7 @@ class Ribbon:
 
 
 def ribbons_of(tree: xr.DataTree, facts: Facts) -> list[Ribbon]:
-    """Shares of the clusters of the top level, the largest first; the samples of those that get a label."""
+    """Compute the shares of the top-level clusters, the largest first, with samples for those that get a label."""
     top = facts.top
     assert top.drawn is not None
     order, drawn = top.order, top.drawn
@@ -53,12 +53,12 @@ def ribbons_of(tree: xr.DataTree, facts: Facts) -> list[Ribbon]:
 
 
 def _largest(pool: NDArray[np.float64]) -> list[int]:
-    """Places of the clusters that are labeled beside the pool; they come the largest first."""
+    """Return the positions of the clusters labeled beside the pool; input is sorted, the largest first."""
     return np.flatnonzero(pool * _HEIGHT >= _LABELED)[:_N_LABELS].tolist()
 
 
 def _gainers(pool: NDArray[np.float64], draw: NDArray[np.float64]) -> list[int]:
-    """Places of the clusters that are labeled beside the draw: those whose share grew most, with room for a label each.
+    """Return the positions of the clusters labeled beside the draw: the largest gains whose labels do not overlap.
 
     >>> _gainers(np.array([0.5, 0.1, 0.1, 0.1, 0.2]), np.array([0.1, 0.2, 0.02, 0.13, 0.5]))
     [1, 3, 4]
@@ -74,7 +74,7 @@ def _gainers(pool: NDArray[np.float64], draw: NDArray[np.float64]) -> list[int]:
 
 
 def draw_ribbons(ribbons: list[Ribbon], facts: Facts, samples: Samples) -> Markup:
-    """Draw the pool on the left, the draw on the right, both in the order of the pool."""
+    """Draw the pool on the left and the draw on the right, both in the order of the pool."""
     pool, draw = np.array([r.pool for r in ribbons]), np.array([r.draw for r in ribbons])
     left, right = (_TOP + _HEIGHT * np.concatenate([[0], np.cumsum(shares)]) for shares in (pool, draw))
     bands = [
@@ -91,10 +91,11 @@ def draw_ribbons(ribbons: list[Ribbon], facts: Facts, samples: Samples) -> Marku
         _labels(ribbons, _largest(pool[:n_named]), left, samples, at_right=False),
         _labels(ribbons, _gainers(pool[:n_named], draw[:n_named]) + rest, right, samples, at_right=True),
     ]
-    said = (
-        "Shares of the top-level clusters in the pool and in the draw, joined by ribbons; a table below has the numbers"
+    label = (
+        "Shares of the top-level clusters in the pool and in the draw, joined by ribbons; the numbers are in a table "
+        "below"
     )
-    return chart(_TOP + _HEIGHT + 12, head, bands, labels, label=said)
+    return chart(_TOP + _HEIGHT + 12, head, bands, labels, label=label)
 
 
 def _band(ribbon: Ribbon, left: NDArray[np.float64], right: NDArray[np.float64]) -> Markup:
@@ -118,7 +119,7 @@ def _band(ribbon: Ribbon, left: NDArray[np.float64], right: NDArray[np.float64])
 def _labels(
     ribbons: list[Ribbon], places: list[int], edges: NDArray[np.float64], samples: Samples, *, at_right: bool
 ) -> list[Markup]:
-    """Names, shares and samples beside the bars, moved apart, with a line from each to its bar."""
+    """Make names, shares and samples beside the bars, moved apart, with a line from each to its bar."""
     gap = _PICTURE + 4 if samples.has_images else _GAP
     wanted = [float(edges[i] + edges[i + 1]) / 2 for i in places]
     at = spread(wanted, gap, _TOP + gap / 2, _TOP + _HEIGHT - gap / 2)

@@ -1,4 +1,4 @@
-"""What stands for a sample on a page: a caption, and a thumbnail where there are images."""
+"""Representation of samples on a page: a caption, and a thumbnail if there are images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hkm_dask.view.report.markup import Markup, element, line
 from hkm_dask.view.sample_sources import SampleSources
 from hkm_dask.view.texts import Column
 
-#: Characters of a caption, pixels of a thumbnail, and bytes of all thumbnails of a page.
+#: Most characters of a caption, pixels of a thumbnail, and most bytes of all thumbnails of a page.
 CAPTION, SIDE, MAX_BYTES = 120, 56, 3 * 2**20
 
 Texts = Callable[[NDArray[np.int64]], Sequence[str | None]]
@@ -25,9 +25,9 @@ Read = Callable[[str], bytes]
 
 
 class Samples:
-    """Captions and thumbnails of the rows that a page shows, fetched together by `load`.
+    """Captions and thumbnails of the rows on a page, fetched together by `load`.
 
-    What the captions are is `known_by`. Some images are unreadable, and some left out as the page has no room for them.
+    `known_by` says what the captions are. Unreadable images, and those for which the page has no room, are counted.
     """
 
     def __init__(self, texts: Texts, known_by: str, names: Column | None = None, read: Read | None = None) -> None:
@@ -38,7 +38,7 @@ class Samples:
         self.n_unreadable = self.n_left_out = 0
 
     def load(self, rows: Iterable[int]) -> None:
-        """Fetch what stands for some rows, the most important first: thumbnails stop where the page is full."""
+        """Fetch captions and thumbnails of rows, the most important first; thumbnails stop when the page is full."""
         wanted = list(dict.fromkeys(int(row) for row in rows))
         if not wanted:
             return
@@ -55,23 +55,23 @@ class Samples:
             try:
                 self._thumbnails[row] = thumbnail(self._read(str(path)))
                 n_bytes += len(self._thumbnails[row])
-            except Exception:  # Pillow does not say what it raises on bytes that nobody wrote
+            except Exception:  # Pillow does not document what it raises for arbitrary bytes
                 self.n_unreadable += 1
             emit("progress", stage="images", done=done, total=len(wanted))
         if not self._thumbnails:
             raise InputError(
                 f"images should hold the pool's images, but none of them can be read, as {paths[0]!r}; "
-                "give the folder, or the .zip, that these names begin in"
+                "give the folder or .zip that contains them"
             )
 
     def caption(self, row: int) -> str:
-        """The caption of a row that was loaded."""
+        """Return the caption of a loaded row."""
         return self._captions[int(row)]
 
     def picture(
         self, row: int, *, width: float = SIDE, x: float | None = None, y: float | None = None
     ) -> Markup | None:
-        """The thumbnail of a row, by reference to `definitions`; within an SVG at `x` and `y`. None where none is."""
+        """Refer to the thumbnail of a row in `definitions`, within an SVG at `x` and `y`; None if it has none."""
         row = int(row)
         if row not in self._thumbnails:
             return None
@@ -83,7 +83,7 @@ class Samples:
         )  # fmt: skip
 
     def definitions(self) -> Markup:
-        """The thumbnails, each once, to be put at the beginning of the page."""
+        """Return all thumbnails, each once, for the beginning of the page."""
         images = [
             element("image", id=f"s{row}", width=SIDE, height=SIDE, href=f"data:image/webp;base64,{data}")
             for row, data in self._thumbnails.items()
@@ -92,7 +92,7 @@ class Samples:
 
 
 def thumbnail(data: bytes) -> str:
-    """The middle square of an image file, SIDE pixels wide, as WebP in base64."""
+    """Crop an image file to its center square, SIDE pixels wide, as base64-encoded WebP."""
     from PIL import Image, ImageOps
 
     from hkm_dask.embedding.images import decode
@@ -106,7 +106,7 @@ def thumbnail(data: bytes) -> str:
 def open_samples(
     pool: Pool | None, n_samples: int, *, captions: str | os.PathLike[str] | None, images: str | os.PathLike[str] | None
 ) -> Samples:
-    """Find out what stands for the rows of a pool; InputError where captions or images do not fit it."""
+    """Choose captions and thumbnails for the rows; raises InputError if captions or images do not fit."""
     known = SampleSources(n_samples, pool, captions, images, wait=True)
     names, read = (None, None) if known.images is None else (known.image_names, known.images.read)
     if known.captions is not None:

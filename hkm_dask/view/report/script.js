@@ -1,4 +1,4 @@
-// Names of clusters become buttons: what is marked is put into a command that excludes it.
+// Turns cluster names into buttons; the marked clusters are put into a command that excludes them.
 (() => {
   const bar = document.getElementById("marked"), code = bar.querySelector("code"), copy = bar.querySelector("button");
   const marked = new Set();

@@ -64,10 +64,10 @@ def test_one_place_at_a_time(tmp_path: Path) -> None:
     ("address", "told"),
     [
         # A busy machine may not even be refused in the time that it has here.
-        ("tcp://127.0.0.1:9", r"start `dask scheduler` or mend the address.* \((Connection refused|TimeoutError)\)"),
+        ("tcp://127.0.0.1:9", r"start `dask scheduler` or fix the address.* \((Connection refused|TimeoutError)\)"),
         ("tls://127.0.0.1:9", "settings distributed.comm.tls"),
         ("http://127.0.0.1:9", "unknown address scheme 'http'"),
-        ("tcp://127.0.0.1:x", "mend the address"),
+        ("tcp://127.0.0.1:x", "fix the address"),
     ],
 )
 def test_a_scheduler_that_does_not_answer_is_told(address: str, told: str) -> None:
@@ -81,7 +81,7 @@ def test_a_scheduler_that_does_not_answer_is_told(address: str, told: str) -> No
 @pytest.mark.parametrize("text", ["", "[]", "{}", "\0"])
 def test_a_file_that_no_scheduler_wrote_is_told(text: str, tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_text(text)
-    with pytest.raises(InputError, match=r"scheduler_file=.* should be what a scheduler wrote, with its address"):
+    with pytest.raises(InputError, match=r"scheduler_file=.* should be a scheduler file with an address"):
         open_place(scheduler_file=tmp_path / "cluster.json")
 
 

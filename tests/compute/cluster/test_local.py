@@ -56,7 +56,7 @@ def test_workers_that_cannot_start_tell_why(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_folder_of_workers_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "full").touch()  # a folder in a file cannot be made, nor on a full disk
-    remedy = "mend that, or set DASK_TEMPORARY_DIRECTORY to another folder"
+    remedy = "fix that, or set DASK_TEMPORARY_DIRECTORY to another folder"
     with (
         dask.config.set({"temporary-directory": str(tmp_path / "full")}),
         pytest.raises(
@@ -92,10 +92,10 @@ def test_a_worker_that_dies_as_it_starts_is_started_again(monkeypatch: pytest.Mo
     with subscribe(lambda event: told.append(event.fields["message"])), connect(workers=1) as place:
         killing.join()
         assert place.map(abs, [-1, -2], stage="test") == [1, 2]
-    assert "a worker died as it started; all are started again" in told
+    assert "a worker died while starting; all workers are restarted" in told
     monkeypatch.setattr(local_cluster, "_STARTS", 1)
     killing = stop_next_workers(signal.SIGKILL, [])
-    with pytest.raises(ComputeError, match="workers=1 should start within 300 s: one died; look for what ended it"):
+    with pytest.raises(ComputeError, match="workers=1 should start within 300 s: one died; find out what ended it"):
         open_place(workers=1)
     killing.join()
 
@@ -114,7 +114,7 @@ def test_a_worker_that_is_frozen_while_it_starts_is_told_and_given_up(monkeypatc
     ):
         open_place(workers=1, memory_limit="800MiB")
     freezing.join()
-    assert told == ["workers have not started after 1 s; one that has not after 4 s is given up"]
+    assert told == ["workers have not started after 1 s; waiting up to 4 s"]
     assert psutil.wait_procs(frozen, timeout=10)[1] == []
 
 

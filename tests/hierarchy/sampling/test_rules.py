@@ -320,7 +320,7 @@ def test_all_problems_are_told_at_once(tree: xr.DataTree) -> None:
         )  # fmt: skip
     assert [line.split(" should")[0] for line in error.value.problems] == [
         "exclude='2.1'", "exclude='3:0'", "only='1:30'", "weights='2:7'", "weights of 1:1", "max_per=0 of domian",
-        "quotas of source add up to 80 rows, they", "by='scor'", "size=0",
+        "quotas of source add up to 80 rows but", "by='scor'", "size=0",
     ]  # fmt: skip
     assert "did you mean score?" in str(error.value)
 
@@ -337,7 +337,7 @@ def test_all_problems_are_told_at_once(tree: xr.DataTree) -> None:
         ({"quotas": {"source": {"rare": 0.5}}}, r"50 rows of source='rare' should be at most the \d+ that the rules"),
         ({"quotas": {"source": {"web": "half"}}}, "quotas='half' of 'web' should be a number of rows like 500, or"),
         ({"quotas": {"source": {"web": -1}}}, "quotas=-1 of 'web' should be a number of rows"),
-        ({"quotas": {"source": {"web": 101}}}, "add up to 101 rows, they should to at most size=100"),
+        ({"quotas": {"source": {"web": 101}}}, "add up to 101 rows but should add up to at most size=100"),
         ({"quotas": {"source": "missing.csv"}}, "should be a CSV file of quotas, it cannot be read"),
         ({"quotas": {"source": {}, "domain": {}}}, "quotas should be for one column, not for source, domain; "),
         ({"max_per": "domain=5"}, "max_per='domain=5' should be a mapping of a column; write it like {'domain': 100}"),

@@ -50,7 +50,7 @@ def test_a_file_is_what_a_person_would_write(tmp_path: Path) -> None:
                 "w.csv, line 10: '1:7,1,2' should be a cluster and a weight; ",
             ],
         ),
-        ("cluster,weight\n" + "x,1\n" * 1000, ["w.csv, line"] * 10 + ["w.csv: 990 more lines should be otherwise"]),
+        ("cluster,weight\n" + "x,1\n" * 1000, ["w.csv, line"] * 10 + ["w.csv: 990 more lines have such problems"]),
         ('cluster,weight\n"2:19,1\n', ["weights='"]),
     ],
 )

@@ -349,7 +349,7 @@ ATTRIBUTES: dict[str, tuple[dict[str, object], str]] = {
     "metric": ({"metric": "cosine"}, "store: metric=cosine should be l2, as in its config"),
     "config": ({"config": "{}"}, "store: config cannot be read: levels"),
     "no config": ({"config": None}, "store: config cannot be read: config="),
-    "pool": ({"pool_fingerprint": "0" * 64}, "pool.zarr should be the pool it was made from, its content is another"),
+    "pool": ({"pool_fingerprint": "0" * 64}, "pool.zarr should be the pool it was made from, its content differs"),
     "subset": ({"subset_fingerprint": "0" * 64}, "should be those of the subset, they are others"),
     "marker": ({"format_version": 99}, "store: format_version=99 should be "),
 }
@@ -449,9 +449,7 @@ def test_ids_of_text_that_come_twice_are_named_and_cut(tmp_path: Path) -> None:
     assert lines(found)[0] == "ids: 31 ids should come once, they come more often"
     assert len(lines(found)) == 1 + MAX_LINES
     assert "\x1b" not in str(found)
-    assert {problem.remedy for problem in found.problems} == {
-        "give every row an id of its own, and make the pool again"
-    }
+    assert {problem.remedy for problem in found.problems} == {"give every row a unique id, and make the pool again"}
 
 
 def test_ids_are_compared_in_turns(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -779,7 +777,7 @@ def test_an_assignment_of_clusters_further_away_or_another_tree_is_found_out(ass
     assert any(f"row 0: label {other} should be {level_1[0]}" in line for line in lines(hkm.verify(out)))
     other_tree = hkm.build_hierarchy(rows(5), tmp_path / "other.zarr", hkm.Config.from_flags(K, n_resamples=0))
     found = hkm.verify(assigned / "out.zarr", tree=other_tree.encoding["source"])
-    assert "should be the tree it was made with, its content is another" in str(found)
+    assert "should be the tree it was made with, its content differs" in str(found)
     with pytest.raises(StoreError, match="is missing"):
         hkm.verify(out, tree=tmp_path / "nowhere.zarr")
     shutil.rmtree(out / "level_1")

@@ -38,8 +38,8 @@ def test_a_sound_draw_gives_none(facts: Facts) -> None:
 @pytest.mark.parametrize(
     ("sizes", "drawn", "said"),
     [
-        ([100, 90, 110, 100], [5, 5, 5, 5], "The pool is even already."),
-        ([900, 50, 30, 20], [5, 5, 5, 5], "One cluster holds most."),
+        ([100, 90, 110, 100], [5, 5, 5, 5], "The pool is already even."),
+        ([900, 50, 30, 20], [5, 5, 5, 5], "One cluster holds most of the pool."),
         ([400, 200, 120, 80], [40, 20, 12, 8], "The draw is no more even than the pool."),
         ([400, 200, 120, 80], [200, 190, 115, 75], "The draw is too large to be even."),
     ],
@@ -50,7 +50,7 @@ def test_shares_of_the_clusters(facts: Facts, sizes: list[int], drawn: list[int]
 
 def test_far_rows_and_runs_that_were_stopped(facts: Facts) -> None:
     sound = with_top(facts, [400, 200, 120, 80], [10, 10, 10, 10])
-    assert heads(dataclasses.replace(sound, far=(0.01, 0.06))) == ["Outliers are drawn."]
+    assert heads(dataclasses.replace(sound, far=(0.01, 0.06))) == ["The draw contains outliers."]
     run = np.ones(sound.config.levels[0].max_iter)
     low = dataclasses.replace(sound.levels[0], runs=(run,))
     assert heads(dataclasses.replace(sound, levels=(low, *sound.levels[1:]))) == ["Not all k-means converged."]
@@ -76,7 +76,7 @@ def test_near_duplicates_are_those_of_the_draw_and_more_than_of_a_uniform_one(fa
     few = NearDuplicates(1000, {0.99: 9, 0.95: 30}, {0.99: 0, 0.95: 20}, [])
     many = NearDuplicates(1000, {0.99: 9, 0.95: 30}, {0.99: 0, 0.95: 10}, [])
     assert heads(sound, few) == []
-    assert heads(sound, many) == ["Near-duplicates are drawn."]
+    assert heads(sound, many) == ["The draw contains near-duplicates."]
 
 
 def blobs(sizes: np.ndarray, seed: int) -> np.ndarray:
@@ -102,4 +102,4 @@ def test_pools_told_of_in_the_documentation(tmp_path: Path, kind: str, even: boo
     }[kind]()
     tree = hkm.build_hierarchy(x, tmp_path / "tree.zarr", hkm.Config.from_flags((500, 100, 20), n_resamples=2))
     found = heads(gather(tree, "tree.zarr", None, np.sort(hkm.sample(tree, 1000))))
-    assert ("The pool is even already." in found) == even
+    assert ("The pool is already even." in found) == even

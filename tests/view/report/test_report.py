@@ -59,7 +59,7 @@ def test_a_tree_of_one_cluster_says_so(tmp_path: Path) -> None:
     config = hkm.Config.from_flags((1,), n_resamples=0)
     tree = hkm.build_hierarchy(np.ones((3, 2), np.float32), tmp_path / "tree.zarr", config)
     text = hkm.report(tree, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert re.search(r"All of <span[^>]*>the pool</span> lies in one cluster of the top level", text)
+    assert re.search(r"All of <span[^>]*>the pool</span> is in one top-level cluster", text)
     (line,) = re.findall(r'd="M([\d.]+),([\d.]+) L([\d.]+),([\d.]+)" class="line pool"', text)
     assert float(line[0]) < float(line[2])  # there is something to see
     assert line[1] == line[3]
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(made: Made, tmp
         (InputError, r"or a column of the pool \(caption, kind, score", {"captions": "tittle"}),
         (InputError, "none of them can be read", {"images": tmp_path / "empty"}),
         (InputError, "should be a folder or a .zip", {"images": tmp_path / "images.tar"}),
-        (StoreError, "content is another; give that one", {"pool": other.path}),
+        (StoreError, "content differs; give that one", {"pool": other.path}),
     ]:
         with pytest.raises(error, match=wanted):
             hkm.report(made.tree, **{"out": out, **options})  # type: ignore[arg-type]
