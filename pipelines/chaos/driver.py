@@ -24,7 +24,7 @@ FLAKY, FULL = "HKM_CHAOS_FLAKY", "HKM_CHAOS_FULL"
 _OPERATIONS = ("write", "pwrite", "preadv", "fsync", "replace")
 
 
-def fail_now_and_then(share: float, seed: int) -> None:
+def make_store_flaky(share: float, seed: int) -> None:
     """Make a share of file operations of this process fail with EIO, before they do anything."""
     rng = random.Random(seed * 1_000_003 + os.getpid())
     tempfile.gettempdir()  # determined now: Python falls back to the current folder if a test write fails
@@ -44,7 +44,7 @@ def fail_now_and_then(share: float, seed: int) -> None:
         setattr(os, name, flaky(getattr(os, name)))
 
 
-def be_full_from_now_on(said: Path) -> None:
+def limit_file_size(said: Path) -> None:
     """Wait for the file `said`, then limit all files of this process to the number of bytes in it."""
     while not (said.exists() and (size := said.read_text(encoding="utf-8"))):
         time.sleep(0.02)
@@ -55,9 +55,9 @@ def be_full_from_now_on(said: Path) -> None:
 
 
 if FULL in os.environ:
-    threading.Thread(target=be_full_from_now_on, args=(Path(os.environ[FULL]),), daemon=True).start()
+    threading.Thread(target=limit_file_size, args=(Path(os.environ[FULL]),), daemon=True).start()
 if FLAKY in os.environ:
-    fail_now_and_then(float(os.environ[FLAKY].partition(":")[0]), int(os.environ[FLAKY].partition(":")[2]))
+    make_store_flaky(float(os.environ[FLAKY].partition(":")[0]), int(os.environ[FLAKY].partition(":")[2]))
 
 if __name__ == "__main__":
     from hkm_dask.cli import main
