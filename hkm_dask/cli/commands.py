@@ -346,8 +346,8 @@ def verify(
 
     Every chunk and its checksum, all metadata, and what must agree: the values of a pool with their statistics, ids and
     fingerprint; labels, distances, members, sizes and inertia of every level of a tree; the clusters of an assignment
-    with its tree, and its ids. Some rows of each level are measured again in float64, against all centroids. It goes on
-    after a problem; the exit code is 1 where it found any.
+    with its tree, and its ids. Some rows of each level are measured again in float64, against all centroids, or those
+    of their cluster's parts if it was split. It goes on after a problem; the exit code is 1 where it found any.
     """
     with output.progress():
         from hkm_dask.hierarchy.verify.verify import verify as run_verify

@@ -87,7 +87,8 @@ class Level(_Model):
     n_clusters : int
         k of the level's first k-means.
     n_splits : int, default=1
-        Where above 1, each of the clusters is split into this many by a small k-means of its own.
+        Where above 1, each of the clusters is split into this many by a small k-means of its own. A label is then the
+        nearest of these parts; one of another cluster may be nearer.
     n_resamples : int, default=10
         m, the resampling-clustering steps after the first k-means (arXiv:2405.15613 §3.2).
     resample_size : int or "auto", default="auto"

@@ -282,7 +282,7 @@ class HierarchicalKMeans(TreePredictor):
         array of int32, shape (n_samples, n_levels)
             Level 1 first: the nearest of all its centroids, then the clusters that one lies in. A Dask array or a
             DataArray for one of these, else NumPy's. With `n_splits` a sample of the fit may have been given a centroid
-            that is nearest only within its part of the level.
+            that is nearest only within its cluster.
 
         Raises
         ------

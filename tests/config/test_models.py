@@ -274,7 +274,13 @@ def test_wrong_overrides_are_refused(override: str, line: str) -> None:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("seed=1", "seed=2"), ("seed=1", "seed=1"), ("seed=1", " seed=1"), ("levels.1.max_iter=1", "levels.01.max_iter=2"), ("sed=1", "sed=2")],
+    [
+        ("seed=1", "seed=2"),
+        ("seed=1", "seed=1"),
+        ("seed=1", " seed=1"),
+        ("levels.1.max_iter=1", "levels.01.max_iter=2"),
+        ("sed=1", "sed=2"),
+    ],
 )
 def test_an_override_given_twice_is_refused(tmp_path: Path, first: str, second: str) -> None:
     """The last one won, and nothing was said of the first."""

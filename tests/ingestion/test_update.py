@@ -345,6 +345,14 @@ def test_stores_that_do_not_belong_together(folder: Path) -> None:
         hkm.update(folder / "l2.zarr", folder / "pool.zarr", folder / "new.zarr")
 
 
+def test_a_pool_that_another_has_replaced_is_not_said_to_be_the_trees_own(folder: Path) -> None:
+    """It read: it should be a tree of pool.zarr, it was made of pool.zarr."""
+    hkm.ingest(rows(7), folder / "pool.zarr", overwrite=True)
+    fact = r"l2\.zarr should be a tree of .*pool\.zarr, whose content is another now; put that pool back"
+    with pytest.raises(InputError, match=fact):
+        hkm.update(folder / "l2.zarr", folder / "pool.zarr", folder / "new.zarr")
+
+
 def test_the_page(tmp_path: Path) -> None:
     run = run_page("docs/ask-a-tree.md", tmp_path)
     drawn, more = (np.load(tmp_path / name) for name in ("subset.npy", "more.npy"))

@@ -387,7 +387,8 @@ class HkmAccessor:
         -------
         xarray.DataArray of int32, shape (sample, level)
             The nearest of all level-1 centroids, then the clusters that one lies in. Lazy for a Dask array; with the
-            coordinates of a DataArray.
+            coordinates of a DataArray. With `n_splits` a sample of the tree may have been given a centroid that is
+            nearest only within its cluster.
 
         Raises
         ------

@@ -81,11 +81,11 @@ def _check_nearest(
     """Look for centroids that are nearer to a row than its own, or as near with a lower number.
 
     A matrix product in float64 finds those that may be; they are measured. Of a level that was split, a row's centroid
-    is the nearest of its cluster's.
+    is the nearest of its cluster's parts, unless the rows were given theirs afterwards.
     """
-    n_splits = level.settings.n_splits
-    first = labels // n_splits * n_splits if n_splits > 1 else np.zeros_like(labels)
-    last = first + (n_splits if n_splits > 1 else level.n_clusters)
+    n_parts = level.n_parts
+    first = labels // n_parts * n_parts if n_parts > 1 else np.zeros_like(labels)
+    last = first + (n_parts if n_parts > 1 else level.n_clusters)
     margin = 4 * error * np.sqrt(own) if error else np.zeros_like(own)
     array, best = level.array("centroids"), dict[int, tuple[float, int]]()
     bounds = layout.block_bounds(level.n_clusters, 1, max_bytes=_CENTROIDS_AT_ONCE)

@@ -26,6 +26,7 @@ class LevelCheck:
     reader: ChunkReader
     found: Verification
     grown: bool = False  # whether rows joined after the clustering, which its inertia knows nothing of
+    n_parts: int = 1  # of each cluster: a row's centroid is the nearest of these; 1 where it is the nearest of all
     #: As stored; None where they cannot be read, or make no sense.
     sizes: NDArray[np.int64] | None = None
     leaf_sizes: NDArray[np.int64] | None = None

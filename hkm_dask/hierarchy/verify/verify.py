@@ -43,8 +43,9 @@ def verify(
     Every chunk is read and its checksum compared, all metadata are held against each other, and what is stored twice
     must agree: of a pool its values with their statistics, fingerprint and ids; of a tree labels, distances, members,
     sizes and inertia of every level; of an assignment clusters, with those that the tree puts them in, and ids. Some
-    rows of each level are measured again in float64, against all centroids. It goes on after a problem. Memory is
-    bounded: about 64 MiB a thread, 1 GiB for labels and distances, and what is known of each cluster.
+    rows of each level are measured again in float64, against all centroids, or those of their cluster's parts if it was
+    split. It goes on after a problem. Memory is bounded: about 64 MiB a thread, 1 GiB for labels and distances, and
+    what is known of each cluster.
 
     Parameters
     ----------
@@ -166,7 +167,10 @@ def _check_levels(
     levels, grown = list[LevelCheck](), bool(attributes.get("updates")) or config.fit_sample is not None
     for t, settings in enumerate(config.levels, 1):
         below, n_problems = levels[-1] if levels else None, found.n_problems
-        level = LevelCheck(t, settings, below, str(attributes.get("subset_fingerprint") or ""), reader, found, grown)
+        subset = str(attributes.get("subset_fingerprint") or "")
+        # With a sample to fit on, all rows were given the nearest of all parts.
+        n_parts = 1 if t == 1 and config.fit_sample is not None else settings.n_splits
+        level = LevelCheck(t, settings, below, subset, reader, found, grown, n_parts)
         _check_level_marker(root / wanted[t - 1], t, found)
         if not level.check_shapes():
             if t < len(wanted):
