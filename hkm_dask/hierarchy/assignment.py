@@ -56,8 +56,8 @@ def assign(
     """Give new samples their clusters at every level of a tree, and store them.
 
     Out of core: exactly the nearest centroid of level 1, then the clusters that one lies in. With `n_splits` a sample
-    of the tree may have been given a centroid that is nearest only within its cluster. Interrupted, the same call continues; where
-    the same was finished before, it is opened.
+    of the tree may have been given a centroid that is nearest only within its cluster. Interrupted, the same call
+    continues; where the same was finished before, it is opened.
 
     Parameters
     ----------
