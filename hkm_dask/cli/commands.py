@@ -352,8 +352,8 @@ def verify(
 
     Checks every chunk and its checksum, all metadata, and consistency: of a pool's values with its statistics, ids and
     fingerprint; of labels, distances, members, sizes and inertia at every level of a tree; of an assignment with its
-    tree and ids. Some rows of each level are measured again in float64 against all centroids. It continues after a
-    problem, and the exit code is 1 if it found any.
+    tree and ids. Some rows of each level are measured again in float64 against all centroids, or those of their
+    cluster's parts if it was split. It continues after a problem, and the exit code is 1 if it found any.
     """
     with output.progress():
         from hkm_dask.hierarchy.verify.verify import verify as run_verify

@@ -306,7 +306,12 @@ def read_settings(
             "--n-resamples and --resample-size need --n-clusters; with --config, use --set levels.1.n_resamples=5"
         )
     # An option beats the file, and --set beats both.
-    chosen = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
+    last = {override.partition("=")[0].strip() for override in overrides}
+    chosen = [
+        f"{name}={json.dumps(value, ensure_ascii=False)}"
+        for name, value in given.items()
+        if value is not None and name not in last
+    ]
     return Config.from_yaml(config, [*chosen, *overrides])
 
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -87,7 +87,8 @@ class Level(_Model):
     n_clusters : int
         Number of clusters (k) of the level's first k-means.
     n_splits : int, default=1
-        If above 1, each cluster is split into this many by a small k-means.
+        If above 1, each cluster is split into this many parts by a small k-means. A label is then the nearest of these
+        parts; a part of another cluster may be nearer.
     n_resamples : int, default=10
         Number of resampling-clustering steps (m) after the first k-means (arXiv:2405.15613 §3.2).
     resample_size : int or "auto", default="auto"
@@ -188,7 +189,7 @@ class Config(_Model):
         ----------
         path : str or Path
         overrides : sequence of str, optional
-            Settings that replace the file's, like ``"levels.1.n_clusters=5000"`` or ``"seed=3"``.
+            Settings that replace the file's, like ``"levels.1.n_clusters=5000"`` or ``"seed=3"``, each once.
 
         Raises
         ------
@@ -306,7 +307,8 @@ class Config(_Model):
     def _from_settings(
         cls, settings: dict[str, Any], overrides: Sequence[str] = (), problems: Sequence[str] = ()
     ) -> Self:
-        lines = [*problems, *filter(None, [_override(settings, override) for override in overrides])]
+        wrong = filter(None, [_override(settings, override) for override in overrides])
+        lines = [*problems, *wrong, *_given_twice(overrides)]
         try:
             config = cls(**settings)
         except InputError as error:
@@ -401,6 +403,17 @@ def _rising(levels: object) -> list[str]:
         for (below, lower), (above, upper) in itertools.pairwise(valid)
         if upper.n_centroids > lower.n_centroids
     ]
+
+
+def _given_twice(overrides: Sequence[str]) -> Iterator[str]:
+    """Find overrides of a setting that an earlier one has given already."""
+    given = dict[tuple[str | int, ...], str]()
+    for override in overrides:
+        parts = override.partition("=")[0].strip().split(".")
+        name = tuple(int(part) if part.isdecimal() else part for part in parts)
+        if name in given:
+            yield f"set={show(override)} should be given once, but follows {show(given[name])}; keep one of them"
+        given[name] = override
 
 
 def _override(settings: dict[str, Any], override: str) -> str | None:

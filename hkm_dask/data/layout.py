@@ -62,6 +62,8 @@ _REMEDIES = {
     TREE_FORMAT: "make it again from its pool with `hkm cluster --restart`",
     ASSIGNMENT_FORMAT: "make it again with `hkm assign --restart`",
 }
+#: The command that resumes an unfinished store.
+_RESUMED = {TREE_FORMAT: "`hkm cluster`", ASSIGNMENT_FORMAT: "`hkm assign`"}
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,10 @@ def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
         way = "read it with a newer hkm_dask" if newer else remedy(fmt)
         raise StoreError(f"{path}: format_version={made!r} should be {FORMAT_VERSION} for this hkm_dask; {way}")
     if attributes.get(COMPLETE) is not True:
-        raise StoreError(f"{path} is not complete; {remedy(fmt)}")
+        begun = fmt in _RESUMED and COMPLETE not in attributes
+        # In an object store, an unfinished store already has its final name.
+        resume = f"resume the {_RESUMED[fmt]} that started it, or " if begun else ""
+        raise StoreError(f"{path} is not complete; {resume}{remedy(fmt)}")
 
 
 def _named(fmt: str) -> str:

@@ -55,7 +55,8 @@ def assign(
 ) -> xr.Dataset:
     """Assign new samples to the clusters of a tree at every level, and store the result.
 
-    The search is out of core and exact: the nearest centroid of level 1, then the clusters that contain it. If it is
+    The search is out of core and exact: the nearest centroid of level 1, then the clusters that contain it. With
+    `n_splits`, the label of a sample of the tree may differ: it is the nearest only within its cluster. If it is
     interrupted, the same call resumes it; if it was already finished, the store is opened.
 
     Parameters

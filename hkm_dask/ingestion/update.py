@@ -100,7 +100,10 @@ def update(
         n_before = grown.n_known_as(str(opened.attrs.get("pool_fingerprint", "")))
         if n_before is None or n_before != opened.hkm.n_samples:
             made = opened.attrs.get("pool") or "an array"
-            raise InputError(f"{target} should be a tree of {home}, it was made of {made}; give the pool it is of")
+            fact = f"but was built from {made}; give that pool"
+            if made == str(home):
+                fact = "but the content of that pool has changed; put the old one back, or build the tree again"
+            raise InputError(f"{target} should be a tree of {home}, {fact}")
         with _pools(new, home, grown, options, may_join=n_before == grown.n_samples) as added:
             if _has_joined(added, grown):
                 added = []

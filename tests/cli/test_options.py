@@ -50,6 +50,22 @@ def test_threads_of_workers_need_workers_of_this_machine(hkm: Callable[..., Resu
     assert "--threads-per-worker needs --workers" in err
 
 
+def test_an_option_beats_the_file_and_set_beats_both(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("seed: 1\nmetric: cosine\nlevels: [{n_clusters: 9}]\n")
+    command = click.Command("run", params=[], callback=lambda **given: given)
+    words = ["--config", str(tmp_path / "run.yaml"), "--seed", "2", "--metric", "l2"]
+    given = options.settings_options(command).main([*words, "--set", "seed=3"], standalone_mode=False)
+    config = options.read_settings(lambda *_: 9, print, **given)
+    assert (config.seed, config.metric) == (3, "l2")
+
+
+def test_a_setting_given_twice_is_refused(hkm: Callable[..., Result], pool: Path, tmp_path: Path) -> None:
+    words = ["cluster", pool, tmp_path / "t.zarr", "--n-clusters", 9, "--seed", 2]
+    code, _, err = hkm(*words, "--set", "seed=3", "--set", "seed=4")
+    fact = "--set='seed=4' should be given once, but follows 'seed=3'"
+    assert (code, err) == (1, f"Error: {fact}; keep one of them\n")
+
+
 def test_a_place_is_threads_unless_another_is_asked_for() -> None:
     place = options.Place(None, None, False, None, None, None, memory_limit=10**9)
     place.check()

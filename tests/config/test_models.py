@@ -1,5 +1,6 @@
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +270,26 @@ def test_wrong_overrides_are_refused(override: str, line: str) -> None:
         Config.from_flags([100], overrides=[override])
     (problem,) = caught.value.problems
     assert problem.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("seed=1", "seed=2"),
+        ("seed=1", "seed=1"),
+        ("seed=1", " seed=1"),
+        ("levels.1.max_iter=1", "levels.01.max_iter=2"),
+        ("sed=1", "sed=2"),
+    ],
+)
+def test_an_override_given_twice_is_refused(tmp_path: Path, first: str, second: str) -> None:
+    """The last one won, and nothing was said of the first."""
+    path = write(tmp_path, "levels:\n  - n_clusters: 100\n")
+    for make in (partial(Config.from_flags, [100]), partial(Config.from_yaml, path)):
+        with pytest.raises(InputError) as caught:
+            make(overrides=[first, "levels.1.tol=0", second])
+        problem = caught.value.problems[-1]
+        assert problem == f"set={second!r} should be given once, but follows {first!r}; keep one of them"
 
 
 def test_flags_give_one_value_to_all_levels_or_one_to_each() -> None:

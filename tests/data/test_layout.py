@@ -98,6 +98,18 @@ def test_markers_say_what_is_wrong(change: dict, message: str) -> None:
         layout.check_marker({**POOL, **change}, layout.POOL_FORMAT, "a.zarr")
 
 
+@pytest.mark.parametrize("command", ["cluster", "assign"])
+def test_of_what_is_being_built_it_is_said_how_to_go_on(command: str) -> None:
+    """In an object store it has its name from the beginning; `--restart` was told, which throws away what is there."""
+    fmt = {"cluster": layout.TREE_FORMAT, "assign": layout.ASSIGNMENT_FORMAT}[command]
+    begun = {"format": fmt, "format_version": layout.FORMAT_VERSION}
+    message = f"a.zarr is not complete; resume the `hkm {command}` that started it, or make it again"
+    with pytest.raises(StoreError, match=message):
+        layout.check_marker(begun, fmt, "a.zarr")
+    with pytest.raises(StoreError, match="is not complete; make it again"):
+        layout.check_marker({**begun, "complete": False}, fmt, "a.zarr")
+
+
 PLAIN = {
     "shape": [10, 4],
     "data_type": "float16",

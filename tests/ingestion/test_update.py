@@ -246,7 +246,7 @@ def test_more_than_memory_has_room_for_is_refused_before_anything_is_written(
     tree, pool = hkm.open_hierarchy(folder / "l2.zarr"), open_pool(folder / "pool.zarr")
     with Runner(n_threads=2, memory_limit=1 << 30) as runner:
         tree_update.check_memory(tree, pool, 10**7, runner)
-        with pytest.raises(ComputeError, match=r"should be at least \d+MiB, labeling the new samples takes"):
+        with pytest.raises(ComputeError, match=r"should be at least \d+MiB, labeling the new samples needs"):
             tree_update.check_memory(tree, pool, 10**8, runner)
     monkeypatch.setattr(memory, "LABEL_BYTES", 10**7)
     monkeypatch.setattr(grow_pool, "grow", None)
@@ -339,7 +339,7 @@ def test_the_same_embeddings_under_other_ids_are_other_samples(folder: Path) -> 
 
 
 def test_stores_that_do_not_belong_together(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"l2\.zarr should be a tree of .*new\.zarr, it was made of .*pool\.zarr"):
+    with pytest.raises(InputError, match=r"l2\.zarr should be a tree of .*new\.zarr, but was built from .*pool\.zarr"):
         hkm.update(folder / "l2.zarr", folder / "new.zarr")
     zero = np.ones((3, D), "f4")
     zero[1] = 0
@@ -347,6 +347,14 @@ def test_stores_that_do_not_belong_together(folder: Path) -> None:
         hkm.update(folder / "cosine.zarr", folder / "pool.zarr", make_pool(folder / "z.zarr", zero, "z"))
     store.create_group(folder / "l2.zarr.wip", {"format": "hkm_dask.tree"})
     with pytest.raises(InputError, match="it is an unfinished tree"):
+        hkm.update(folder / "l2.zarr", folder / "pool.zarr", folder / "new.zarr")
+
+
+def test_a_pool_that_another_has_replaced_is_not_said_to_be_the_trees_own(folder: Path) -> None:
+    """It read: it should be a tree of pool.zarr, it was made of pool.zarr."""
+    hkm.ingest(rows(7), folder / "pool.zarr", overwrite=True)
+    fact = r"l2\.zarr should be a tree of .*pool\.zarr, but the content of that pool has changed; put the old one back"
+    with pytest.raises(InputError, match=fact):
         hkm.update(folder / "l2.zarr", folder / "pool.zarr", folder / "new.zarr")
 
 

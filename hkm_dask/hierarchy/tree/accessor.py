@@ -387,7 +387,8 @@ class HkmAccessor:
         -------
         xarray.DataArray of int32, shape (sample, level)
             The nearest of all level-1 centroids, then the clusters that contain it. Lazy for a Dask array; with the
-            coordinates of a DataArray.
+            coordinates of a DataArray. With `n_splits`, the label of a sample of the tree may differ: it is the nearest
+            only within its cluster.
 
         Raises
         ------

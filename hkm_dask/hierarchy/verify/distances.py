@@ -81,11 +81,11 @@ def _check_nearest(
     """Find centroids that are nearer to a row than its own, or as near with a lower number.
 
     A float64 matrix product finds candidates, whose distances are then computed directly. In a level that was split, a
-    row's centroid is the nearest within its cluster only.
+    row's centroid is the nearest of its cluster's parts, unless all rows were assigned afterwards.
     """
-    n_splits = level.settings.n_splits
-    first = labels // n_splits * n_splits if n_splits > 1 else np.zeros_like(labels)
-    last = first + (n_splits if n_splits > 1 else level.n_clusters)
+    n_parts = level.n_parts
+    first = labels // n_parts * n_parts if n_parts > 1 else np.zeros_like(labels)
+    last = first + (n_parts if n_parts > 1 else level.n_clusters)
     margin = 4 * error * np.sqrt(own) if error else np.zeros_like(own)
     array, best = level.array("centroids"), dict[int, tuple[float, int]]()
     bounds = layout.block_bounds(level.n_clusters, 1, max_bytes=_CENTROIDS_AT_ONCE)

@@ -26,6 +26,7 @@ class LevelCheck:
     reader: ChunkReader
     found: Verification
     grown: bool = False  # whether rows were added after the clustering, which its inertia does not include
+    n_parts: int = 1  # of each cluster, if a row's centroid is the nearest of these; 1 if it is the nearest of all
     #: As stored; None if it cannot be read or is invalid.
     sizes: NDArray[np.int64] | None = None
     leaf_sizes: NDArray[np.int64] | None = None

@@ -43,8 +43,8 @@ def verify(
     Every chunk is read and its checksum compared, all metadata are cross-checked, and data stored twice must agree: for
     a pool, values with their statistics, fingerprint and ids; for a tree, labels, distances, members, sizes and inertia
     of every level; for an assignment, clusters with those of the tree, and ids. The distances of some rows of each
-    level are recomputed in float64, against all centroids. Checking continues after a problem. Memory is bounded: about
-    64 MiB per thread, 1 GiB for labels and distances, and the per-cluster arrays.
+    level are recomputed in float64, against all centroids or those of their cluster's parts. Checking continues after a
+    problem. Memory is bounded: about 64 MiB per thread, 1 GiB for labels and distances, and the per-cluster arrays.
 
     Parameters
     ----------
@@ -167,7 +167,10 @@ def _check_levels(
     levels, grown = list[LevelCheck](), bool(attributes.get("updates")) or config.fit_sample is not None
     for t, settings in enumerate(config.levels, 1):
         below, n_problems = levels[-1] if levels else None, found.n_problems
-        level = LevelCheck(t, settings, below, str(attributes.get("subset_fingerprint") or ""), reader, found, grown)
+        subset = str(attributes.get("subset_fingerprint") or "")
+        # With `fit_sample`, all rows were assigned to the nearest of all parts.
+        n_parts = 1 if t == 1 and config.fit_sample is not None else settings.n_splits
+        level = LevelCheck(t, settings, below, subset, reader, found, grown, n_parts)
         _check_level_marker(root / wanted[t - 1], t, found)
         if not level.check_shapes():
             if t < len(wanted):

@@ -306,6 +306,20 @@ def test_clusters_above_are_numbered_by_the_rows_of_the_subset(stores: Path, tmp
     assert any("distances should be NaN for rows without a label; not so in row 150" in line for line in found)
 
 
+def test_all_parts_are_looked_at_where_rows_were_given_the_nearest_of_all(tmp_path: Path) -> None:
+    """Only those of a row's own cluster were: a label of another one's part was found to be sound."""
+    config = hkm.Config(levels=[hkm.Level(n_clusters=6, n_splits=3, n_resamples=0)], fit_sample=100)
+    pool = hkm.ingest(rows(), tmp_path / "pool.zarr")
+    tree = hkm.build_hierarchy(pool, tmp_path / "tree.zarr", config)
+    label = int(tree["level_1/labels"][0])
+
+    def change(labels: np.ndarray) -> None:
+        labels[0] = (label + 3) % 18
+
+    expected = f"level_1/labels: row 0: label {(label + 3) % 18} should be {label}, of the nearest centroid"
+    verify_rewritten(tmp_path / "tree.zarr", "level_1/labels", change, expected)
+
+
 def test_the_nearest_centroid_wins_with_the_lowest_number(tmp_path: Path) -> None:
     x = np.float32([[0, 0], [2, 0], [4, 0], [9, 9]])
     hkm.ingest(x, tmp_path / "pool.zarr")
