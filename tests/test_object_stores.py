@@ -360,7 +360,7 @@ def test_the_old_tree_stays_until_the_new_one_is_complete(
 def test_what_is_no_store_of_ours_is_not_touched(bucket: ObjectPath, on_disk: Path) -> None:
     (bucket / "tree.zarr/mine.txt").write_bytes(b"mine")
     for restart in (False, True):
-        with pytest.raises(InputError, match="should be a store of hkm_dask to be overwritten, it is none"):
+        with pytest.raises(InputError, match="should be a store of hkm_dask to be overwritten, but is not one"):
             build(str(on_disk / "pool.zarr"), f"{bucket}/tree.zarr", restart)
     assert (bucket / "tree.zarr/mine.txt").read_bytes() == b"mine"
 

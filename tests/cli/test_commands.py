@@ -231,7 +231,7 @@ def test_without_numbers_the_advice_is_taken_and_told(hkm: Callable[..., Result]
     code, _, err = hkm(*words, "--fit-sample", "90", "--n-resamples", "0", "--restart")
     assert code == 0
     assert "For 90 rows, recommended: --n-clusters 18,9,3 --n-resamples 0 --resample-size 2" in err
-    assert "the levels are fit on 90 of 200 rows" in err
+    assert "clustering a random sample of 90 of 200 rows" in err
 
 
 def test_a_subset_file_is_honored(hkm: Callable[..., Result], pool: Path, tmp_path: Path, small: list[str]) -> None:

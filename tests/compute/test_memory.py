@@ -107,7 +107,7 @@ def test_a_level_is_refused_for_the_stage_that_takes_most(
     shape: tuple[int, int, int], settings: dict[str, Any], stage: str
 ) -> None:
     stages = project_level(*shape, **{"init": "coreset", "n_resamples": 1, "r": shape[0] // shape[1] // 2, **settings})
-    with pytest.raises(ComputeError, match=f", {stage} takes") as caught:
+    with pytest.raises(ComputeError, match=f", {stage} needs") as caught:
         check_fits(stages, budget_within(512 * MIB), inputs=7 * MIB)
     need = number_needed(str(caught.value))
     check_fits(stages, budget_within(need * MIB), inputs=7 * MIB)

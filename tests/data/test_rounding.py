@@ -27,7 +27,7 @@ def x() -> np.ndarray:
 def test_a_pool_tells_how_far_rows_are_moved(x: np.ndarray, offset: float, dtype: str, tmp_path: Path) -> None:
     (said,) = told_of(x + offset, tmp_path / "p.zarr", dtype=dtype, chunk_mb=0.001)
     pool = hkm.open_pool(tmp_path / "p.zarr").rows().read(0, 3000).astype("f8")
-    moved, spread = map(float, re.findall(r"by ([0-9.]+), where most are ([0-9.]+) from", said)[0])
+    moved, spread = map(float, re.findall(r"by ([0-9.]+), while most rows are ([0-9.]+) from", said)[0])
     assert moved == pytest.approx(np.sqrt(np.square(pool - (x + offset)).sum() / 3000), rel=0.05)
     assert spread == pytest.approx(np.sqrt(np.square(x - x.mean(axis=0)).sum() / 3000), rel=0.01)
 
@@ -48,7 +48,7 @@ def test_an_array_is_told_of_by_a_fit_and_by_a_build(x: np.ndarray, tmp_path: Pa
     told: list[Event] = []
     with subscribe(told.append):
         hkm.build_hierarchy(x + 1e7, tmp_path / "tree.zarr", hkm.Config.from_flags((3,), n_resamples=0))
-    assert [event for event in told if event.kind == "warning" and "rounded to float32" in event.fields["message"]]
+    assert [event for event in told if event.kind == "warning" and "rounding to float32" in event.fields["message"]]
 
 
 def test_pieces_add_up_to_the_whole(x: np.ndarray) -> None:

@@ -206,7 +206,9 @@ def test_walks_at_fault_are_put_aside_and_processors_walk(
         monkeypatch.setattr(cuda_check_process, "find_made_walk_fault", lambda _: None)
     break_kernels(monkeypatch, "the last points are not added up", half=False)
     points, weights = unlike("all", 16)
-    with pytest.warns(RuntimeWarning, match=r"walk_groups gave wrong choices for .* steps; this process walks on proc"):
+    with pytest.warns(
+        RuntimeWarning, match=r"walk_groups gave wrong choices for .* steps; this process does the walks on CPUs"
+    ):
         on_cpu, on_device = twice(cuda, monkeypatch, lambda: seeded(points, weights, 60))
     np.testing.assert_array_equal(on_device, on_cpu)
     seeded(points, weights, 60)  # is told once

@@ -147,7 +147,9 @@ def test_a_folder_a_worker_does_not_see_is_refused(
         monkeypatch.setattr(
             workers.client, "run", lambda *args, **options: {"tcp://near:1": True, "tcp://far:1": False}
         )
-        with pytest.raises(ComputeError, match=r"should be seen by every worker, tcp://far:1 does not; put the output"):
+        with pytest.raises(
+            ComputeError, match=r"should be visible to every worker, but tcp://far:1 cannot see it; put the output"
+        ):
             _ = runner.array_store
         monkeypatch.undo()
 
@@ -457,7 +459,7 @@ def test_a_paused_worker_forgets_what_it_remembers_and_goes_on(seconds: float, m
         subscribe(lambda event: said.append(event.fields["message"]) if event.kind == "warning" else None),
     ):  # fmt: skip
         runner.map(partial(remember, seconds=seconds), [400 << 20], stage="test")
-        until(lambda: any("holds more than Dask lets it" in message for message in said))
+        until(lambda: any("exceeds Dask's memory limit" in message for message in said))
         assert runner.map(abs, [-1], stage="test") == [1]
 
 

@@ -351,7 +351,7 @@ def test_no_driver_is_told_with_what_to_install(hkm: Callable[..., subprocess.Co
     done = hkm("--local-cuda", NO_DRIVER="")
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = told(done)
-    assert line.startswith("Error: there is no GPU, or no driver for it; install the driver, and the extra")
+    assert line.startswith("Error: there is no GPU, or no driver for it; install the driver, and the matching extra")
     assert line.endswith("hkm-dask[cuda13] (driver 580 or newer) or [cuda12] (525 or newer) "
                          "(NVML says: NVML Shared Library Not Found)")  # fmt: skip
 

@@ -112,7 +112,7 @@ def test_a_run_that_loses_its_scheduler_says_so_in_a_line_and_is_resumed(
     assert run.returncode == 1
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("Error: ")
-    assert err.splitlines()[-1].endswith((LOST, "was started again in the middle of a run; run again to resume"))
+    assert err.splitlines()[-1].endswith((LOST, "was restarted during the run; run again to resume"))
     worker.join(60)  # Dask's own ends with its scheduler
     assert worker.exitcode is not None
     if not comes_back:
@@ -138,7 +138,7 @@ def test_a_scheduler_that_was_started_again_between_two_passes_is_not_taken_for_
         site.start_worker()
         until(lambda: client.status == "running" and client.scheduler_info()["id"] != before)
         client.wait_for_workers(1)
-        with pytest.raises(ComputeError, match="was started again in the middle of a run; run again to resume"):
+        with pytest.raises(ComputeError, match="was restarted during the run; run again to resume"):
             runner.map(abs, [-1], stage="test")
 
 
