@@ -1,4 +1,4 @@
-"""Results kept in a file of JSON lines as they are made, so that a long run goes on where it was."""
+"""Results written to a file of JSON lines immediately, so that a long run can resume."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Measurements:
         return _name(key) in self.results
 
     def get(self, key: Mapping[str, Any], measure: Callable[[], Facts]) -> Facts:
-        """Return what is there for a key, or else measure it and write it down."""
+        """Return the stored result of a key, or measure and store it."""
         if key not in self:
             result = measure()
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ class Measurements:
         return self.results[_name(key)]
 
     def table(self) -> list[Facts]:
-        """Every key and its result as one flat record."""
+        """Return every key with its result as one flat record."""
         return [{**json.loads(name), **result} for name, result in self.results.items()]
 
 
@@ -56,7 +56,7 @@ def _name(key: Mapping[str, Any]) -> str:
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and its standard error, which is NaN of a single value.
+    """Return the mean and its standard error, which is NaN for a single value.
 
     >>> mean_and_error([1.0, 3.0])
     (2.0, 1.0)

@@ -1,13 +1,12 @@
-"""What pipelines found, kept as JSON, and the figures in the documents, written from it.
+"""Recorded results of pipelines, kept as JSON, and the figures in documents that are generated from them.
 
-A run writes `results.json` into its folder of output. With `--record` it also goes beside the pipeline's README, in
-place of what a run of the same name had found, and the documents are written anew. Where a document quotes a figure, it
-stands between two comments, which name the pipeline and one of the texts that `quote` in its module `quotes.py` makes
-of its runs:
+A run writes `results.json` into its output folder. With `--record`, it also replaces the earlier run of the same name
+in the file beside the pipeline's README, and the documents are updated. A figure in a document is between two comments
+that name the pipeline and one of the texts that `quote` in its module `quotes.py` returns for its runs:
 
     Of the texts <!-- text.animals -->46 %<!-- / --> are animals.
 
-`python -m pipelines.records` writes all documents anew, say after a change of a `quote`.
+`python -m pipelines.records` updates all documents, for example after a change of a `quote`.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ _NUMBERS = re.compile(r"\[\s+([^\[\]{}]*?)\s+\]")
 
 
 def add_option(parser: ArgumentParser) -> None:
-    """Let a pipeline take ``--record``."""
+    """Add the option ``--record`` to a parser."""
     parser.add_argument(
-        "--record", action="store_true", help="also keep the results beside the README, and write its figures anew"
+        "--record", action="store_true", help="also keep the results beside the README, and update its figures"
     )
 
 
@@ -55,7 +54,7 @@ def save(
     record: bool,
     program: str = "",
 ) -> None:
-    """Write what a run of a pipeline found to its folder, and keep it for the documents where that is asked for.
+    """Write the results of a run to its output folder and, with `record`, keep them for the documents.
 
     Parameters
     ----------
@@ -63,12 +62,12 @@ def save(
     found : mapping
         Figures: numbers, texts, arrays, and lists and mappings of these.
     out : Path
-        Folder of the run's output.
+        Output folder of the run.
     settings : mapping
-        What they depend on.
+        Settings that the figures depend on.
     record : bool
     program : str, optional
-        What was started, where it is not the pipeline's `run.py`.
+        The program that was started, if not the pipeline's `run.py`.
     """
     entry = {
         "command": command(program or f"pipelines/{pipeline}/run.py", sys.argv[1:]),
@@ -87,7 +86,7 @@ def save(
 
 
 def command(program: str, words: Iterable[str]) -> str:
-    """Tell how a run was started, without where its output went.
+    """Return the command of a run, without its output folder.
 
     >>> command("pipelines/text/run.py", ["--full", "--out", "text", "--record"])
     'python pipelines/text/run.py --full'
@@ -97,7 +96,7 @@ def command(program: str, words: Iterable[str]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package, and of what its figures depend on."""
+    """Return the versions of Python, of this package, and of libraries that figures depend on."""
     libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {"python": platform.python_version(), "hkm-dask": hkm.__version__, **libraries}
 
@@ -109,7 +108,7 @@ def tree_settings(tree: Path) -> dict[str, Any]:
 
 
 def quotes(pipeline: str) -> dict[str, str]:
-    """Read what was recorded of a pipeline, as texts by the names that documents use."""
+    """Return the recorded figures of a pipeline, as texts by the names that documents use."""
     runs = json.loads((ROOT / "pipelines" / pipeline / RESULTS).read_text(encoding="utf-8"))
     made: dict[str, str] = importlib.import_module(f"pipelines.{pipeline}.quotes").quote(runs)
     return made
@@ -121,7 +120,7 @@ def documents() -> list[Path]:
 
 
 def render(text: str, known: Mapping[str, Mapping[str, str]]) -> str:
-    """Put figures, by pipeline and name, into a document.
+    """Insert figures, by pipeline and name, into a document.
 
     >>> render("Of these <!-- text.animals -->?<!-- / --> are.", {"text": {"animals": "46 %"}})
     'Of these <!-- text.animals -->46 %<!-- / --> are.'
@@ -130,14 +129,14 @@ def render(text: str, known: Mapping[str, Mapping[str, str]]) -> str:
     def place(figure: re.Match[str]) -> str:
         pipeline, name, old = figure.groups()
         value = known.get(pipeline, {}).get(name, old)
-        value = f"\n\n{value.strip()}\n\n" if "\n" in value else value  # a table, say
+        value = f"\n\n{value.strip()}\n\n" if "\n" in value else value  # such as a table
         return f"<!-- {pipeline}.{name} -->{value}<!-- / -->"
 
     return FIGURE.sub(place, text)
 
 
 def write_documents() -> None:
-    """Write the figures in all documents anew."""
+    """Update the figures in all documents."""
     known = {path.parent.name: quotes(path.parent.name) for path in ROOT.glob(f"pipelines/*/{RESULTS}")}
     for path in documents():
         text = path.read_text(encoding="utf-8")
@@ -147,7 +146,7 @@ def write_documents() -> None:
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Write a table as Markdown.
+    """Format a table as Markdown.
 
     >>> print(table(["", "KL"], [["data", "0.95"]]))
     | | KL |

@@ -1,14 +1,14 @@
-"""A real browser for tests of pages: headless Chromium by playwright, which reaches loopback and files only.
+"""A real browser for tests of web pages: headless Chromium with playwright, restricted to loopback and files.
 
-A module of tests asks for the fixture `open_page`; each page it opens is closed after the test, which then fails if
-any of them wrote an error to the console, threw one, or asked for anything beyond this machine::
+Tests use the fixture `open_page`. Each page is closed after the test, which fails if a page logged an error to the
+console, threw one, or sent a request beyond this machine::
 
     def test_title(open_page):
         page = open_page("http://127.0.0.1:8000/", color_scheme="dark")
         assert page.title() == "..."
 
-While the browser is open, an event loop runs in the thread of the tests, so nothing there can call `asyncio.run`: what
-serves pages, and commands that start workers, go into a thread or a process of their own.
+While the browser is open, an event loop runs in the main thread, so nothing there can call `asyncio.run`: servers of
+pages, and commands that start workers, need a separate thread or process.
 """
 
 import re
@@ -32,7 +32,7 @@ _NEAR = re.compile(r"(https?://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?/|file:|da
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator["Browser"]:
-    """Start Chromium, with a profile of its own; skip where it or playwright is not installed."""
+    """Start Chromium with a new profile; skip the test if it or playwright is not installed."""
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright; pip install -e '.[test]'")
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
@@ -44,7 +44,7 @@ def chromium() -> Iterator["Browser"]:
 
 
 class Pages:
-    """Opens pages, and keeps what went wrong in them in `problems`; a test that expects some clears the list."""
+    """Opens pages and collects their errors in `problems`; a test that expects errors clears the list."""
 
     def __init__(self, browser: "Browser") -> None:
         self.problems: list[str] = []
@@ -52,7 +52,7 @@ class Pages:
         self._contexts: list[BrowserContext] = []
 
     def __call__(self, url: str, **options: Any) -> "Page":
-        """Open a page in a window of its own; options as of playwright's ``Browser.new_context``."""
+        """Open a page in a new window; the options are those of playwright's ``Browser.new_context``."""
         context = self._browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **options})
         self._contexts.append(context)
         context.set_default_timeout(15_000)
@@ -77,7 +77,7 @@ class Pages:
 
 @pytest.fixture
 def open_page(chromium: "Browser") -> Iterator[Callable[..., "Page"]]:
-    """Return a function that opens a page; afterwards, no page may have complained."""
+    """Return a function that opens a page; afterwards, checks that no page had errors."""
     pages = Pages(chromium)
     yield pages
     pages.close()

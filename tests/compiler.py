@@ -1,4 +1,4 @@
-"""Starts numba's compiler where it is imported, so that processes forked from there have it: it takes half a second."""
+"""Initializes numba's compiler on import, which takes half a second, so that processes forked later need not do it."""
 
 from hkm_dask.search.cpu.kernels import add_rows
 

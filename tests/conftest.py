@@ -1,4 +1,4 @@
-"""What every test may ask for, and which tests wait to be asked for."""
+"""Fixtures and options for all tests."""
 
 import gc
 import os
@@ -9,8 +9,8 @@ import pytest
 from _pytest.doctest import DoctestModule
 from hypothesis import settings
 
-import tests.disk  # it takes the place of os.fsync
-import tests.threads  # noqa: F401 before NumPy is
+import tests.disk  # replaces os.fsync
+import tests.threads  # noqa: F401 before NumPy
 from tests.browser import chromium, open_page
 from tests.emulated.plugin import built_kernels, emulated_cuda
 from tests.forked import fork_workers
@@ -25,7 +25,7 @@ __all__ = [
     "two_blas_threads",
 ]  # fmt: skip
 
-# The first call of a compiled kernel takes seconds, which no deadline in milliseconds foresees.
+# No deadline, because the first call of a compiled kernel takes seconds.
 settings.register_profile("slow", deadline=None, print_blob=True)
 settings.register_profile("quick", settings.get_profile("slow"), max_examples=50)
 
@@ -34,10 +34,10 @@ REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("slow" if config.getoption("--slow") else "quick")
-    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # else others run the tests
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # else others run tests
         fork_workers()
     else:
-        config.option.loadscopereorder = False  # they are in order
+        config.option.loadscopereorder = False  # they are sorted already
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # scikit-learn's array-API check skips itself unless its experimental switch is on: it would tell nothing.
+    # scikit-learn's array-API check skips itself unless an experimental option is set, so it would test nothing.
     idle = [item for item in items if "array_api" in item.nodeid and not os.environ.get("SCIPY_ARRAY_API")]
     items[:] = [item for item in items if item not in idle]
     config.hook.pytest_deselected(items=idle)
@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _no_gpu() -> str | None:
-    """Say why no GPU test can run here; None where they can."""
+    """Return why GPU tests cannot run here, or None if they can."""
     try:
         import cupy
     except ImportError:
@@ -81,19 +81,19 @@ def _no_gpu() -> str | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
-    """Tests have no doctests, and to look for some in hundreds of files takes seconds of every process."""
+    """Skip the doctests of test files, which have none: looking for them takes every process seconds."""
     return [file for file in (yield) if type(file) is not DoctestModule]
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    """One process more than processors: tests wait for processes that end, for servers, for clocks."""
+    """Return one process more than processors, because tests wait for processes, servers and clocks."""
     told = "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ
     return (yield) + (not told)
 
 
-# What collecting makes stays, half a million objects: to look through them again and again takes a tenth of all time.
-# And to look through what tests make as often as Python does by itself, a twentieth.
+# Collection creates half a million permanent objects, whose repeated garbage collection takes a tenth of all time.
+# Garbage collection of the objects that tests create, at Python's default rate, takes another twentieth.
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     gc.disable()
@@ -113,7 +113,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
-    """Return a function that gives the path of one real data file, or skips the test where that file is absent."""
+    """Return a function that returns the path of a real data file, or skips the test if the file does not exist."""
 
     def find(name: str) -> Path:
         path = REAL_DATA / name
@@ -126,7 +126,7 @@ def real_data() -> Callable[[str], Path]:
 
 @pytest.fixture(autouse=True)
 def _on_an_emulated_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """With --emulate-cuda: compute on it whatever would be too little work, and one task after the other."""
+    """With --emulate-cuda, compute even small work on the emulated GPU, one task after the other."""
     if not request.config.getoption("--emulate-cuda"):
         yield
         return

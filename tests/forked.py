@@ -1,4 +1,4 @@
-"""Processes forked from one that has imported what they need, which takes each of them seconds otherwise."""
+"""Processes forked from one that has already imported their modules, which would otherwise take seconds each time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _context.set_forkserver_preload(_PRELOADED.split())
 
 
 def fork_workers() -> None:
-    """Let Dask fork the workers of this process, too; those of command lines are spawned, as users have them.
+    """Let Dask fork the workers of this process, too; those of commands are spawned, as for users.
 
-    While they wait, they rest: a cluster of two that looks at itself as often as Dask has it takes a sixth of a core.
+    Also reduces their monitoring: at Dask's default rate, an idle cluster of two workers takes a sixth of a core.
     """
     import dask
 
@@ -34,18 +34,18 @@ def fork_workers() -> None:
     )
     import distributed.utils
 
-    distributed.utils._forkserver_preload_set = True  # its own list would take the place of this one
+    distributed.utils._forkserver_preload_set = True  # otherwise Dask's list would replace ours
 
 
 def start_forked(function: Callable[..., object], *args: object, **environment: str) -> BaseProcess:
-    """Call a function of a module in a process of its own."""
+    """Start a new process that calls a function of a module."""
     process = _context.Process(target=_call, args=(function, args, environment))
     process.start()
     return process
 
 
 def run_forked(function: Callable[..., object], *args: object, **environment: str) -> int:
-    """Call a function of a module in a process of its own and return the exit code of that."""
+    """Call a function of a module in a new process and return its exit code."""
     process = start_forked(function, *args, **environment)
     process.join(120)
     if process.exitcode is None:

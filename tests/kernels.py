@@ -1,6 +1,6 @@
-"""Compiles the kernels of what was imported before the first test, each in one of the processes that run tests.
+"""Compiles the kernels of the imported modules before the first test, each in only one of the test processes.
 
-Else all would compile the same ones at the same time, half a minute each, where no earlier run has left them.
+Otherwise, without a cache from an earlier run, all processes would compile the same kernels, for half a minute each.
 """
 
 import sys
@@ -8,7 +8,7 @@ import sys
 
 def compile_share(part: int, n_parts: int) -> None:
     """Compile every `n_parts`-th kernel."""
-    from hkm_dask.compute.jit import Kernel  # here, as it brings numba: what starts the processes needs none
+    from hkm_dask.compute.jit import Kernel  # here, because it imports numba, which the main process does not need
 
     modules = [module for name, module in sys.modules.items() if name.startswith("hkm_dask.")]
     kernels = {value for module in modules for value in vars(module).values() if isinstance(value, Kernel)}

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, one for all tests of a process, which counts what it is asked."""
+"""A real S3 server on loopback, one for all tests of a process, which counts its requests."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _VARIABLES = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "not-a-secre
 
 
 class ObjectStore(logging.Handler):
-    """A server of moto with a bucket of its own for every test; `requests` are the method and path of each."""
+    """A moto server with a new bucket for every test; `requests` has the method and path of each request."""
 
     def __init__(self) -> None:
         super().__init__()
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication
         from moto.server import ThreadedMotoServer
 
-        # It looks through 190 folders of its own for every request, always with the same result.
+        # For every request, it searches 190 folders of its own, always with the same result.
         DomainDispatcherApplication.get_backend_for_host = cache(DomainDispatcherApplication.get_backend_for_host)
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()
@@ -45,7 +45,7 @@ class ObjectStore(logging.Handler):
         return {**_VARIABLES, "AWS_ENDPOINT_URL": self.endpoint}
 
     def bucket(self) -> ObjectPath:
-        """A place in a new bucket."""
+        """Return a location in a new bucket."""
         self._n_buckets += 1
         name = f"bucket-{os.getpid()}-{self._n_buckets}"
         request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT")
@@ -56,7 +56,7 @@ class ObjectStore(logging.Handler):
 
     @contextmanager
     def counted(self) -> Iterator[Counter[str]]:
-        """Count requests by their method; known when the context closes."""
+        """Count requests by method; the counts are complete when the context closes."""
         first, counts = len(self.requests), Counter[str]()
         yield counts
         counts.update(method for method, _ in self.requests[first:])
@@ -74,7 +74,7 @@ def object_store() -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectPath:
-    """A place in a bucket of its own; the environment says where its store is."""
+    """Return a location in a new bucket; the environment has the address of the store."""
     for name, value in object_store.environment().items():
         monkeypatch.setenv(name, value)
     return object_store.bucket()

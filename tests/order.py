@@ -1,13 +1,13 @@
-"""Has files of tests begin first that take longest: where the last of them is long, other processes wait for it.
+"""Runs the slowest test files first, so that processes do not wait for a slow file at the end.
 
-`--dist loadfile` begins with those of most tests, and so ends with a few tests that each start processes.
+`--dist loadfile` starts with the files with the most tests, and so would end with a few tests that start processes.
 """
 
 from collections import Counter
 
 import pytest
 
-#: Those that take ten seconds and more, the longest first.
+#: Files that take ten seconds or more, the slowest first.
 LONGEST = (
     "compute/cluster/test_started_by_hand",
     "compute/cluster/test_local",
@@ -43,7 +43,7 @@ _RANKS = {f"tests/{name}.py": rank for rank, name in enumerate(LONGEST)}
 
 
 def longest_first(items: list[pytest.Item]) -> None:
-    """Sort tests, of which those of a file stay together."""
+    """Sort tests by the time of their file; the tests of a file stay together."""
     n_tests = Counter(map(_file, items))
     first = {_file(item): number for number, item in reversed(list(enumerate(items)))}
 

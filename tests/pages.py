@@ -1,9 +1,9 @@
-"""Runs a Markdown page from top to bottom, as a reader would who pastes everything in it.
+"""Runs a Markdown page from top to bottom, like a reader who pastes every command.
 
-Run are blocks fenced ``console``, whose commands begin with ``$ `` and go on after a ``\\`` at the end of a line, and
-blocks fenced ``python``, which share one namespace. Other blocks are text. A command should succeed. The lines that a
-console block shows below a command are what it should print, ``...`` standing for anything, and white space not
-counting; where none are shown, nothing is compared. A command that is shown to print a line ``Error: ...`` should fail.
+It runs blocks fenced ``console``, whose commands begin with ``$ `` and continue after a ``\\`` at the end of a line,
+and those fenced ``python``, which share one namespace. Commands must succeed, unless the page shows a line
+``Error: ...`` for them. Lines below a command must match its output, except for white space; ``...`` matches anything.
+Without such lines, the output is not compared.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 _HEARTBEAT = re.compile(r'^\{"event": "heartbeat".*\n', flags=re.MULTILINE)
 _BLOCK = re.compile(r"^ *```(console|python)\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
-# What only a shell understands: pipes, redirections, variables, patterns. Quotes and escapes are read without one.
+# Commands that need a shell: pipes, redirections, variables, patterns. Quotes and escapes are parsed without one.
 _FOR_A_SHELL = re.compile(r"[|&;<>()$`*?\[~]|^\w+=")
 _TO_A_FILE = re.compile(r"\s(2?)> ?([\w.-]+)(?=\s|$)")
 _LIKE_A_DOCTEST = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 class Step(NamedTuple):
-    """A command or a block of Python: its line in the page, its text, and what is shown below it."""
+    """A command or a block of Python: its line in the page, its text, and the output shown below it."""
 
     line: int
     text: str
@@ -40,14 +40,14 @@ class Step(NamedTuple):
 
 @dataclass
 class PageRun:
-    """What came of a page: the variables of its Python, and every step with what it wrote to stdout."""
+    """Result of a page: the variables of its Python, and every step with its output on stdout."""
 
     namespace: dict[str, Any] = field(default_factory=lambda: {"__name__": "page"})
     outputs: dict[str, str] = field(default_factory=dict)
 
 
 def run_page(page: str | Path, folder: Path, prepare: Callable[[Path], object] | None = None) -> PageRun:
-    """Run a page of the project, by its path from the root, in an empty folder that `prepare` fills."""
+    """Run a page, given by its path from the root of the project, in an empty folder that `prepare` may fill."""
     path, run = ROOT / page, PageRun()
     if prepare is not None:
         prepare(folder)
@@ -58,13 +58,13 @@ def run_page(page: str | Path, folder: Path, prepare: Callable[[Path], object] |
 
 
 def steps(text: str) -> Iterator[Step]:
-    """Give the commands and the blocks of Python in a page, in order."""
+    """Yield the commands and the blocks of Python in a page, in order."""
     for block in _BLOCK.finditer(text):
         first = text.count("\n", 0, block.start(2)) + 1
         if block[1] == "python":
             yield Step(first, block[2], None)
             continue
-        # A command, the lines it goes on in, and what is shown up to the next one.
+        # A command, its continuation lines, and the output shown before the next command.
         for call in re.finditer(r"^ *\$ ((?:.*\\\n)*.*)\n((?: *(?!\$ |\s).*\n|\s*\n)*)", block[2], flags=re.MULTILINE):
             yield Step(first + block[2].count("\n", 0, call.start(1)), call[1], call[2])
 
@@ -109,7 +109,7 @@ def _in_process(words: list[str]) -> tuple[int, str, str]:
 
 
 def _in_bash(text: str) -> tuple[int, str, str]:
-    # The commands of this environment, and this checkout, come first.
+    # The programs of this environment, and this checkout, take precedence.
     paths = {"PATH": Path(sys.executable).parent, "PYTHONPATH": ROOT}
     environment = {name: f"{path}{os.pathsep}{os.environ.get(name, '')}" for name, path in paths.items()}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A disk that loses what was not synced: operations of a run recorded, and what a power failure may leave of them."""
+"""A disk that loses data that were not synced: records the operations of a run and simulates a power failure."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 
 import pytest
 
-#: Operations that change the names of a folder.
+#: Operations that change the names in a folder.
 _NAMING = ("mkdir", "rmdir", "unlink", "remove", "rename", "replace")
 
 
 @dataclass(eq=False)
 class Node:
-    """A file or a folder, under whatever name."""
+    """A file or a folder, regardless of its name."""
 
     is_folder: bool
 
 
 @dataclass(frozen=True)
 class Named:
-    """A folder's names changed, all at once: each to a node, or to nothing."""
+    """A simultaneous change of names in a folder: each now refers to a node, or to nothing."""
 
     folder: Node
     names: dict[str, Node | None]
@@ -34,7 +34,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Written:
-    """A file has other contents."""
+    """A change of a file's contents."""
 
     file: Node
     content: bytes
@@ -42,7 +42,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Synced:
-    """A file's contents or a folder's names are on the disk."""
+    """A sync of a file's contents or a folder's names."""
 
     node: Node
 
@@ -52,22 +52,22 @@ Operation = Named | Written | Synced
 
 @dataclass
 class Recording:
-    """What a run did to a folder; the first `n_before` operations are what was there before, which is on the disk."""
+    """Operations of a run on a folder; the first `n_before` create the initial state, which is on the disk."""
 
     root: Node = field(default_factory=lambda: Node(True))
     operations: list[Operation] = field(default_factory=list)
     n_before: int = 0
 
     def crash(self, after: int, folder: Path, lost: float, seed: int = 0) -> None:
-        """Make in `folder` what a power failure after so many operations may leave.
+        """Create in `folder` a state that a power failure after some operations may leave.
 
-        Of what was not synced, each change of names is lost with a probability of `lost`, whatever came after it, and
-        of a file's contents nothing, a part, as many zeros, or contents of former times may be there.
+        Each change of names that was not synced is lost with probability `lost`, even if later ones are kept. Contents
+        of a file that were not synced may be missing, partial, zeros, or those of an earlier time.
         """
         rng = random.Random(seed)
         names: dict[Node, dict[str, Node]] = {}
         pending: dict[Node, list[dict[str, Node | None]]] = {}
-        contents: dict[Node, list[bytes]] = {}  # the one that is on the disk, and those written since
+        contents: dict[Node, list[bytes]] = {}  # the contents on the disk, and those written since
         for number, operation in enumerate(self.operations[: self.n_before + after]):
             match operation:
                 case Named(folder=node, names=changes):
@@ -114,7 +114,7 @@ def _apply(names: dict[str, Node], changes: dict[str, Node | None]) -> None:
 
 
 def _remains(versions: list[bytes], lost: float, rng: random.Random) -> bytes:
-    """What is there of a file of which the first version is on the disk."""
+    """Return the remaining contents of a file, of which the first version is on the disk."""
     if len(versions) == 1 or rng.random() >= lost:
         return versions[-1]
     last = versions[-1]
@@ -123,9 +123,9 @@ def _remains(versions: list[bytes], lost: float, rng: random.Random) -> bytes:
 
 @contextmanager
 def recorded(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Recording]:
-    """Record what is done in a folder, and below it, by all threads of this process.
+    """Record all operations in a folder and its subfolders, by all threads of this process.
 
-    Around every operation that changes a name or syncs, the whole folder is looked through for what else has changed.
+    Before and after every operation that changes a name or syncs, the whole folder is scanned for other changes.
     """
     watch = _Watch(folder)
     watch.look()
@@ -170,7 +170,7 @@ class _Watch:
         return wrapped
 
     def look(self) -> None:
-        """Note what appeared, what is gone, and what files hold."""
+        """Record new and removed names, and the contents of files."""
         there = {self.folder}
         for path, folders, files in os.walk(self.folder):
             for name in (*folders, *files):
@@ -192,7 +192,7 @@ class _Watch:
     def _read(self, path: Path, node: Node) -> None:
         try:
             content = path.read_bytes()
-        except FileNotFoundError:  # another thread was faster, and is seen next time
+        except FileNotFoundError:  # changed by another thread; seen in the next scan
             return
         if content != self._contents.get(node, b""):
             self._contents[node] = content
@@ -208,5 +208,5 @@ class _Watch:
         for path, inner in moved.items():
             del self._nodes[path]
             self._nodes[new / path.relative_to(old)] = inner
-        # Whatever had the name before is gone with all that it held.
+        # The node that had the name before is removed with its contents.
         self._nodes[new] = node

@@ -1,4 +1,4 @@
-"""Runners to ask for: of one thread, or that cut as they are told, so that tiny data is folded in many parts."""
+"""Fixtures of runners: with one thread, or with a given number of parts, to process tiny data in many parts."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,7 +8,7 @@ from hkm_dask.compute.runner import Runner
 
 
 class InParts(Runner):
-    """Threads of this process, with every pass cut into `n` parts."""
+    """A runner on threads of this process that divides every pass into `n` parts."""
 
     def __init__(self, n: int) -> None:
         super().__init__(n_threads=2)
@@ -20,7 +20,7 @@ class InParts(Runner):
 
 @pytest.fixture
 def in_parts() -> Iterator[Callable[[int], Runner]]:
-    """Return a function that gives a runner which cuts every pass into `n` parts."""
+    """Return a function that returns a runner which divides every pass into `n` parts."""
     made: list[Runner] = []
 
     def make(n: int) -> Runner:
@@ -34,6 +34,6 @@ def in_parts() -> Iterator[Callable[[int], Runner]]:
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[Runner]:
-    """One thread of this process."""
+    """Return a runner with one thread of this process."""
     with Runner(n_threads=1) as one:
         yield one

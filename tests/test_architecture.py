@@ -1,4 +1,4 @@
-"""The rooms of the package: imports point down, nothing optional is needed to import it, every name is typed."""
+"""The structure of the package: imports point down, importing needs nothing optional, every name is typed."""
 
 import ast
 import subprocess

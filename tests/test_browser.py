@@ -1,4 +1,4 @@
-"""The browser that tests of pages are given: what it reports, and that it stays on this machine."""
+"""The browser for tests of pages: it reports errors, and stays on this machine."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The configurations of the paper's settings say what the paper says, and so do the commands in their comments."""
+"""The configurations equal the paper's settings, and so do the commands in their comments."""
 
 import itertools
 import re

@@ -1,6 +1,6 @@
-"""Power failures: what was not synced is lost or comes out of order, and stores are whole or not there all the same.
+"""Power failures: unsynced data are lost or reordered, and yet stores are either complete or absent.
 
-Runs are recorded once; Hypothesis chooses where they break off and what is lost (see `tests.power_loss`).
+Runs are recorded once; Hypothesis chooses where they stop and which data are lost (see `tests.power_loss`).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""From embeddings on disk to a subset, by the command line and in Python, on threads and on worker processes."""
+"""From embeddings on disk to a subset, with the command line and Python, on threads and on worker processes."""
 
 import csv
 import json

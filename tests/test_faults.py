@@ -1,4 +1,4 @@
-"""Runs that are killed, starved or fed damage on purpose: what they leave, and what the next run makes of it."""
+"""Runs that are killed, starved or given damaged data: what they leave, and how the next run handles it."""
 
 import errno
 import json

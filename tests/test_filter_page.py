@@ -1,4 +1,4 @@
-"""The page on filtering runs from top to bottom; what it says of packages that are not installed is left out."""
+"""The page on filtering runs from top to bottom, except for packages that are not installed."""
 
 import gc
 import importlib.util

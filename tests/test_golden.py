@@ -1,7 +1,8 @@
-"""Trees, draws and fits have the bits they had before: fingerprints of labels, members, centroids, draws.
+"""Trees, draws and fits keep their bits: fingerprints of labels, members, centroids and draws.
 
-They were taken from commit 3fa8cbf, before the engines. A change that alters one on purpose says why in CHANGELOG.md
-and renews it from the test's message. Only what does not depend on the processor is here: Euclidean, no inertia.
+They date from commit 3fa8cbf, before the engines. A change that alters one on purpose gives the reason in CHANGELOG.md
+and takes the new value from the test's message. Only results that do not depend on the processor are here: Euclidean,
+no inertia.
 """
 
 import hashlib

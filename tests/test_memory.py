@@ -1,4 +1,4 @@
-"""What a run may hold: every process within its limit and 100 MiB, or a refusal that names the limit it takes."""
+"""Memory limits: every process stays within its limit plus 100 MiB, or the run is refused with the limit needed."""
 
 import os
 import subprocess

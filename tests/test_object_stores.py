@@ -1,4 +1,4 @@
-"""From and to a real S3 server: what comes of it is what comes of a disk, also where runs were killed."""
+"""Reading from and writing to a real S3 server gives the same results as a disk, even if runs are killed."""
 
 import io
 import os

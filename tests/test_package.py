@@ -1,4 +1,4 @@
-"""What is shipped and what the documentation says of it: version, types, public names, commands."""
+"""The distribution and its documentation: version, types, public names, commands."""
 
 import importlib.metadata
 import importlib.resources

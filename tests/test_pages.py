@@ -1,4 +1,4 @@
-"""The runner of pages notices what is wrong in one, and every block of a page is run by a test or says why not."""
+"""The runner of pages detects errors, and every block of a page is run by a test or says why not."""
 
 import re
 from pathlib import Path

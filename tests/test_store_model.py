@@ -1,4 +1,4 @@
-"""A pool that is written, killed, resumed, read, damaged and replaced in any order: right rows or a StoreError."""
+"""A pool written, killed, resumed, read, damaged and replaced in any order gives correct rows or a StoreError."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What is stored is not believed: chunks, metadata and links that were altered, swapped, replaced or planted."""
+"""Stored data are verified: chunks, metadata and links that were altered, swapped, replaced or planted."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Bytes from outside: opened without waiting, parsed within limits, damage told in one line."""
+"""External bytes: opened without blocking, parsed within limits, damage reported in one line."""
 
 import errno
 import itertools

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom in an empty folder, and what is committed came from such a run.
+"""The notebook runs from top to bottom in an empty folder, and the committed outputs are from such a run.
 
 After a change of the notebook: ``jupyter execute --inplace docs/walkthrough.ipynb``.
 """

@@ -1,6 +1,6 @@
-"""Gives scikit-learn and BLAS one thread: as many tests as processors run at once, and idle threads wait spinning.
+"""Limits scikit-learn and BLAS to one thread: tests run on all processors at once, and idle threads spin.
 
-Imported before these libraries, which look when they are loaded. A test that wants threads asks for `two_blas_threads`.
+Must be imported before these libraries, which read the variables on import. Tests of threads use `two_blas_threads`.
 """
 
 import os
@@ -13,8 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture
 def two_blas_threads() -> Iterator[None]:
-    """BLAS has two threads, as many as it takes on its own on most machines or fewer."""
-    import numpy as np  # noqa: F401 it brings the library whose threads these are
+    """Let BLAS use two threads, which on most machines is not more than its default."""
+    import numpy as np  # noqa: F401 it loads the BLAS library
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(2, user_api="blas"):

@@ -32,7 +32,7 @@ class Clusters:
         self.n_clusters: tuple[int, ...] = self.ask.n_clusters
         self.root = Cluster(self.n_levels + 1, 0)
         self.n_samples = int(self.n_samples_of(self.n_levels, np.arange(self.n_clusters[-1])).sum())
-        #: Sort keys of children by name, beside their distance; the least comes first.
+        #: Sort keys of children by name, in addition to their distance; the least comes first.
         self.keys: dict[str, Callable[[int, NDArray[np.int64]], NDArray[Any]]] = {
             "size": lambda level, numbers: -self.n_samples_of(level, numbers)
         }

@@ -257,7 +257,7 @@ def info(store: Location, as_json: bool) -> None:
 @click.option("--xy", is_flag=True, help="Include x and y, the first two principal components, for a scatter plot.")
 @output_option
 def export(store: Location, out: Location, embeddings: bool, xy: bool, output: Output) -> None:
-    """Write all rows of a pool, a tree or an assignment as a Parquet table.
+    """Write all rows of a pool, tree or assignment as Parquet.
 
     The columns are row, id, the columns of the pool, and, for a tree or an assignment, the cluster at every level and
     the distance to the level-1 centroid. The table is written block by block and may be larger than memory.

@@ -32,8 +32,8 @@ _spent = 0.0
 
 
 @contextmanager
-def _told_if_long() -> Iterator[None]:
-    """Emit ``compiling`` if kernels, with that of this context, have taken long to compile, then ``compiled``."""
+def _reported_if_long() -> Iterator[None]:
+    """Emit ``compiling`` if kernels have taken long to compile, including that of this context, then ``compiled``."""
     global _spent
     started, timer = time.monotonic(), threading.Timer(max(0.0, _TELL_AFTER - _spent), _tell)
     timer.daemon = True
@@ -75,7 +75,7 @@ class Kernel:
         return self._compiled(*args)
 
     def _compile(self) -> None:
-        with _compiling, _told_if_long():
+        with _compiling, _reported_if_long():
             if self._compiled is not None:
                 return
             setting = getattr(numba_config, "SLP_VECTORIZE")  # noqa: B009 (unknown to mypy)
@@ -86,8 +86,8 @@ class Kernel:
                 setattr(numba_config, "SLP_VECTORIZE", setting)  # noqa: B010
 
 
-class _Kept(FunctionCache):
-    """numba's cache of a function, loaded without the compiler's parts, which takes half a second less per process.
+class _KernelCache(FunctionCache):
+    """numba's cache of a function, loaded without modules that only the compiler needs, which take half a second.
 
     It is invalidated by a change of any source file that the function uses; numba checks only the function's own file.
     """
@@ -145,7 +145,7 @@ def _compiled(function: Callable[..., Any], signature: str) -> Callable[..., Any
     dispatcher: Any = njit(nogil=True)(function)
     # numba caches beside the source file, which a function typed at a prompt does not have.
     if Path(function.__code__.co_filename).is_file():
-        dispatcher._cache = _Kept(function)
+        dispatcher._cache = _KernelCache(function)
         if jit_child.is_wanted():
             dispatcher._cache = jit_child.Cache(dispatcher._cache, function.__module__, list(modules_with_kernels()))
     dispatcher.compile(signature)

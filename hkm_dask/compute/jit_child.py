@@ -20,8 +20,8 @@ from hkm_dask.compute.end_with_parent import ending_with_parent
 _PROGRAM = "import sys; from hkm_dask.compute.jit import compile_modules; compile_modules(sys.argv[1:])"
 #: Seconds after which a child is abandoned.
 _LIMIT_SECONDS = 300
-#: Modules whose kernels were requested.
-_asked: set[str] = set()
+#: Modules for which a child was started.
+_requested: set[str] = set()
 _is_wanted = False
 
 
@@ -57,9 +57,9 @@ class Cache:
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """Return the compiled function for these types; None if it could not be compiled."""
         found = self._cache.load_overload(signature, target_context)
-        if found is not None or self._module in _asked:
+        if found is not None or self._module in _requested:
             return found
-        _asked.update(self._modules)
+        _requested.update(self._modules)
         with suppress(OSError, subprocess.TimeoutExpired):
             # One of the processes that share the folder compiles; the others wait for it.
             with (Path(self._cache.cache_path) / "compiling.lock").open("w") as lock:

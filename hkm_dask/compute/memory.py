@@ -318,7 +318,7 @@ def check_fits(stages: Mapping[str, StageBytes], budget: int, *, inputs: int = 0
     if need > budget:
         raise ComputeError(
             f"memory_limit={limit_mib(budget):.0f}MiB should be at least {math.ceil(limit_mib(need))}MiB, {stage} "
-            f"takes {need >> 20}MiB beside the {PROCESS_BASE_BYTES >> 20}MiB of an idle process; raise --memory-limit, "
+            f"needs {need >> 20}MiB and an idle process {PROCESS_BASE_BYTES >> 20}MiB; raise --memory-limit, "
             "or use more workers"
         )
 

@@ -23,19 +23,19 @@ def problems_of(error: ValidationError, fields: Mapping[str, FieldInfo], inner: 
     The description of a field is its rule, optionally followed by a semicolon and a remedy. `inner` are settings of
     nested models, which may have been given to the model itself by mistake.
     """
-    told: set[str | int] = set()
+    reported: set[str | int] = set()
     for detail in error.errors():
         field, *rest = detail["loc"]
         # For a union there is one error per member type, whose location ends with that type.
         name = f"{field}.{rest[0] + 1}" if rest and isinstance(rest[0], int) else str(field)
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, InputError):  # already described by a nested model; only its name is missing
-            told |= {name, field}
+            reported |= {name, field}
             yield from (f"{name}.{problem}" for problem in cause.problems)
         elif detail["type"] == "extra_forbidden":
             yield unknown(name, detail["input"], list(fields), inner)
-        elif name not in told:
-            told |= {name, field}
+        elif name not in reported:
+            reported |= {name, field}
             value = "missing" if detail["type"] == "missing" else show(detail["input"])
             yield f"{name}={value} should be {_rule(detail, fields[str(field)])}"
 

@@ -18,7 +18,7 @@ MAX_VALUES, MAX_DEPTH = 20_000, 20
 #: Maximum length of one value; the longest are paths.
 MAX_VALUE_LENGTH = 4096
 #: Numbers that YAML 1.1 reads differently from people: 0100 as 64, 1:30 as 90.
-_NUMBERS, _OTHERWISE = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"), re.compile(r"[-+]?0[0-9_]+$|[^:]+:")
+_NUMBERS, _AMBIGUOUS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"), re.compile(r"[-+]?0[0-9_]+$|[^:]+:")
 
 
 class _Loader(yaml.SafeLoader):
@@ -100,27 +100,27 @@ def _load(text: str) -> Any:
 def _check(node: yaml.Node) -> None:
     n_values, waiting = 0, [(node, 1)]
     while waiting:
-        here, depth = waiting.pop()
+        item, depth = waiting.pop()
         n_values += 1
         if n_values > MAX_VALUES:
             raise ValueError(f"it has more than {MAX_VALUES:,} values, with aliases expanded")
         if depth > MAX_DEPTH:
-            raise _too_deep(here.start_mark)
-        if isinstance(here, yaml.ScalarNode):
-            if len(here.value) > MAX_VALUE_LENGTH:
+            raise _too_deep(item.start_mark)
+        if isinstance(item, yaml.ScalarNode):
+            if len(item.value) > MAX_VALUE_LENGTH:
                 raise ValueError(
-                    f"the value in line {here.start_mark.line + 1} has {len(here.value):,} characters, more than "
+                    f"the value in line {item.start_mark.line + 1} has {len(item.value):,} characters, more than "
                     f"{MAX_VALUE_LENGTH:,}"
                 )
-            if here.tag in _NUMBERS and _OTHERWISE.match(here.value):
+            if item.tag in _NUMBERS and _AMBIGUOUS.match(item.value):
                 raise ValueError(
-                    f"{here.value} in line {here.start_mark.line + 1} is base 8 or 60 to YAML; write it without a zero "
+                    f"{item.value} in line {item.start_mark.line + 1} is base 8 or 60 to YAML; write it without a zero "
                     "before it, or in quotes"
                 )
-        elif isinstance(here, yaml.MappingNode):
-            waiting += [(part, depth + 1) for pair in here.value for part in pair]
-        elif isinstance(here, yaml.SequenceNode):
-            waiting += [(part, depth + 1) for part in here.value]
+        elif isinstance(item, yaml.MappingNode):
+            waiting += [(part, depth + 1) for pair in item.value for part in pair]
+        elif isinstance(item, yaml.SequenceNode):
+            waiting += [(part, depth + 1) for part in item.value]
 
 
 def _too_deep(mark: yaml.Mark) -> ValueError:

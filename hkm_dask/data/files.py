@@ -298,11 +298,11 @@ def folder_problem(folder: Path) -> str | None:
     >>> folder_problem(Path("/dev/null/draws"))
     "be in a folder, '/dev/null' is none; choose another name"
     """
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not there.is_dir():
-        return f"be in a folder, {str(there)!r} is none; choose another name"
-    if not os.access(there, os.W_OK | os.X_OK):
-        return f"be in a writable folder; change the permissions of {str(there)!r}"
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        return f"be in a folder, {str(nearest)!r} is none; choose another name"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"be in a folder that can be written; change the rights of {str(nearest)!r}"
     return None
 
 

@@ -98,8 +98,8 @@ def _place(number: int, grid: tuple[int, ...]) -> tuple[int, ...]:
     """
     place: list[int] = []
     for size in reversed(grid):
-        number, here = divmod(number, size)
-        place.insert(0, here)
+        number, index = divmod(number, size)
+        place.insert(0, index)
     return tuple(place)
 
 

@@ -27,7 +27,7 @@ from hkm_dask.data.store import create_group
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 
-#: Chunks keep their length until a pool of the new size would have chunks so many times as long.
+#: Chunks keep their length until the advised length for the new size is at least this multiple of it.
 _MOST_TIMES_SHORTER = 4
 _PIECE_BYTES = 4 * layout.MIB
 #: Remedy for rows that lack the required ids or columns.
@@ -174,10 +174,12 @@ def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
     twice = set(repeated(keys).tolist())
     for piece in _pieces([pool], layout.IDS):
         if {piece.dtype.kind} != kinds:
-            return ["ids of the new samples should be of the pool's type, all integers or all strings; convert them"]
-        there = id_keys(piece)
-        places = np.minimum(np.searchsorted(keys, there), len(keys) - 1)
-        twice.update(there[keys[places] == there].tolist())
+            return [
+                "ids of the new samples should be of the kind the pool has, all integers or all strings; make them so"
+            ]
+        old_keys = id_keys(piece)
+        places = np.minimum(np.searchsorted(keys, old_keys), len(keys) - 1)
+        twice.update(old_keys[keys[places] == old_keys].tolist())
     if not twice:
         return []
     wanted, seen, again = np.fromiter(twice, np.int64, len(twice)), set[Any](), list[Any]()

@@ -31,7 +31,7 @@ MAX_BYTES = 64 << 20
 _SCHEMES = ("s3", "gs", "az")
 # A URL; pathlib merges its two slashes. A single letter would be a drive.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
-_OF_STORES = re.compile(r"(AWS|GOOGLE|AZURE)_")
+_STORE_VARIABLE = re.compile(r"(AWS|GOOGLE|AZURE)_")
 _SEGMENT = re.compile(r"[^/?#@\\\x00-\x1f\x7f]+")
 _RETRIES = {
     "max_retries": 6,
@@ -138,14 +138,14 @@ class ObjectPath(os.PathLike[str]):
         """Return the size of the object in bytes."""
         import obstore
 
-        with self._answers("reading"):
+        with self._translated_errors("reading"):
             return int(obstore.head(self.client, self.key)["size"])
 
     def iterdir(self) -> Iterator[ObjectPath]:
         """Yield the objects and common prefixes one level below."""
         import obstore
 
-        with self._answers("listing"):
+        with self._translated_errors("listing"):
             found = obstore.list_with_delimiter(self.client, self.key)
         names = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
         yield from (ObjectPath(f"{self.bucket}/{name}") for name in sorted(names))
@@ -161,8 +161,8 @@ class ObjectPath(os.PathLike[str]):
                 yield from place.glob(rest)
         else:
             wanted = [place / rest for place in places]
-            there = each(ObjectPath.is_file, wanted, self)
-            yield from (place for place, found in zip(wanted, there, strict=True) if found)
+            are_files = each(ObjectPath.is_file, wanted, self)
+            yield from (place for place, is_file in zip(wanted, are_files, strict=True) if is_file)
 
     def rglob(self, pattern: str) -> Iterator[ObjectPath]:
         """Yield the objects at any depth below whose names match."""
@@ -171,7 +171,7 @@ class ObjectPath(os.PathLike[str]):
     def _below(self) -> Iterator[ObjectPath]:
         import obstore
 
-        with self._answers("listing"):
+        with self._translated_errors("listing"):
             for page in obstore.list(self.client, self.key or None):
                 yield from (ObjectPath(f"{self.bucket}/{item['path']}") for item in page)
 
@@ -190,7 +190,7 @@ class ObjectPath(os.PathLike[str]):
             options["range"] = {"suffix": -start}
         elif n_bytes is not None:
             options["range"] = (start, start + n_bytes)
-        with self._answers("reading"):
+        with self._translated_errors("reading"):
             found = obstore.get(self.client, self.key, options=options)  # type: ignore[arg-type]
             return bytes(found.bytes()), int(found.meta["size"])
 
@@ -198,7 +198,7 @@ class ObjectPath(os.PathLike[str]):
         """Fill consecutive byte arrays from the object; returns the object's size in bytes."""
         import obstore
 
-        with self._answers("reading"):
+        with self._translated_errors("reading"):
             data = memoryview(obstore.get(self.client, self.key).bytes())
         start = 0
         for buffer in buffers:
@@ -234,35 +234,35 @@ class ObjectPath(os.PathLike[str]):
     def _put(self, data: Any, **options: Any) -> Any:
         import obstore
 
-        with self._answers("writing"):
+        with self._translated_errors("writing"):
             return obstore.put(self.client, self.key, data, **options)
 
     def state(self) -> Any:
         """Return its ``last_modified``, by the store's clock, and its ``e_tag``."""
         import obstore
 
-        with self._answers("reading"):
+        with self._translated_errors("reading"):
             return obstore.head(self.client, self.key)
 
     def copy_to(self, other: ObjectPath) -> None:
         """Copy the object within its bucket, on the server."""
         import obstore
 
-        with self._answers("copying"):
+        with self._translated_errors("copying"):
             obstore.copy(self.client, self.key, other.key)
 
     def unlink(self, missing_ok: bool = True) -> None:
         """Remove the object, if it exists."""
         import obstore
 
-        with self._answers("removing"):
+        with self._translated_errors("removing"):
             obstore.delete(self.client, self.key)
 
     def remove_tree(self, but: str = "") -> None:
         """Remove all objects below this path, except the one named `but`."""
         import obstore
 
-        with self._answers("removing"):
+        with self._translated_errors("removing"):
             for page in obstore.list(self.client, self.key):
                 obstore.delete(self.client, [item["path"] for item in page if item["path"] != f"{self.key}/{but}"])
 
@@ -280,7 +280,7 @@ class ObjectPath(os.PathLike[str]):
         return _open(self.bucket, _environment())
 
     @contextmanager
-    def _answers(self, doing: str) -> Iterator[None]:
+    def _translated_errors(self, action: str) -> Iterator[None]:
         """Convert the library's exceptions to those of a file system, or to a one-line StoreError."""
         from obstore import exceptions
 
@@ -294,7 +294,7 @@ class ObjectPath(os.PathLike[str]):
                 raise OSError(errno.ENOTSUP, "the store does not support it", self.url) from error
             if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text:
                 raise FileNotFoundError(errno.ENOENT, "no such object", self.url) from error
-            raise StoreError(f"{doing} {self.url} failed: {_sentence(error, self.bucket)}") from error
+            raise StoreError(f"{action} {self.url} failed: {_sentence(error, self.bucket)}") from error
 
 
 #: A local path or one in an object store.
@@ -375,7 +375,7 @@ def _without_secret(text: str) -> str:
 
 def _environment() -> tuple[tuple[str, str], ...]:
     """Return the environment variables on which clients depend."""
-    return tuple(sorted(item for item in os.environ.items() if _OF_STORES.match(item[0])))
+    return tuple(sorted(item for item in os.environ.items() if _STORE_VARIABLE.match(item[0])))
 
 
 @lru_cache(maxsize=64)

@@ -61,9 +61,9 @@ def lost_to_rounding(lost: float, spread: float, dtype: np.dtype, remedy: str) -
     """Return a warning if rounding moves rows by a large part of their spread, else None.
 
     >>> lost_to_rounding(0.5, 35.0, np.dtype("f4"), "subtract the mean first")
-    'rows are rounded to float32, which moves them by 0.5, where most are 35 from the middle; subtract the mean first'
+    'rounding to float32 moves rows by 0.5, while most rows are 35 from the center; subtract the mean first'
     """
     if not lost > _MOST_LOST * spread:
         return None
-    fact = f"rows are rounded to {dtype}, which moves them by {lost:.3g}, where most are {spread:.3g} from the middle"
+    fact = f"rounding to {dtype} moves rows by {lost:.3g}, while most rows are {spread:.3g} from the center"
     return f"{fact}; {remedy}"

@@ -40,9 +40,9 @@ from hkm_dask.events import emit
 PathLike = str | os.PathLike[str]
 #: File in an incomplete store in an object store: the store is ours, and may be continued or removed.
 _BEGUN_FILE = ".unfinished"
-_OF_ROOT = (_BEGUN_FILE, METADATA_FILE)
+_ROOT_FILES = (_BEGUN_FILE, METADATA_FILE)
 #: Suffixes of files, which a folder should not have.
-_OF_FILES = (
+_FILE_SUFFIXES = (
     ".arrow", ".csv", ".feather", ".html", ".json", ".jsonl", ".npy", ".npz", ".parquet", ".safetensors", ".tsv",
     ".txt", ".yaml", ".yml",
 )  # fmt: skip
@@ -68,7 +68,7 @@ def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
     """
     target = location(path).absolute()
     if not (target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target)):
-        if target.suffix.lower() in _OF_FILES:
+        if target.suffix.lower() in _FILE_SUFFIXES:
             name = f"{target.name.removesuffix(target.suffix)}.zarr"
             raise InputError(
                 f"{target} should not end in {target.suffix}, as a Zarr store is a folder; name it {name}, of which "
@@ -157,7 +157,7 @@ def _copy_over(target: ObjectPath, wip: ObjectPath) -> None:
     failpoint("retired")
     target.remove_tree(but=_BEGUN_FILE)
     names = [place.relative_to(wip) for place in wip.rglob("*")]
-    each(lambda name: (wip / name).copy_to(target / name), [n for n in names if str(n) not in _OF_ROOT], target)
+    each(lambda name: (wip / name).copy_to(target / name), [n for n in names if str(n) not in _ROOT_FILES], target)
     (wip / METADATA_FILE).copy_to(target / METADATA_FILE)
     failpoint("renamed")
     (target / _BEGUN_FILE).unlink()

@@ -22,7 +22,7 @@ from hkm_dask.errors import StoreError
 from hkm_dask.untrusted import open_regular
 
 #: Size limits of a chunk: a multiple of the bytes implied by its shape and dtype, and a minimum for filters and text.
-_TIMES, _LEAST = 16, 256 * MIB
+_MAX_RATIO, _MIN_LIMIT = 16, 256 * MIB
 #: Largest compression ratio of deflate.
 _DEFLATE_RATIO = 1032
 _HEADER_BYTES = 18
@@ -40,7 +40,7 @@ def check_chunks(folder: Location, array: zarr.Array, start: int, stop: int) -> 
     if kind not in (*_ANNOUNCED, *_STREAMS):
         return
     chunks = array.chunks
-    limit = max(_LEAST, _TIMES * math.prod(chunks) * np.dtype(array.dtype).itemsize)
+    limit = max(_MIN_LIMIT, _MAX_RATIO * math.prod(chunks) * np.dtype(array.dtype).itemsize)
     columns = [range(-(-size // chunk)) for size, chunk in zip(array.shape[1:], chunks[1:], strict=True)]
     for place in itertools.product(range(start // chunks[0], -(-stop // chunks[0])), *columns):
         path = folder / array.metadata.encode_chunk_key(place)

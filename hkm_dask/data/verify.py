@@ -258,8 +258,8 @@ def leftovers(root: Location) -> list[str]:
         f".{name}.unpacked": "scratch of an ingest; the next one removes it",
     }
     if isinstance(root, ObjectPath):
-        there = each(lambda entry: (root.parent / entry).exists(), beside, root)
-        return [f"{entry} lies beside it: {beside[entry]}" for entry in itertools.compress(beside, there)]
+        exist = each(lambda entry: (root.parent / entry).exists(), beside, root)
+        return [f"{entry} lies beside it: {beside[entry]}" for entry in itertools.compress(beside, exist)]
     folder = root.parent
     notes = [f"{entry} lies beside it: {what}" for entry, what in beside.items() if os.path.lexists(folder / entry)]
     notes += filter(None, [_lock_note(folder / f".{name}.lock")])

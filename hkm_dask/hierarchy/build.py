@@ -219,12 +219,12 @@ class _Build:
         budget = runner.memory_budget - inputs
         stages = level_stages(self._plans, runner, budget, n_labeled=n_labeled)
         if n_fit < n_labeled and 1 not in self._finished:
-            emit("note", message=f"the levels are fit on {n_fit:,} of {n_labeled:,} rows, taken at random")
+            emit("note", message=f"clustering a random sample of {n_fit:,} of {n_labeled:,} rows")
         try:
             check_fits(stages, runner.memory_budget, inputs=inputs)
         except ComputeError as error:
             could = [f"levels.{t}.init={INITS_BY_RANGES[0]}" for t in shareable(self._plans, runner, budget)]
-            more = f", or {' and '.join(could)}, with which no worker holds all clusters" if could else ""
+            more = f", or {' and '.join(could)}, which divides the clusters among files" if could else ""
             raise ComputeError(f"{error}{more}") from None
         if 1 not in self._finished:
             samples, k = self._samples, self.config.levels[0].n_clusters  # making a geometry rejects too large values
@@ -303,7 +303,7 @@ class _Build:
     def _label_all(self, centroids: NDArray[np.float32] | SharedPieces, run: str, folder: Location) -> None:
         """Label all samples at level 1, which was fit on some of them."""
         rows = self._level_1_rows(self.source.labeled)
-        emit("note", message=f"all {rows.rows.n_rows:,} rows are given their nearest cluster of level 1")
+        emit("note", message=f"assigning all {rows.rows.n_rows:,} rows to their nearest level-1 cluster")
         for name in ("labels", "distances"):
             remove(folder / name)
         level_arrays.create_row_arrays(folder, 1, rows.n_total, rows.chunk_rows)

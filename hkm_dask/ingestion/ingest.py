@@ -166,7 +166,7 @@ def ingest(
 
 @contextmanager
 def _scratch(target: Location) -> Iterator[Path]:
-    """Yield a scratch folder beside the pool; it is emptied first, of files left by a run that died, and removed."""
+    """Yield a scratch folder next to the pool; it is removed before (a dead run may have left it) and after use."""
     if isinstance(target, ObjectPath):
         with tempfile.TemporaryDirectory(prefix="hkm-") as temporary:
             yield Path(temporary)

@@ -23,13 +23,13 @@ def narrow_rows_warning(geometry: Geometry) -> str | None:
     --------
     >>> import numpy as np
     >>> narrow_rows_warning(Geometry(np.zeros(2, np.float32), max_abs=1.0, n_rows=9, spread=1e-25))
-    'most rows are 1e-25 from the middle: float32 cannot hold such small squared distances, so that it is unknown which members are closest; scale the embeddings up'
+    'most rows are 1e-25 from the center: float32 cannot hold such small squared distances, so that it is unknown which members are closest; scale the embeddings up'
     """  # noqa: E501 (the message)
     if not 0.0 < geometry.spread < _NARROW:
         return None
     return (
-        f"most rows are {geometry.spread:.3g} from the middle: float32 cannot hold squared distances of so little, and "
-        "does not tell which members are closest; scale the embeddings up"
+        f"most rows are {geometry.spread:.3g} from the center: float32 cannot hold such small squared distances, "
+        "so that it is unknown which members are closest; scale the embeddings up"
     )
 
 
@@ -40,7 +40,7 @@ def rounded_rows_warning(rows: Rows, geometry: Geometry) -> str | None:
     >>> from hkm_dask.data.rows import ArrayRows
     >>> geometry = Geometry(np.full(1, 1e8, np.float32), max_abs=1e8, n_rows=9, spread=3.0)
     >>> rounded_rows_warning(ArrayRows(np.full((9, 1), 1e8)), geometry)
-    'rows are rounded to float32, which moves them by 2.98, where most are 3 from the middle; subtract the mean first'
+    'rounding to float32 moves rows by 2.98, while most rows are 3 from the center; subtract the mean first'
     """
     if rows.dtype.itemsize <= np.dtype(np.float32).itemsize or geometry.spherical or not geometry.spread:
         return None
@@ -75,5 +75,5 @@ def far_rows_warning(rows: Rows, geometry: Geometry, *, n_clusters: int, runner:
     lie, them = ("lies", "it") if far.n_rows == 1 else ("lie", "them")
     return (
         f"{far.names(rows)} {lie} too far out to share a cluster: up to {far.largest:.3g} in one value, where "
-        f"most rows are {geometry.spread:.3g} from the middle; leave {them} out or clip {them}"
+        f"most rows are {geometry.spread:.3g} from the center; leave {them} out or clip {them}"
     )

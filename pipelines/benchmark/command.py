@@ -224,8 +224,8 @@ def _run_gpu(words: Sequence[str]) -> None:
 
 def _tell_command(words: Sequence[str]) -> str:
     # Without the folders of files.
-    told = [Path(word).name if "/" in word else word for word in words]
-    return shlex.join(["python", "pipelines/benchmark/run.py", *told])
+    words = [Path(word).name if "/" in word else word for word in words]
+    return shlex.join(["python", "pipelines/benchmark/run.py", *words])
 
 
 def _today() -> str:

@@ -97,11 +97,11 @@ def compare(plan: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     for phase in dict.fromkeys([*planned, *run["phases"]]):
         was = run["phases"].get(phase, dict.fromkeys(_KINDS, 0.0))
         thought = planned.get(phase, dict.fromkeys(_KINDS, 0.0))
-        told = {
+        compared = {
             kind: _ratio(thought[kind], was[kind]) for kind in _KINDS if max(was[kind], thought[kind]) > least[kind]
         }
-        if told:
-            phases[phase] = told
+        if compared:
+            phases[phase] = compared
     whole = {
         "seconds": _ratio(plan["seconds"], run["seconds"]), "peak": _ratio(plan["memory"]["peak"], run["peak"]),
         **{kind: _ratio(*(sum(one[kind] for one in those.values()) for those in (planned, run["phases"])))
@@ -123,8 +123,8 @@ def compare_in_turns(rows: NDArray[Any], words: Sequence[str], *, limit: str, re
         plans, runs = [], []
         for i in range(repeats):
             asked = ["plan", "pool.zarr", *words, *(["--memory", limit] if limit else [])]
-            told = _run([*HKM, *asked, "--seconds", str(seconds), "--json"], folder)
-            plans.append(json.loads(told))
+            plan = _run([*HKM, *asked, "--seconds", str(seconds), "--json"], folder)
+            plans.append(json.loads(plan))
             runs.append(measure(folder, f"tree-{i}.zarr", [*words, *(["--memory-limit", limit] if limit else [])]))
     plan, run = (sorted(those, key=lambda one: one["seconds"])[len(those) // 2] for those in (plans, runs))
     ratios = [run["seconds"] / plan["seconds"] for plan, run in zip(plans, runs, strict=True)]
@@ -155,19 +155,19 @@ def table(found: Mapping[str, Any]) -> Table:
     for name, one in found.items():
         low, high = one["range"]
         made.add_row(f"[bold]{name}", *_cells(one["seconds"]), f"{low:.0f}-{high:.0f} s", *_ratios(one))
-        for phase, told in one["phases"].items():
-            cells = _cells(told["seconds"]) if "seconds" in told else ["", "", ""]
-            made.add_row(f"  {phase}", *cells, "", *_ratios(told))
+        for phase, values in one["phases"].items():
+            cells = _cells(values["seconds"]) if "seconds" in values else ["", "", ""]
+            made.add_row(f"  {phase}", *cells, "", *_ratios(values))
         made.add_section()
     return made
 
 
-def _cells(told: Mapping[str, float]) -> list[str]:
-    return [f"{told['planned']:.1f} s", f"{told['came']:.1f} s", f"{told['ratio']:.2f}"]
+def _cells(values: Mapping[str, float]) -> list[str]:
+    return [f"{values['planned']:.1f} s", f"{values['came']:.1f} s", f"{values['ratio']:.2f}"]
 
 
-def _ratios(told: Mapping[str, Any]) -> Iterable[str]:
-    return (f"{told[kind]['ratio']:.2f}" if kind in told else "" for kind in ("peak", "read", "written"))
+def _ratios(values: Mapping[str, Any]) -> Iterable[str]:
+    return (f"{values[kind]['ratio']:.2f}" if kind in values else "" for kind in ("peak", "read", "written"))
 
 
 @click.group(invoke_without_command=False)
@@ -236,11 +236,11 @@ def child(pool: Path, tree: Path, words: tuple[str, ...]) -> None:
     clock = PhaseClock()
     with subscribe(clock):
         hkm(["cluster", str(pool), str(tree), *words], standalone_mode=False)
-    told = {
+    result = {
         "phases": {phase: asdict(one) for phase, one in clock.phases().items()},
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
     }
-    click.echo(json.dumps(told))
+    click.echo(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ def quote(runs: Mapping[str, Any]) -> dict[str, str]:
     run = runs["draws"]
     found, settings = run["found"], run["settings"]
     ways = {
-        "uniform": "at random",
-        "advised": "from the advised tree",
-        "deduplicated": f"from that of what `hkm dedup` keeps ({found['n_removed']:,} rows fewer)",
+        "uniform": "random",
+        "advised": "from a tree with the recommended settings",
+        "deduplicated": f"the same after `hkm dedup` ({found['n_removed']:,} rows fewer)",
     }
     rows = [[text, f"{np.mean(found['rows_with_another'][name]):.0f}"] for name, text in ways.items()]
     header = (
         f"draws of {settings['size']:,} from {found['n_rows']:,} nouns, means of {settings['seeds']}",
-        f"rows with another from a cosine of {settings['threshold']:g} on",
+        f"rows with another at a cosine of {settings['threshold']:g} or more",
     )
     quotes = {"draws": table(header, rows), "draws-command": f"`{run['command']}`, {run['date']}"}
     return quotes | _of_plans(runs.get("plans")) | _of_duplicates(runs.get("duplicates"))

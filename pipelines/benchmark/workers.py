@@ -104,8 +104,8 @@ def _print(taken: dict[str, list[tuple[float, float, dict[str, float]]]], facts:
     base = statistics.median(seconds for seconds, _, _ in next(iter(taken.values())))
     for name, runs in taken.items():
         seconds, spent, phases = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
-        told = ", ".join(f"{phase} {value:.1f}" for phase, value in phases.items())
-        table.add_row(name, f"{seconds:.1f}", f"{seconds / base:.2f}", f"{spent:.1f}", told)
+        phase_seconds = ", ".join(f"{phase} {value:.1f}" for phase, value in phases.items())
+        table.add_row(name, f"{seconds:.1f}", f"{seconds / base:.2f}", f"{spent:.1f}", phase_seconds)
     console = Console(width=160)
     console.print(table)
     for fact in facts:

@@ -1,1 +1,1 @@
-"""Pictures of the page of `hkm browse`."""
+"""Screenshots of `hkm browse`."""

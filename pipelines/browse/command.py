@@ -1,4 +1,4 @@
-"""Pictures of the page of `hkm browse`: nouns with captions, and images."""
+"""Screenshots of `hkm browse`: nouns with captions, and images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = hkm.Config.from_flags((2000, 200, 20), n_resamples=1, resample_size=2)
 
 
 def nouns(data: Path, folder: Path) -> dict[str, Any]:
-    """Make a tree of nouns, with captions and a draw; give what `hkm_dask.browse` takes."""
+    """Create a tree of nouns, with captions and a draw; return arguments for `hkm_dask.browse`."""
     embeddings = np.load(data / "wordnet_nouns_minilm_f16.npy", mmap_mode="r")
     lemmas = (data / "wordnet_nouns_lemmas.txt").read_text().splitlines()
     rows = np.sort(np.random.default_rng(0).choice(len(lemmas), N_ROWS, replace=False))
@@ -36,7 +36,7 @@ def nouns(data: Path, folder: Path) -> dict[str, Any]:
 
 
 def pictures(data: Path, folder: Path) -> dict[str, Any]:
-    """Make a tree of images; give what `hkm_dask.browse` takes."""
+    """Create a tree of images; return arguments for `hkm_dask.browse`."""
     archive = data / "cifar10_10k.zip"
     embed(open_images(archive), folder / "images.zarr", image_encoder("hog"))
     tree = hkm.build_hierarchy(folder / "images.zarr", folder / "image-tree.zarr", CONFIG)
@@ -44,12 +44,12 @@ def pictures(data: Path, folder: Path) -> dict[str, Any]:
 
 
 def child(browser: Browser, name: str, place: int) -> str:
-    """Name of a cluster inside another, by its place by size."""
+    """Return the name of a cluster inside another, by its rank in size."""
     return str(browser.answers.children(name)["children"][place]["cluster"])
 
 
 def take(browser: Any, url: str, path: Path, *, scheme: str, marks: bool = False) -> None:
-    """Take a picture of the page, a small file: a PNG of 256 colors, or a JPEG."""
+    """Take a screenshot of the page, as a small file: a PNG with 256 colors, or a JPEG."""
     page = browser.new_page(viewport={"width": 1280, "height": 860}, color_scheme=scheme)
     page.goto(url)
     page.locator("main .card").first.wait_for()
@@ -69,9 +69,9 @@ def take(browser: Any, url: str, path: Path, *, scheme: str, marks: bool = False
 
 
 def main() -> None:
-    """Build both trees, open the page on each, and take its picture."""
+    """Build both trees, open the page for each, and take a screenshot."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--docs", type=Path, required=True, metavar="FOLDER", help="Where to put the pictures.")
+    parser.add_argument("--docs", type=Path, required=True, metavar="FOLDER", help="Folder for the screenshots.")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="FOLDER")
     given = parser.parse_args()
     from playwright.sync_api import sync_playwright

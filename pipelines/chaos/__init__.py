@@ -1,1 +1,1 @@
-"""Builds under random faults, which must all end in the bits of a quiet one."""
+"""Builds under random faults, which must all give the same bits as an undisturbed one."""

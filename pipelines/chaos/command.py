@@ -1,10 +1,10 @@
-"""Builds a tree again and again under random faults, resumes until it is done, and compares it with a quiet run's.
+"""Build a tree repeatedly under random faults, resume until it is complete, and compare it with an undisturbed run.
 
     python pipelines/chaos/run.py --faults 100
     python pipelines/chaos/run.py --minutes 60 --seed 7
 
-Faults are of five kinds: a worker killed, the driver killed, the disk full, the store failing now and then, a worker
-frozen. After every build no process may be left and no file but the tree.
+There are five kinds of faults: a killed worker, a killed driver, a full disk, a store with intermittent errors, and a
+frozen worker. After every build, no process may be left, and no file except the tree.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from pipelines.chaos.faults import FLAKY_SHARES, KINDS, Run, end, survivors
 
 ROOT = Path(__file__).resolve().parents[2]
 _MARK = "HKM_CHAOS"
-#: Most faults in one build, and starts after which a build is given up.
+#: Maximum number of faults in one build, and of starts before a build is given up.
 _FAULTS_PER_BUILD, _MOST_STARTS = 8, 30
-#: What is counted by kind.
+#: Quantities counted by kind of fault.
 COUNTED = ("faults", "builds", "resumes", "equal", "orphans", "leftovers")
 _CONFIG = """\
 levels:
@@ -53,13 +53,13 @@ class Build:
     Attributes
     ----------
     faults : list of str
-        Their kinds, in order.
+        Kinds of faults, in order.
     resumes : int
         Starts of the driver after the first.
     equal : bool
-        Whether it ended in the bits of the quiet run.
+        Whether the result has the same bits as the undisturbed run.
     orphans, leftovers, tracebacks : list of str
-        Processes that outlived their driver, files beside the tree, and what was said with a traceback.
+        Processes that outlived their driver, files beside the tree, and outputs with a traceback.
     seconds : float
     """
 
@@ -73,7 +73,7 @@ class Build:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing at all was wrong with it."""
+        """Whether nothing was wrong with it."""
         return self.equal and not (self.orphans or self.leftovers or self.tracebacks)
 
 
@@ -84,13 +84,13 @@ class Chaos:
     Parameters
     ----------
     folder : Path
-        Made where it is missing; a pool and a quiet tree that are there are used again.
+        Created if missing; an existing pool and undisturbed tree are reused.
     workers : int
-        Processes; 0 for threads of the driver.
+        Number of worker processes; 0 for threads of the driver.
     rows : int
-        Of the pool.
+        Rows of the pool.
     seed : int
-        Keys which faults come, and when.
+        Seed of the kinds and times of faults.
     """
 
     folder: Path
@@ -102,7 +102,7 @@ class Chaos:
     quiet_seconds: float = 0.0
 
     def prepare(self) -> None:
-        """Make the pool and the tree of a quiet run, and time it."""
+        """Create the pool and the tree of an undisturbed run, and time that run."""
         (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
         (self.folder / "config.yaml").write_text(_CONFIG, encoding="utf-8")
         rng = np.random.default_rng(0)
@@ -116,11 +116,11 @@ class Chaos:
             pass
         self.quiet_seconds = time.monotonic() - begin
         if process.wait():
-            raise SystemExit(f"error: the quiet run failed\n{self._said()}")
+            raise SystemExit(f"error: the undisturbed run failed\n{self._said()}")
         self.quiet = digest(self.folder / "quiet.zarr")
 
     def build(self, kinds: Sequence[str]) -> list[str]:
-        """Build a tree under faults of these kinds, resuming until it is done; return those it was done before."""
+        """Build a tree under faults of these kinds, resuming until it is complete; return faults not yet inflicted."""
         rng = random.Random(f"{self.seed} {len(self.builds)}")
         made, begin, waiting = Build(), time.monotonic(), list(kinds)
         tree = self.folder / "tree.zarr"
@@ -140,7 +140,7 @@ class Chaos:
         return waiting
 
     def _attempt(self, tree: Path, waiting: list[str], made: Build, rng: random.Random) -> int:
-        """Start the driver once, do to it what is waiting until it ends, and return its exit code."""
+        """Start the driver once, inflict the waiting faults until it ends, and return its exit code."""
         flaky = None
         if "store flaky" in waiting:
             waiting.remove("store flaky")
@@ -154,7 +154,7 @@ class Chaos:
             kind = waiting.pop(0)
             if self._inflict(kind, process, rng):
                 faults.append(kind)
-            elif self.workers:  # none is there at the moment
+            elif self.workers:  # no worker at the moment
                 waiting.append(kind)
         made.faults += faults
         code = process.wait()
@@ -164,7 +164,7 @@ class Chaos:
 
     @staticmethod
     def _still_runs(process: subprocess.Popen[bytes], tree: Path, seconds: float) -> bool:
-        """Tell whether the driver is at work after so many seconds."""
+        """Return whether the driver is still at work after some seconds."""
         moment = time.monotonic() + seconds
         while process.poll() is None and not tree.exists() and time.monotonic() < moment:
             time.sleep(0.02)
@@ -192,7 +192,7 @@ class Chaos:
             FULL: str(self._full),
             **({} if flaky is None else {FLAKY: flaky}),
         }
-        # A file, since a pipe would be held open by processes that outlive their driver.
+        # A file, because processes that outlive their driver would hold a pipe open.
         with (self.folder / "tmp" / "stderr").open("w") as said:
             return subprocess.Popen(
                 [sys.executable, "-m", "pipelines.chaos.driver", *words],
@@ -223,13 +223,13 @@ class Chaos:
         return [path.name for path in (*beside, *partial, *(self.folder / "tmp").glob("hkm-*"))]
 
     def table(self) -> str:
-        """Tell by kind what came of all builds so far."""
+        """Tabulate the results of all builds so far by kind of fault."""
         lines = [("kind of fault", *COUNTED), *count(self.builds)]
         return "\n".join(f"{kind:16}" + "".join(f"{number:>11}" for number in numbers) for kind, *numbers in lines)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All builds, for JSON."""
+        """Return all builds, for JSON."""
         return {
             "seed": self.seed,
             "rows": self.rows,
@@ -246,7 +246,7 @@ class Chaos:
 
 
 def count(builds: Sequence[Build]) -> list[tuple[str | int, ...]]:
-    """Count by kind of fault, and in all, what COUNTED names."""
+    """Count the quantities of COUNTED by kind of fault, and in all."""
     lines: list[tuple[str | int, ...]] = []
     for kind in (*KINDS, "all"):
         having = [build for build in builds if kind in build.faults or (kind == "all" and build.faults)]
@@ -258,7 +258,7 @@ def count(builds: Sequence[Build]) -> list[tuple[str | int, ...]]:
 
 
 def digest(tree: Path) -> str:
-    """Identify all that the arrays of a tree hold: hexadecimal SHA-256."""
+    """Return the hexadecimal SHA-256 of all arrays of a tree."""
     sha = hashlib.sha256()
     for name, array in sorted(zarr.open_group(tree, mode="r").members(max_depth=None)):
         if isinstance(array, zarr.Array):
@@ -269,7 +269,7 @@ def digest(tree: Path) -> str:
 
 
 def run(chaos: Chaos, *, faults: int | None = None, minutes: float | None = None, kinds: Sequence[str] = ()) -> Chaos:
-    """Build until so many faults were done or so many minutes have passed; print what came of each build."""
+    """Build until the number of faults or minutes is reached; print the outcome of each build."""
     chaos.prepare()
     rng, begin = random.Random(chaos.seed), time.monotonic()
     turns: list[str] = []
@@ -288,15 +288,15 @@ def run(chaos: Chaos, *, faults: int | None = None, minutes: float | None = None
 
 
 def main() -> None:
-    """Read the arguments, run, print the table."""
+    """Parse the arguments, run, and print the table."""
     parser = argparse.ArgumentParser(
         "python -m pipelines.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--faults", type=int, help="end after so many faults (100)")
-    amount.add_argument("--minutes", type=float, help="end after so many minutes")
-    parser.add_argument("--out", type=Path, default=Path("hkm-chaos"), help="where to build")
-    parser.add_argument("--seed", type=int, default=0, help="keys which faults come, and when")
+    amount.add_argument("--faults", type=int, help="number of faults; default: 100")
+    amount.add_argument("--minutes", type=float, help="run for this long instead")
+    parser.add_argument("--out", type=Path, default=Path("hkm-chaos"), help="folder for the builds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kinds and times of faults")
     parser.add_argument("--rows", type=int, default=20_000, help="rows of the pool")
     parser.add_argument("--workers", type=int, default=2, help="worker processes; 0 for threads")
     records.add_option(parser)

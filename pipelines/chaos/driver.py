@@ -1,8 +1,8 @@
-"""`hkm` on a bad disk: one that fails now and then, and one that is full from some moment on.
+"""`hkm` on a faulty disk: one with intermittent errors, or one that becomes full.
 
-``HKM_CHAOS_FLAKY=0.3:7`` in the environment has a share of file operations fail, and gives a seed. ``HKM_CHAOS_FULL``
-names a file: once it is there, no file may grow beyond the number of bytes it says. Workers import this module too, as
-processes do whose parent is ``python -m pipelines.chaos.driver``.
+``HKM_CHAOS_FLAKY=0.3:7`` in the environment sets the share of file operations that fail, and the seed.
+``HKM_CHAOS_FULL`` names a file: once it exists, no file may grow beyond the number of bytes it contains. Workers
+import this module too, because their parent is ``python -m pipelines.chaos.driver``.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ FLAKY, FULL = "HKM_CHAOS_FLAKY", "HKM_CHAOS_FULL"
 _OPERATIONS = ("write", "pwrite", "preadv", "fsync", "replace")
 
 
-def fail_now_and_then(share: float, seed: int) -> None:
-    """Have operations on files fail with EIO in this process, before they do anything."""
+def make_store_flaky(share: float, seed: int) -> None:
+    """Make a share of file operations of this process fail with EIO, before they do anything."""
     rng = random.Random(seed * 1_000_003 + os.getpid())
-    tempfile.gettempdir()  # found while it can be written to: Python falls back to the current folder
+    tempfile.gettempdir()  # determined now: Python falls back to the current folder if a test write fails
 
     def flaky(real: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(real)
         def operation(file: Any, *args: Any, **options: Any) -> Any:
-            # Pipes between processes are not the store.
+            # Pipes between processes do not belong to the store.
             in_store = not isinstance(file, int) or stat.S_ISREG(os.fstat(file).st_mode)
             if in_store and rng.random() < share:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -44,20 +44,20 @@ def fail_now_and_then(share: float, seed: int) -> None:
         setattr(os, name, flaky(getattr(os, name)))
 
 
-def be_full_from_now_on(said: Path) -> None:
-    """Wait for a file, and have no file of this process grow beyond so many bytes from then on."""
+def limit_file_size(said: Path) -> None:
+    """Wait for the file `said`, then limit all files of this process to the number of bytes in it."""
     while not (said.exists() and (size := said.read_text(encoding="utf-8"))):
         time.sleep(0.02)
-    # Told for the second time, of a process that could write even less.
+    # A process may have inherited a lower limit, which it cannot raise.
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     least = int(size) if most == resource.RLIM_INFINITY else min(int(size), most)
     resource.setrlimit(resource.RLIMIT_FSIZE, (least, least))
 
 
 if FULL in os.environ:
-    threading.Thread(target=be_full_from_now_on, args=(Path(os.environ[FULL]),), daemon=True).start()
+    threading.Thread(target=limit_file_size, args=(Path(os.environ[FULL]),), daemon=True).start()
 if FLAKY in os.environ:
-    fail_now_and_then(float(os.environ[FLAKY].partition(":")[0]), int(os.environ[FLAKY].partition(":")[2]))
+    make_store_flaky(float(os.environ[FLAKY].partition(":")[0]), int(os.environ[FLAKY].partition(":")[2]))
 
 if __name__ == "__main__":
     from hkm_dask.cli import main

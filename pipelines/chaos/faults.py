@@ -1,4 +1,4 @@
-"""What can go wrong: five kinds of faults, each done to a run that is under way."""
+"""Five kinds of faults, each inflicted on a running build."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path
 
 import psutil
 
-#: Bytes that no file may exceed on a full disk; shares of file operations that fail on a flaky store.
+#: Maximum bytes of a file on a full disk; shares of file operations that fail on a flaky store.
 _FILE_SIZES = (500, 4_000, 40_000, 400_000)
 FLAKY_SHARES = (0.02, 0.2, 0.6)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run under way: its driver, and the file by which it is told that the disk is full."""
+    """A running build: its driver, and the file that tells it that the disk is full."""
 
     driver: psutil.Process
     full: Path
 
     def workers(self) -> list[psutil.Process]:
-        """Worker processes; none where the driver is gone."""
+        """Return the worker processes; none if the driver is gone."""
         found = []
         with suppress(psutil.NoSuchProcess):
             for child in self.driver.children(recursive=True):
@@ -45,7 +45,7 @@ def kill_worker(run: Run, rng: random.Random) -> bool:
 
 
 def kill_driver(run: Run, rng: random.Random) -> bool:
-    """Kill the driver; in one of four cases while a worker is frozen."""
+    """Kill the driver; in a quarter of the cases while a worker is frozen."""
     if rng.random() < 0.25:
         for worker in run.workers()[:1]:
             worker.suspend()
@@ -54,13 +54,13 @@ def kill_driver(run: Run, rng: random.Random) -> bool:
 
 
 def fill_disk(run: Run, rng: random.Random) -> bool:
-    """Have every process fail to write files beyond some size: they wait to be told, see `driver`."""
+    """Limit the size of files for every process, which waits for this signal, see `driver`."""
     run.full.write_text(str(rng.choice(_FILE_SIZES)), encoding="utf-8")
     return True
 
 
 def freeze_worker(run: Run, rng: random.Random) -> bool:
-    """Freeze one worker: half of the time for a moment, else until it is given up."""
+    """Freeze one worker: half of the time for a moment, otherwise until the run gives it up."""
     workers = run.workers()
     for worker in rng.sample(workers, min(1, len(workers))):
         worker.suspend()
@@ -72,11 +72,11 @@ def freeze_worker(run: Run, rng: random.Random) -> bool:
 
 
 def flaky_store(run: Run, rng: random.Random) -> bool:
-    """Nothing to do to the run: its environment says so from the start, see `driver`."""
+    """Do nothing, because the environment of the run makes the store flaky from the start, see `driver`."""
     return True
 
 
-#: What does a fault of each kind; it returns whether it could.
+#: Functions that inflict a fault of each kind; they return whether they could.
 KINDS: dict[str, Callable[[Run, random.Random], bool]] = {
     "worker killed": kill_worker,
     "driver killed": kill_driver,
@@ -87,7 +87,7 @@ KINDS: dict[str, Callable[[Run, random.Random], bool]] = {
 
 
 def survivors(mark: str, grace: float = 10.0) -> list[psutil.Process]:
-    """Processes that run on some seconds after their driver ended, with ``NAME=value`` in their environment."""
+    """Return processes with ``NAME=value`` in their environment that still run `grace` seconds after their driver."""
     name, _, value = mark.partition("=")
     found: list[psutil.Process] = []
     deadline = time.monotonic() + grace
@@ -103,7 +103,7 @@ def survivors(mark: str, grace: float = 10.0) -> list[psutil.Process]:
 
 
 def end(processes: list[psutil.Process]) -> None:
-    """Kill processes, frozen ones too."""
+    """Kill processes, including frozen ones."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)

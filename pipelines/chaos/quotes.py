@@ -1,4 +1,4 @@
-"""What documents quote of this pipeline."""
+"""Figures of this pipeline that documents quote."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.records import table
 
 
 def quote(runs: Mapping[str, Any]) -> dict[str, str]:
-    """Write the figures of recorded runs as texts."""
+    """Format the figures of recorded runs as text."""
     run = runs["chaos"]
     header = ("kind of fault", "faults", "builds", "resumes", "equal", "processes left", "files left")
     lines = count([Build(**build) for build in run["found"]["builds"]])

@@ -1,4 +1,4 @@
-"""`python pipelines.chaos/run.py`: the same as `python -m pipelines.chaos` in the folder of the checkout."""
+"""`python pipelines/chaos/run.py`: the same as `python -m pipelines.chaos` in the folder of the checkout."""
 
 import sys
 from pathlib import Path

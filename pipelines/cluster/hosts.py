@@ -194,9 +194,9 @@ def try_recipe(
     if any(shutil.which(name) is None for name in programs) or os.geteuid():
         raise click.ClickException(f"this needs root, and {', '.join(programs)}")
     with tempfile.TemporaryDirectory(prefix="hkm-recipe-") as name:
-        told = run(first_rows(embeddings, n_rows, Path(name)), Path(name))
-    click.echo(json.dumps(told, indent=2))
-    if told["differences"]:
+        result = run(first_rows(embeddings, n_rows, Path(name)), Path(name))
+    click.echo(json.dumps(result, indent=2))
+    if result["differences"]:
         raise SystemExit(1)
 
 
@@ -217,16 +217,16 @@ def run(embeddings: Path, words: list[str], folder: Path, rate: str) -> dict[str
         return time.perf_counter() - begin
 
     hkm("ingest", str(embeddings.absolute()), "pool.zarr")
-    told: dict[str, Any] = {"seconds": {"one process": hkm("cluster", "pool.zarr", "one.zarr", *words)}}
+    result: dict[str, Any] = {"seconds": {"one process": hkm("cluster", "pool.zarr", "one.zarr", *words)}}
     here = Path.cwd()
     os.chdir(folder)
     try:
         for name, cut in (("hosts", False), ("lost", True)):
-            told["seconds"][name] = build(folder, name, words, cut=cut, rate=rate)
-            told[name] = differences(folder / "one.zarr", folder / f"{name}.zarr")
+            result["seconds"][name] = build(folder, name, words, cut=cut, rate=rate)
+            result[name] = differences(folder / "one.zarr", folder / f"{name}.zarr")
     finally:
         os.chdir(here)
-    return told
+    return result
 
 
 @click.command()
@@ -243,9 +243,9 @@ def main(embeddings: Path, n_clusters: str, n_resamples: str, rows: int | None, 
     with tempfile.TemporaryDirectory(prefix="hkm-hosts-") as name:
         folder = Path(name)
         words = ["--n-clusters", n_clusters, "--n-resamples", n_resamples]
-        told = run(first_rows(embeddings, rows, folder), words, folder, rate)
-    click.echo(json.dumps(told, indent=2))
-    if told["hosts"] or told["lost"]:
+        result = run(first_rows(embeddings, rows, folder), words, folder, rate)
+    click.echo(json.dumps(result, indent=2))
+    if result["hosts"] or result["lost"]:
         raise SystemExit(1)
 
 

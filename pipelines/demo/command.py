@@ -1,4 +1,4 @@
-"""Run the demo, and make the picture in the README from what it draws."""
+"""Run the demo, and write the README's picture from its plots."""
 
 import argparse
 from pathlib import Path
@@ -10,9 +10,9 @@ from hkm_dask.view.progress import show_progress
 
 
 def main() -> None:
-    """Read the arguments, run the demo, print its summary."""
+    """Parse the arguments, run the demo, and print its summary."""
     parser = argparse.ArgumentParser("python -m pipelines.demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("hkm-demo"), help="where to put what it makes")
+    parser.add_argument("--out", type=Path, default=Path("hkm-demo"), help="output folder")
     parser.add_argument("--quick", action="store_true", help="less data: seconds instead of minutes")
     parser.add_argument("--readme", type=Path, metavar="PNG", help="also write the README's picture here")
     arguments = parser.parse_args()
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def shrink(source: Path, target: Path) -> None:
-    """Write a picture in 256 colors, a quarter of its size; those that are rare in it are kept as well."""
+    """Write a picture with 256 colors, including its rare ones, which takes a quarter of the bytes."""
     with Image.open(source) as picture:
         few = picture.convert("RGB").quantize(
             256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE

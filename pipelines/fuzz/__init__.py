@@ -1,1 +1,1 @@
-"""Damaged and hostile input for every parser of bytes from outside."""
+"""Damaged and hostile input for every parser of external bytes."""

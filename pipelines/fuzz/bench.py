@@ -1,4 +1,4 @@
-"""One parser at a bench: its valid input in a folder, damaged one file at a time, and what it makes of that."""
+"""Test bench of one parser: its valid input in a folder, damaged one file at a time, and the outcomes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from hkm_dask.errors import HkmError
 from pipelines.fuzz.damage import damaged
 from pipelines.fuzz.parsers import Parser
 
-#: Seconds that one input may take; most take a few milliseconds.
+#: Time limit for one input, in seconds; most take a few milliseconds.
 SECONDS = 10
-#: Bytes that a parser may take beyond what it takes for valid input.
+#: Bytes of memory that a parser may use in addition to those for valid input.
 MEMORY = 2**30
-#: Characters that a clear line has at most.
+#: Maximum length of a clear error line, in characters.
 LINE = 1500
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a parser made of an input: "worked", "refused" or "defect"; with the message, or how it failed."""
+    """Outcome of an input: "worked", "refused" or "defect", with the message or the traceback."""
 
     kind: str
     detail: str = ""
@@ -41,7 +41,7 @@ class Hang(BaseException):
 
 
 class Bench:
-    """A parser and its input, in a folder of its own."""
+    """A parser and its input, in a separate folder."""
 
     def __init__(self, parser: Parser, folder: Path) -> None:
         self.parser, self.folder, self._out = parser, folder / "in", folder / "out"
@@ -53,7 +53,7 @@ class Bench:
             raise AssertionError(f"{parser.name} should work on valid input: {outcome.detail}")
 
     def cases(self) -> st.SearchStrategy[tuple[Path, bytes]]:
-        """Draw a file and what it holds instead."""
+        """Draw a file and its damaged content."""
 
         def of(path: Path) -> st.SearchStrategy[tuple[Path, bytes]]:
             return st.tuples(st.just(path), damaged(path, self._valid[path]))
@@ -61,7 +61,7 @@ class Bench:
         return st.sampled_from(list(self._valid)).flatmap(of)
 
     def run(self, path: Path, data: bytes) -> Outcome:
-        """Give the parser its input with one file damaged."""
+        """Run the parser on its input with one file damaged."""
         path.write_bytes(data)
         try:
             return self._run()
@@ -89,7 +89,7 @@ class Bench:
     def _refused(self, message: str) -> Outcome:
         lines = message.split("\n")
         if not message or any(not line.isprintable() or not 10 <= len(line) <= LINE for line in lines):
-            return Outcome("defect", f"no clear line: {message!r}")
+            return Outcome("defect", f"not a clear line: {message!r}")
         if left := sorted(path.name for path in self._out.iterdir()):
             return Outcome("defect", f"left {left} behind: {message}")
         return Outcome("refused", message)
@@ -113,8 +113,8 @@ def _at_most(seconds: int) -> Iterator[None]:
 
 
 def limit_memory() -> None:
-    """Let this process take `MEMORY` more address space than it has now."""
-    with suppress(FileNotFoundError):  # other systems than Linux
+    """Limit the address space of this process to its present size plus `MEMORY`."""
+    with suppress(FileNotFoundError):  # systems other than Linux
         n_pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = n_pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))

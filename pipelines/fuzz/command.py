@@ -1,4 +1,4 @@
-"""Feed damaged input to every parser of bytes from outside, and count what they make of it."""
+"""Feed damaged input to every parser of external bytes, and count the outcomes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pipelines.fuzz.parsers import PARSERS
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("worked", "refused", "defect")
-#: Inputs of one process: its start costs a second or two.
+#: Inputs per process, since starting one takes a second or two.
 ROUND = 2000
 _SHOWN = 3
 
 
 def main() -> None:
-    """Run rounds until there were enough inputs, print and write the counts; exit code 1 on a defect."""
+    """Run rounds until there were enough inputs, print and write the counts; exit with 1 after a defect."""
     parser = argparse.ArgumentParser("python -m pipelines.fuzz", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=20_000, help="inputs in all, shared by the parsers evenly")
-    parser.add_argument("--minutes", type=float, help="go on for so long instead")
-    parser.add_argument("--parsers", default=",".join(PARSERS), help=f"some of {', '.join(PARSERS)}")
+    parser.add_argument("--inputs", type=int, default=20_000, help="inputs in all, divided evenly among the parsers")
+    parser.add_argument("--minutes", type=float, help="run for this long instead")
+    parser.add_argument("--parsers", default=",".join(PARSERS), help=f"any of {', '.join(PARSERS)}; default: all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("fuzz"), help="folder of the counts and of what failed")
+    parser.add_argument("--out", type=Path, default=Path("fuzz"), help="folder for the counts and the failing inputs")
     records.add_option(parser)
     options = parser.parse_args()
     names = options.parsers.split(",")
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def feed(name: str, n_inputs: int, number: int, folder: Path) -> dict[str, list[str]]:
-    """Run one process; give the details by kind of outcome. A process that died is a defect of the input it had."""
+    """Run one process; return the details by kind of outcome. A process that dies is a defect of its last input."""
     command = [sys.executable, "-m", "pipelines.fuzz.worker", name, str(n_inputs), str(number), str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     found: dict[str, list[str]] = {kind: [] for kind in KINDS}
@@ -67,12 +67,12 @@ def feed(name: str, n_inputs: int, number: int, folder: Path) -> dict[str, list[
         outcome = json.loads(line)
         found[outcome["kind"]].append(outcome["detail"])
     if done.returncode:
-        found["defect"].append(f"the process ended with {done.returncode}\n{done.stderr[-3000:]}")
+        found["defect"].append(f"the process exited with {done.returncode}\n{done.stderr[-3000:]}")
     return found
 
 
 def table(counts: dict[str, Counter[str]]) -> str:
-    """Counts per parser, and in all."""
+    """Format the counts per parser, and in all."""
     rows = [["parser", *KINDS, "inputs"]]
     total = sum(counts.values(), Counter())
     for name, count in [*counts.items(), ("all", total)]:

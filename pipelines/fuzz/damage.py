@@ -1,4 +1,4 @@
-"""How valid bytes are damaged: flipped, cut, doubled, spliced; fields of JSON, lines of YAML replaced by odd ones."""
+"""Ways to damage valid bytes: flip, truncate, repeat, splice; replace JSON fields and YAML lines with unusual ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-DEEP, DEEPER = "\x00deep\x00", "\x00deeper\x00"  # stand for lists within lists, which recursion could not write
+DEEP, DEEPER = "\x00deep\x00", "\x00deeper\x00"  # placeholders for lists nested too deeply to be written recursively
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 3, 255, 2**31, 2**53 + 1, 2**63, 2**64, -(2**70), 10**30, 0.5, -0.0, 1e308,
     float("inf"), float("nan"), "", "0", "\x1b[2J", "../../x", "a" * 500, "\ud800", "float32", "<f4", "|O", "NaN",
@@ -37,7 +37,7 @@ YAML_LINES = (
 
 
 def damaged(path: Path, data: bytes) -> st.SearchStrategy[bytes]:
-    """Draw what a file may hold instead of its valid data."""
+    """Draw damaged content for a file."""
     plain = _mutated(data)
     if path.suffix == ".json" or path.name in (".zarray", ".zattrs", ".zgroup", ".zmetadata"):
         return st.one_of(_odd_json(data), _odd_json(data), plain)
@@ -53,7 +53,7 @@ def _mutated(draw: st.DrawFn, data: bytes) -> bytes:
     out = bytearray(data)
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(st.sampled_from(("flip", "set", "cut", "drop", "insert", "token", "overwrite", "double", "splice")))
-        # Headers are short and matter most.
+        # Prefer the beginning: headers are short and matter most.
         reach = draw(st.sampled_from((64, 256, len(out))))
         at = draw(st.integers(0, max(0, min(reach, len(out)) - 1)))
         length = draw(st.integers(1, 40))
@@ -81,7 +81,7 @@ def _mutated(draw: st.DrawFn, data: bytes) -> bytes:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container and key of a JSON document."""
+    """Yield every container and key of a JSON document."""
     for key, inner in list(value.items() if isinstance(value, dict) else enumerate(value)):
         yield value, key
         if isinstance(inner, dict | list):

@@ -1,4 +1,4 @@
-"""Every parser of bytes from outside: valid input for it, and how it is read."""
+"""All parsers of external bytes: how to write valid input for each, and how to read it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _TREE = Config(levels=(Level(n_clusters=4, n_resamples=1), Level(n_clusters=2, n
 
 @dataclass(frozen=True)
 class Parser:
-    """One parser: what writes valid input into a folder, and what reads a folder, writing into another at most."""
+    """One parser: a function that writes valid input to a folder, and one that reads it and may write to another."""
 
     name: str
     write: Callable[[Path], object]
@@ -86,7 +86,7 @@ def _read_pool(folder: Path, out: Path) -> None:
 
 
 def _write_tree(folder: Path) -> None:
-    """Lay down a tree without a k-means, whose kernels take seconds to compile."""
+    """Write a tree without running k-means, whose kernels take seconds to compile."""
     root = folder / "a.zarr"
     facts = {"config": _TREE.to_json(), "seed": 0, "metric": "l2", "pool": "", "pool_fingerprint": "0", "software": "x"}
     store.create_group(root, {"format": layout.TREE_FORMAT, "format_version": layout.FORMAT_VERSION, **facts})
@@ -111,10 +111,10 @@ def _read_tree(folder: Path, out: Path) -> None:
 
 
 def _sealed(read: Callable[[Path, Path], object]) -> Callable[[Path, Path], None]:
-    """Read after every digest was made to fit what was damaged, as somebody would who means harm."""
+    """Recompute all digests after the damage, as an attacker would, and then read."""
 
     def read_sealed(folder: Path, out: Path) -> None:
-        with suppress(Exception):  # no metadata at all any more
+        with suppress(Exception):  # the metadata are no longer readable at all
             for file in sorted((folder / "a.zarr").rglob("zarr.json"), key=lambda file: -len(file.parts)):
                 _seal(file)
         read(folder, out)

@@ -1,4 +1,4 @@
-"""One parser in a process of its own, with little memory: it prints a line of JSON for every input."""
+"""Child process that runs one parser with limited memory, and prints a line of JSON for every input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.fuzz.parsers import PARSERS
 
 
 def main(name: str, n_inputs: int, number: int, folder: Path) -> None:
-    """Give the parser so many inputs; `number` seeds them."""
+    """Run the parser on `n_inputs` inputs; `number` is their seed."""
     bench = Bench(PARSERS[name], folder)
     limit_memory()
 
@@ -25,7 +25,7 @@ def main(name: str, n_inputs: int, number: int, folder: Path) -> None:
     )  # fmt: skip
     @given(case=bench.cases())
     def feed(case: tuple[Path, bytes]) -> None:
-        # What no signal can interrupt ends the process; the input is in the folder.
+        # Code that no signal can interrupt is ended with the process; its input stays in the folder.
         faulthandler.dump_traceback_later(3 * SECONDS, exit=True)
         outcome = bench.run(*case)
         if outcome.kind == "defect":

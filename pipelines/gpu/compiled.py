@@ -112,7 +112,7 @@ def section() -> str:
     def registers(name: str, target: str) -> str:
         return " or ".join(map(str, dict.fromkeys(one.registers for one in made[target] if one.kernel == name)))
 
-    lines = [("kernel", *TARGETS, "the review's"), ("---",) * (len(TARGETS) + 2)]
+    lines = [("kernel", *TARGETS, "at commit 3fa8cbf"), ("---",) * (len(TARGETS) + 2)]
     lines += [
         (f"`{name}`", *(registers(name, target) for target in TARGETS), REVIEW.get(name, ""))
         for name in sorted({one.kernel for one in every} - {hopper.kernel})
@@ -121,12 +121,12 @@ def section() -> str:
     spilling = sorted({one.kernel for one in every if one.spilled or one.stack})
     spills = f"Of {len(every)} kernels {', '.join(spilling) or 'none'} spill{'' if spilling else 's'} a register."
     fused = next(one for one in made["sm_90"] if one.kernel == "nearest_two")
-    told = "; ".join(f"`{one.kernel}`: {_listed(one.instructions)}" for one in (fused, hopper) if one.instructions)
+    ops = "; ".join(f"`{one.kernel}`: {_listed(one.instructions)}" for one in (fused, hopper) if one.instructions)
     paragraphs = [
         f"Registers of a thread, by nvcc {compiler_version()} (`python pipelines/gpu/run.py --compiled`), for rows in "
         f"float16 and float32 where they differ. {spills}",
         "\n".join(re.sub(r"  (?=\|)", " ", f"| {' | '.join(cells)} |") for cells in lines),
-        f"Instructions for sm_90 and {HOPPER}: {told}. The review's sketch had 4 HGMMA.64x256x16 a step, too." if told
+        f"Instructions for sm_90 and {HOPPER}: {ops}. A sketch had 4 HGMMA.64x256x16 per step, too." if ops
         else "Instructions were not counted: there was no disassembler.",
     ]  # fmt: skip
     return "\n\n".join(paragraphs) + "\n"

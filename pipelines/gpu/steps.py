@@ -163,11 +163,11 @@ def fit_once(record: Record) -> list[str]:
     n, d, k = (_REHEARSED_ROWS, 16, 12) if record.rehearsal else (200_000, 128, 512)
     rows = np.empty((n, d), np.float32)
     RowMaker(np, d).fill(rows)
-    with computing_on("cuda"), warnings.catch_warnings(record=True) as told:
+    with computing_on("cuda"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         seconds, _ = clock(lambda: hkm.KMeans(k, max_iter=3).fit(rows))
     messages = [
-        text for one in told if re.search("process goes on|is left out|walks on processors", text := str(one.message))
+        text for one in caught if re.search("process goes on|is left out|walks on processors", text := str(one.message))
     ]
     record.add(f"a fit of {n} × {d}, checks included: {seconds:.1f} s; {'; '.join(messages) or 'no form put aside'}")
     return messages
@@ -280,20 +280,20 @@ def sanitize(record: Record) -> None:
     for tool in ("memcheck", "racecheck"):
         _under(record, "compute-sanitizer", ["--tool", tool], "SUMMARY|Error|hazard", search_and_walk_once)
     if any(re.search(r"SUMMARY: [1-9]", line) for line in record.figures.get("tools", [])):
-        raise AssertionError("compute-sanitizer found something; see the log")
+        raise AssertionError("compute-sanitizer found errors; see the log")
 
 
 def profile(record: Record) -> None:
-    """Have ncu tell what limits one launch of the search."""
+    """Profile one launch of the search with ncu."""
     options = ["--section", "SpeedOfLight", "--kernel-name", "regex:nearest_two", "--launch-count", "1"]
     _under(record, "ncu", [*options, "--clock-control", "none"], r"Throughput|Duration|ERR")
 
 
-# -- how fast ---------------------------------------------------------------------------------------------------------
+# -- speed ------------------------------------------------------------------------------------------------------------
 
 
 def _known_ceilings(record: Record) -> Ceilings:
-    """What the device can do at best, as the first step of this run found; measured again where there was none."""
+    """Return the peak rates of the device from the first step of this run; measures them again if it did not run."""
     all_steps = record.path.with_name("gpu.json")
     found = json.loads(all_steps.read_text(encoding="utf-8"))["steps"] if all_steps.exists() else {}
     known = found.get("machine", {}).get("figures", {}).get("ceilings")
@@ -332,12 +332,12 @@ def _run_suite(record: Record, suite: str, ceilings: Ceilings, **settings: Any) 
 
 def describe_case(case: Case, ceilings: Ceilings) -> list[str]:
     """Describe the times of all participants, in one line or, if they have notes, one line each; then other facts."""
-    told = [_describe_measurement(case, one, ceilings) for one in case.measurements]
+    lines = [_describe_measurement(case, one, ceilings) for one in case.measurements]
     k = ", ".join(map(str, case.n_clusters))
     head = f"{case.suite} {case.shape[0]} × {case.shape[1]}, k = {k}: "
     if any(one.note for one in case.measurements):
-        return [head.rstrip(), *(f"  {line}" for line in told), *(f"  {fact}" for fact in case.facts)]
-    return [head + "; ".join(told), *(f"  {fact}" for fact in case.facts)]
+        return [head.rstrip(), *(f"  {line}" for line in lines), *(f"  {fact}" for fact in case.facts)]
+    return [head + "; ".join(lines), *(f"  {fact}" for fact in case.facts)]
 
 
 def _describe_measurement(case: Case, one: Measurement, ceilings: Ceilings) -> str:

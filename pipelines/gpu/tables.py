@@ -55,16 +55,16 @@ def section(found: Mapping[str, Any]) -> str:
     steps: Steps = found.get("steps", {})
     paragraphs = [
         _describe(found, steps),
-        _table(("", "aim", "predicted", "measured"), _aims(steps)),
-        "A pass over resident rows in float16, certified: share of the bf16 product measured in the same call.",
+        _table(("", "target", "predicted", "measured"), _aims(steps)),
+        "A certified pass over resident rows in float16, as a share of the bf16 product measured in the same call.",
         _table(("d", "k", "predicted", "measured", "flash-kmeans takes"), _passes(steps)),
         "Kernels by CUDA events, k = 16,384: shares of the 16-bit product, of the pass and of a copy; the largest "
         "error of a score as a share of its bound.",
         _table(("d", "nearest_two", "nearest_two_hopper", "certify", "add_rows", "largest error"), _kernels(steps)),
-        f"Seconds of {_text_of(AIM)}, predicted: a first run on the device, and a later one.",
+        f"Predicted seconds of {_text_of(AIM)}: a first run on the device, and a later one.",
         _table(("", *VERSIONS), _parts()),
         f"Seconds of {_text_of(MEASURED)}, as `pipelines/gpu` measures it: a second run on the device, "
-        "in a process that is there.",
+        "in the same process.",
         _table(("", "predicted", "measured"), _phases(steps)),
     ]
     return "\n\n".join(paragraphs) + "\n"
@@ -74,15 +74,15 @@ def _describe(found: Mapping[str, Any], steps: Steps) -> str:
     figures = steps.get("machine", {}).get("figures", {})
     if "device" not in figures:
         return (
-            "Nothing has been measured on a GPU yet. Predictions are those of a model (`hkm_dask/planning/cost.py`) "
-            "at the rates of an H200 beside 16 processors, ± 25 %."
+            "Nothing has been measured on a GPU yet. Predictions are from a model (`hkm_dask/planning/cost.py`) "
+            "with the rates of an H200 and 16 CPU cores, ± 25 %."
         )
     device, versions = figures["device"], figures["machine"]["versions"]
-    told = ", ".join(f"{name} {number}" for name, number in versions.items())
+    libraries = ", ".join(f"{name} {number}" for name, number in versions.items())
     return (
         f"{found['date']}, {device['name']}, {device['memory_gib']} GiB, driver {device['driver']}, CUDA "
-        f"{device['cuda']}, {figures['machine']['cores']} processors; {told}. Predictions are those of a model "
-        "(`hkm_dask/planning/cost.py`) at the rates of an H200 beside 16 processors, ± 25 %."
+        f"{device['cuda']}, {figures['machine']['cores']} processors; {libraries}. Predictions are from a model "
+        "(`hkm_dask/planning/cost.py`) with the rates of an H200 and 16 CPU cores, ± 25 %."
     )
 
 
@@ -153,7 +153,7 @@ def _aims(steps: Steps) -> Iterator[tuple[str, ...]]:
     )  # fmt: skip
     yield (
         "clusters of 1000 rows split into 50 each (`--suite split`)",
-        "sooner together than one by one, and than on 16 processors; the same labels", "",
+        "faster together than one by one, and than on 16 processors; the same labels", "",
         _compared(steps, "split", ("together", "one by one", "processors")),
     )  # fmt: skip
     yield (
@@ -171,8 +171,8 @@ def _compared(steps: Steps, suite: str, names: Iterable[str]) -> str:
 
 
 def _lloyd(steps: Steps) -> str:
-    told = [f"{case['shape'][0] / 1e6:.0f}M: {_median(case, NAME):.1f} s" for case in _cases(steps, "lloyd")]
-    return "; ".join(told) or NOT_MEASURED
+    seconds = [f"{case['shape'][0] / 1e6:.0f}M: {_median(case, NAME):.1f} s" for case in _cases(steps, "lloyd")]
+    return "; ".join(seconds) or NOT_MEASURED
 
 
 def _whole(steps: Steps) -> str:

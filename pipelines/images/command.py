@@ -2,8 +2,8 @@
 
     python pipelines/images/run.py ../shared/data/cifar10_10k.zip --out images
 
-Embeddings come from a model of transformers or timm (--model FOLDER), or from a descriptor of edges and colors that
-needs no weights. The sheets show what a random draw and the curated one have picked, and what the clusters hold.
+Embeddings come from a transformers or timm model (--model FOLDER), or from a descriptor of edges and colors that needs
+no weights. The contact sheets show images of a random and of the curated draw, and of the clusters.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from hkm_dask.view.progress import show_progress
 from pipelines import records
 from pipelines.images.thumbnails import Row, draw_rows, thumbnails
 
-# Images in a cluster of each level, in the mean, and resamplings of each, where no configuration is given.
+# Default configuration: mean number of images per cluster of each level, and resamplings.
 SHARES, N_RESAMPLES = (25, 250), (3, 1)
 COLUMNS = 15
-N_SHOWN = COLUMNS * COLUMNS  # of each draw
-N_MEASURED = 1000  # of each draw
+N_SHOWN = COLUMNS * COLUMNS  # images shown of each draw
+N_MEASURED = 1000  # images measured of each draw
 N_ROWS, N_MEMBERS = 12, 20
-COLOR_STEP = 32  # gray levels: two images have the same color when their means fall into the same cube of this side
+COLOR_STEP = 32  # gray levels: two images have the same color if their mean colors are in the same cube of this side
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How wide a draw spreads, measured on up to N_MEASURED images of it.
+    """Diversity of a draw, measured on up to N_MEASURED of its images.
 
     Attributes
     ----------
     n_colors : float
-        Mean colors met; as many equally common ones would have the same entropy.
+        Effective number of mean colors: as many equally frequent ones would have the same entropy.
     nearest : float
-        Mean distance of an image to the one most like it in the draw, between embeddings.
+        Mean distance between the embeddings of an image and the most similar one in the draw.
     """
 
     n_colors: float
@@ -56,20 +56,20 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run made; printed, it is a few lines for people.
+    """Results of a run; `str` gives a readable summary.
 
     Attributes
     ----------
     n_images, n_drawn : int
         Images in the pool and in the subset.
     n_clusters : tuple of int
-        Of each level, level 1 first.
+        Clusters per level, level 1 first.
     spreads : dict of str to Spread
-        Of the random and of the curated draw.
+        Diversity of the random and of the curated draw.
     largest : dict of str to int
-        Images in the largest cluster of the top level: of the pool and of each draw.
+        Images in the largest top-level cluster: of the pool and of each draw.
     files : tuple of Path
-        What was written.
+        Files written.
     """
 
     n_images: int
@@ -80,7 +80,7 @@ class Summary:
     files: tuple[Path, ...]
 
     def __str__(self) -> str:
-        """Tell sizes, spreads and files."""
+        """Format sizes, diversity and files."""
         levels = " → ".join(f"{k:,}" for k in self.n_clusters)
         spreads = self.spreads.values()
         return "\n".join(
@@ -106,7 +106,7 @@ def run(
     n_drawn: int = 1000,
     skip_unreadable: bool = False,
 ) -> Summary:
-    """Run the pipeline; what an earlier run with the same settings finished in `out` is not done again."""
+    """Run the pipeline; stages that an earlier run with the same settings finished in `out` are reused."""
     images = open_images(folder, skip_unreadable=skip_unreadable)
     config = config or default_config(len(images))
     config.check(len(images))
@@ -135,7 +135,7 @@ def run(
 
 
 def default_config(n_images: int) -> hkm.Config:
-    """Choose as many clusters as suit the pool, see SHARES."""
+    """Choose numbers of clusters for the size of the pool, see SHARES."""
     sizes = [n_images // share for share in SHARES if n_images // share >= 2]
     if not sizes:
         raise InputError(
@@ -145,7 +145,7 @@ def default_config(n_images: int) -> hkm.Config:
 
 
 def measure(images: Images, pool: Pool, rows: NDArray[np.int64], seed: int) -> Spread:
-    """Measure how wide a draw spreads."""
+    """Measure the diversity of a draw."""
     some = np.sort(np.random.default_rng(seed).permutation(rows)[:N_MEASURED])
     colors = np.stack([image.mean(axis=(0, 1)) for image in images.take(some)])
     _, counts = np.unique(colors.astype(np.int64) // COLOR_STEP, axis=0, return_counts=True)
@@ -158,14 +158,14 @@ def measure(images: Images, pool: Pool, rows: NDArray[np.int64], seed: int) -> S
 
 
 def count_largest(tree: xr.DataTree, draws: dict[str, NDArray[np.int64]]) -> dict[str, int]:
-    """Count the images of the largest cluster of the top level, in the pool and in each draw."""
+    """Count the images of the largest top-level cluster in the pool and in each draw."""
     labels = tree.hkm.labels(tree.hkm.n_levels).to_numpy()
     largest = labels == np.bincount(labels).argmax()
     return {"pool": int(largest.sum()), **{name: int(largest[rows].sum()) for name, rows in draws.items()}}
 
 
 def draw_draws(images: Images, draws: dict[str, NDArray[np.int64]], spreads: dict[str, Spread], seed: int) -> Figure:
-    """Draw a contact sheet of each draw, of as many images."""
+    """Draw a contact sheet of each draw, with equally many images."""
     shown = []
     for (name, rows), color in zip(draws.items(), (pictures.RANDOM, pictures.CURATED), strict=True):
         some = np.random.default_rng(seed).permutation(rows)[:N_SHOWN]
@@ -177,7 +177,7 @@ def draw_draws(images: Images, draws: dict[str, NDArray[np.int64]], spreads: dic
 
 
 def draw_clusters(images: Images, tree: xr.DataTree, draws: dict[str, NDArray[np.int64]]) -> Figure:
-    """Draw the largest clusters of the top level, by name, with the members nearest to their center."""
+    """Draw the largest top-level clusters, with the members nearest to their centroids."""
     level = tree.hkm.n_levels
     labels = tree.hkm.labels(level).to_numpy()
     sizes = np.bincount(labels, minlength=tree.hkm.n_clusters[-1])
@@ -195,14 +195,14 @@ def draw_clusters(images: Images, tree: xr.DataTree, draws: dict[str, NDArray[np
 
 
 def main() -> None:
-    """Read the arguments, run, print the summary."""
+    """Parse the arguments, run, and print the summary."""
     parser = argparse.ArgumentParser(
         "python -m pipelines.images", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="a folder of images, with its subfolders, or a .zip of them")
-    parser.add_argument("--out", type=Path, default=Path("images"), help="where to put what it makes")
+    parser.add_argument("--out", type=Path, default=Path("images"), help="output folder")
     parser.add_argument("--model", default="hog", help="hog, or the folder of a transformers or timm model")
-    parser.add_argument("--batch-size", type=int, default=64, help="images that go through the model at once")
+    parser.add_argument("--batch-size", type=int, default=64, help="batch size of the model")
     parser.add_argument("--config", type=Path, help="the tree's settings, as YAML")
     parser.add_argument("--subset", type=int, default=1000, help="images to draw")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")

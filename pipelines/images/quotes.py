@@ -1,4 +1,4 @@
-"""What documents quote of this pipeline."""
+"""Figures of this pipeline that documents quote."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.records import table
 
 
 def quote(runs: Mapping[str, Any]) -> dict[str, str]:
-    """Write the figures of recorded runs as texts."""
+    """Format the figures of recorded runs as text."""
     found = runs["cifar10_10k"]["found"]
     largest, spreads = found["largest"], found["spreads"]
     sizes = {"random": found["n_drawn"], "curated": found["n_drawn"], "pool": found["n_images"]}

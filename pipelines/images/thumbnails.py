@@ -20,12 +20,12 @@ _HEAD = 92
 
 @dataclass(frozen=True)
 class Row:
-    """One cluster, as it is to be shown.
+    """One cluster to show.
 
     Attributes
     ----------
     title, caption : str
-        What stands beside its members.
+        Texts beside its members.
     members : ndarray of uint8, shape (n, side, side, 3)
         Thumbnails of some of them.
     """
@@ -36,7 +36,7 @@ class Row:
 
 
 def thumbnails(images: Sequence[NDArray[np.uint8]], *, side: int = SIDE) -> NDArray[np.uint8]:
-    """Cut the middle square out of images and scale it.
+    """Crop the central square of images and scale it.
 
     Parameters
     ----------
@@ -61,14 +61,13 @@ def thumbnails(images: Sequence[NDArray[np.uint8]], *, side: int = SIDE) -> NDAr
 
 
 def draw_rows(rows: Sequence[Row], *, title: str, caption: str) -> Figure:
-    """Draw clusters one below the other, a few members of each side by side.
+    """Draw clusters as rows of a few members.
 
     Parameters
     ----------
     rows : sequence of Row
-        What to show.
     title, caption : str
-        What stands above them.
+        Texts above the rows.
 
     Returns
     -------

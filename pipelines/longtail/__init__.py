@@ -1,1 +1,1 @@
-"""Trees on labeled pools with a long tail: what their draws are worth."""
+"""Evaluation of curation on labeled pools with a long tail: class balance of draws, and probes trained on them."""

@@ -1,4 +1,4 @@
-"""The plots: what levels, seeding, resampling and numbers of clusters do to a draw."""
+"""Plots of the effect of levels, seeding, resampling and numbers of clusters on a draw."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from hkm_dask.demo.pictures import CURATED, INK, PAPER, QUIET
 
 GRAY = "#8b949e"
-#: Told apart by the color-blind, too (Okabe and Ito), and by their markers.
+#: Colors that the color-blind can distinguish (Okabe and Ito); lines also differ by their markers.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a dot plot: its name, the values of its seeds in each panel, whether it is a reference, its group."""
+    """A row of a dot plot: name, values per panel and seed, whether it is a reference, and group."""
 
     name: str
     values: Sequence[NDArray[np.float64]]
@@ -51,7 +51,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _places(lines: Sequence[Line]) -> tuple[list[float], dict[str, float], float]:
-    """Where lines stand, from the top down, where the names of their groups do, and the height of all."""
+    """Return the positions of the rows from the top down, those of the group names, and the total height."""
     at: list[float] = []
     groups: dict[str, float] = {}
     y = 0.0
@@ -66,9 +66,9 @@ def _places(lines: Sequence[Line]) -> tuple[list[float], dict[str, float], float
 
 
 def dots(path: Path, title: str, lines: Sequence[Line], panels: Sequence[str]) -> None:
-    """A line per setting, a panel per measure; every seed is a dot, the mean a bar across."""
+    """Draw a row per setting and a panel per measure; every seed is a dot, the mean a vertical bar."""
     at, groups, height = _places(lines)
-    width = 9 if len(panels) < 3 else 11  # what is at most as wide as a page is not shrunk there
+    width = 9 if len(panels) < 3 else 11  # at most the width of a page, so that it is not shrunk there
     figure = _figure(width, 1.2 + (0.34 if not groups else 0.27) * height)
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     for i, name in enumerate(panels):
@@ -96,14 +96,14 @@ def dots(path: Path, title: str, lines: Sequence[Line], panels: Sequence[str]) -
 def curves(
     path: Path, title: str, panels: Sequence[tuple[str, str, Sequence[tuple[str, Sequence[Any], NDArray[np.float64]]]]]
 ) -> None:
-    """Panels of curves with the spread of the seeds; the values are of shape (n_points, n_seeds)."""
+    """Draw panels of curves with the spread over seeds; values have the shape (n_points, n_seeds)."""
     figure = _figure(11, 4)
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     for i, (name, label, series) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         _clean(axes, "both")
         for (legend, x, values), color, marker in zip(series, COLORS, MARKERS, strict=False):
-            at = np.arange(len(x))  # settings, in order: neither is a continuous scale
+            at = np.arange(len(x))  # equally spaced, because the settings are not on a continuous scale
             mean, spread = values.mean(axis=1), values.std(axis=1)
             axes.fill_between(at, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
             axes.plot(at, mean, color=color, marker=marker, markersize=5, label=legend)
@@ -118,9 +118,9 @@ def curves(
 def class_sizes(
     path: Path, sizes: NDArray[np.int64], levels: Sequence[tuple[str, NDArray[np.float64], NDArray[np.float64]]]
 ) -> None:
-    """Clusters of each class, and their mean size, against the size of the class (Fig. 4).
+    """Plot the share of clusters of each class, and their mean size, against the size of the class (Fig. 4).
 
-    `levels` has a name, the clusters per class as a share of all, and their mean sizes relative to the mean of all.
+    Each of `levels` has a name, the clusters per class as a share of all, and their mean sizes over the overall mean.
     """
     figure = _figure(11, 4.4)
     title = "The deeper the tree, the less the clusters of a class follow its size"
@@ -150,7 +150,7 @@ def class_sizes(
 
 
 def gains(path: Path, title: str, groups: Sequence[str], rows: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
-    """A panel per group, a line per row: a mean with a bar of two standard errors on either side of it."""
+    """Draw a panel per group and a line per row: the mean, with an error bar of two standard errors on each side."""
     down = -(-len(groups) // 5)
     columns = -(-len(groups) // down)
     figure = _figure(2.2 * columns + 1.6, down * (0.2 * len(rows) + 0.6) + 0.6)
@@ -171,6 +171,6 @@ def gains(path: Path, title: str, groups: Sequence[str], rows: Mapping[str, Mapp
         axes.tick_params(axis="y", labelcolor=INK, labelsize=8)
         axes.tick_params(axis="x", labelsize=8)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        # A pool of a file goes by its name: there is no room for a path.
+        # A pool from a file is shown by its file name, because a path is too long.
         axes.set_title(Path(group).name, loc="left", fontsize=10, color=QUIET)
     save(figure, path)

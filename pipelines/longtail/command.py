@@ -1,4 +1,4 @@
-"""Does curation help? Trees on labeled pools with a long tail: tables and plots of what their draws are worth."""
+"""Measure whether curation helps: tables and plots of draws from trees of labeled pools with a long tail."""
 
 from __future__ import annotations
 
@@ -27,25 +27,23 @@ MEASURES = {
     "knn": "accuracy of nearest neighbors",
 }
 COLUMNS = ("entropy", "kl_to_uniform", "gini", "n_missed", "linear", "knn")
-#: Studies of ways to draw.
+#: Studies that compare methods of drawing.
 BESIDE = {"methods": METHODS, "variants": variants.VARIANTS}
-#: Pictures that the documentation shows.
+#: Plots used by the documentation.
 DOCUMENTED = ("levels.png", "class_sizes.png", "resampling.png", "seeding.png", "search.png", "methods.png")
 STUDIES = ("levels", "seeding", "resampling", "clusters", "search", "advice", "methods", "variants")
-#: Settings of the search that are drawn.
+#: Number of settings of the search that are plotted.
 BEST = 20
 
 
 def main() -> None:
-    """Measure what is missing, print the tables, draw the plots."""
+    """Run missing measurements, print the tables, and draw the plots."""
     parser = argparse.ArgumentParser("python -m pipelines.longtail", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("longtail"), help="folder for tables, plots and what is measured"
-    )
+    parser.add_argument("--out", type=Path, default=Path("longtail"), help="folder for tables, plots and measurements")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--studies", default="levels", help=f"all, or some of {', '.join(STUDIES)}")
-    parser.add_argument("--pools", help="of the studies of seeding, advice and methods; methods takes .npz files, too")
-    parser.add_argument("--docs", type=Path, metavar="DIR", help="also write the documentation's pictures here")
+    parser.add_argument("--studies", default="levels", help=f"all, or any of {', '.join(STUDIES)}")
+    parser.add_argument("--pools", help="for the studies seeding, advice and methods (methods also accepts .npz files)")
+    parser.add_argument("--docs", type=Path, metavar="DIR", help="also write the documentation's plots to this folder")
     records.add_option(parser)
     options = parser.parse_args()
     names = STUDIES if options.studies == "all" else tuple(options.studies.split(","))
@@ -79,19 +77,19 @@ def main() -> None:
 
 
 def compare(name: str, options: argparse.Namespace, pools: Sequence[str]) -> None:
-    """Compare ways to draw on pools; `--record` keeps all that the folder holds of these pools."""
+    """Compare methods of drawing on pools; `--record` keeps all results in the folder for these pools."""
     found = comparison.run(options.out, pools, options.seeds, BESIDE[name], f"{name}.jsonl")
     of_pools = [record for pool in pools for record in found.table() if record["pool"] == pool]
     if name == "methods":
         print(comparison.report(of_pools, options.out))
     else:
         print(variants.table(of_pools, pools))
-    settings = {"pools": list(pools)}  # and as many seeds as each measure has values
+    settings = {"pools": list(pools)}  # the number of seeds follows from the values of each measure
     records.save("longtail", name, folded(of_pools), out=options.out, settings=settings, record=options.record)
 
 
 def make(name: str, seeds: int, pools: Sequence[str]) -> Study:
-    """Build the study of a name."""
+    """Create a study by name."""
     if name in ("seeding", "advice"):
         return {"seeding": studies.seeding, "advice": studies.advice}[name](seeds, pools)
     plain = {
@@ -102,18 +100,18 @@ def make(name: str, seeds: int, pools: Sequence[str]) -> Study:
 
 
 def best_first(study: Study, trials: Trials) -> Study:
-    """Sort the lines of a study by the mean entropy, falling."""
+    """Sort the rows of a study by decreasing mean entropy."""
     entropy = [-trials.values(row.trials, row.draw, "entropy").mean() for row in study.rows]
     return replace(study, rows=tuple(study.rows[i] for i in np.argsort(entropy, kind="stable")))
 
 
 def numbers(study: Study, trials: Trials) -> dict[str, dict[str, list[float]]]:
-    """Every value of every seed, by line and measure."""
+    """Return the values of all seeds, by row and measure."""
     return {row.name: {c: trials.values(row.trials, row.draw, c).tolist() for c in COLUMNS} for row in study.rows}
 
 
 def table(study: Study, trials: Trials) -> str:
-    """Mean and spread of every line, as Markdown."""
+    """Format the mean and standard deviation of every row as Markdown."""
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for row in study.rows:
         values = [trials.values(row.trials, row.draw, column) for column in COLUMNS]
@@ -149,7 +147,7 @@ def _draw_levels(study: Study, trials: Trials, out: Path) -> None:
 
 
 def draw_class_sizes(rows: Sequence[Row], trials: Trials, path: Path) -> None:
-    """Fig. 4, of the trees that the rows of one to four levels name."""
+    """Draw Fig. 4 for the trees of the rows with one to four levels."""
     pool = POOLS["nouns"](0)
     sizes = np.bincount(pool.labels, minlength=pool.n_classes)
     shown = []

@@ -1,4 +1,4 @@
-"""Every method on every pool: what a draw is worth, measured once for each seed; a table and a picture of it."""
+"""Comparison of all methods on all pools: each draw is evaluated once per seed; tables and a plot of the results."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pipelines.longtail.pools import Pool
 from pipelines.longtail.probes import N_NEIGHBORS, linear_probe, nearest_probe
 from pipelines.measurements import Facts, Measurements, mean_and_error
 
-#: Rows whose 5th neighbor lies as far as in the last percent of the pool.
+#: Quantile of the distance to the 5th neighbor from which rows of the pool are outliers.
 OUTLIERS = 0.99
 UNIFORM, BALANCED = "uniform", "balanced by labels"
-#: What the table of all pools shows: a share gained over the uniform draw, or a plain number.
+#: Columns of the table over all pools: gains over the uniform draw, and plain numbers.
 GAINED = {"linear": "linear probe", "knn": "5-NN probe", "rarest": "rarest third", "entropy": "entropy"}
 PLAIN = {"outliers": "outliers", "mean_distance": "mean distance", "max_distance": "largest distance"}
 
 
 def worth(pool: Pool, rows: Rows) -> Facts:
-    """What a draw is worth: balance, probes, and how it lies in the pool."""
+    """Evaluate a draw: balance, probes, and its distribution in the pool."""
     x, labels = pool.embeddings[rows], pool.labels[rows]
     if len(np.unique(labels)) < 2:
         right = pool.test_labels == labels[0]
@@ -54,7 +54,7 @@ def worth(pool: Pool, rows: Rows) -> Facts:
 def run(
     out: Path, pools: Sequence[str], seeds: int, methods: Mapping[str, Method] = METHODS, file: str = "methods.jsonl"
 ) -> Measurements:
-    """Measure what `out` does not hold, seed by seed, so that what there is at any time is even."""
+    """Measure what `out` does not have yet, seed by seed, so that results are balanced at any time."""
     found = Measurements(out / file)
     for seed in range(seeds):
         for name in pools:
@@ -71,7 +71,7 @@ def run(
 
 
 def _try(pool: Pool, method: Method, seed: int) -> Facts:
-    radii(pool)  # several methods share them, so none pays for them
+    radii(pool)  # shared by several methods, so not timed
     begin = time.process_time()
     try:
         rows = method(pool, seed)
@@ -86,7 +86,7 @@ def _said(result: Facts) -> str:
 
 
 def values(records: Sequence[Facts], name: str) -> dict[tuple[str, str], dict[int, float]]:
-    """One measure by (pool, method) and seed."""
+    """Return one measure by (pool, method) and seed."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for record in records:
         if name in record:
@@ -95,7 +95,7 @@ def values(records: Sequence[Facts], name: str) -> dict[tuple[str, str], dict[in
 
 
 def over(records: Sequence[Facts], name: str, base: str = UNIFORM) -> dict[tuple[str, str], list[float]]:
-    """Differences to another method on the same pool with the same seed."""
+    """Return the differences to a base method on the same pool with the same seed."""
     found = values(records, name)
     return {
         (pool, method): [v - found[pool, base][seed] for seed, v in seeds.items() if seed in found[pool, base]]
@@ -105,7 +105,7 @@ def over(records: Sequence[Facts], name: str, base: str = UNIFORM) -> dict[tuple
 
 
 def pool_table(records: Sequence[Facts], name: str = "linear") -> str:
-    """One measure: pools down, methods across, mean ± standard error of the seeds; the best without labels in bold."""
+    """Tabulate a measure by pool and method: mean ± standard error over seeds; the best without labels in bold."""
     found = values(records, name)
     pools = list(dict.fromkeys(pool for pool, _ in found))
     methods = [m for m in METHODS if any((pool, m) in found for pool in pools)]
@@ -124,9 +124,10 @@ def _cell(mean: float, error: float, *, bold: bool = False) -> str:
 
 
 def method_table(records: Sequence[Facts]) -> str:
-    """All pools: the mean gain over the uniform draw, and its standard error over the pools that the method has.
+    """Tabulate the mean gain over the uniform draw and its standard error, over the pools measured for each method.
 
-    Also on how many pools the linear probe is above the uniform draw's by two standard errors, or below.
+    Also counts the pools on which the linear probe is better or worse than that of the uniform draw by two standard
+    errors.
     """
     gained = {name: over(records, name) for name in GAINED}
     plain = {name: values(records, name) for name in PLAIN}
@@ -150,7 +151,7 @@ def method_table(records: Sequence[Facts]) -> str:
 
 
 def _scale(plain: Mapping[str, Mapping[tuple[str, str], Mapping[int, float]]], name: str, pool: str) -> float:
-    """Distances are told as shares of the uniform draw's."""
+    """Return the scale of a measure: distances are relative to those of the uniform draw."""
     return 1.0 if name == "outliers" else _mean(plain[name][pool, UNIFORM].values())
 
 
@@ -159,13 +160,13 @@ def _mean(numbers: Any) -> float:
 
 
 def sign(differences: list[float]) -> int:
-    """Tell whether differences are above zero by two standard errors, 1, or below, -1."""
+    """Return 1 if the mean difference is above zero by two standard errors, -1 if below, and 0 otherwise."""
     mean, error = mean_and_error(differences)
     return int(mean > 2 * error) - int(mean < -2 * error)
 
 
 def report(records: Sequence[Facts], out: Path) -> str:
-    """Write tables and picture of what there is; the tables are returned."""
+    """Write tables and plot of the records; return the tables."""
     text = method_table(records) + "\n" + pool_table(records)
     (out / "methods.md").write_text(text, encoding="utf-8")
     draw(records, out / "methods.png")
@@ -173,7 +174,7 @@ def report(records: Sequence[Facts], out: Path) -> str:
 
 
 def draw(records: Sequence[Facts], path: Path) -> None:
-    """Draw what each method gains on each pool."""
+    """Plot the gain of each method on each pool."""
     gained = over(records, "linear")
     pools = list(dict.fromkeys(pool for pool, _ in gained))
     rows = {m: {p: mean_and_error(gained[p, m]) for p in pools if (p, m) in gained} for m in METHODS if m != UNIFORM}

@@ -1,4 +1,4 @@
-"""Ways to draw N samples of a pool: the tree, and what is simpler."""
+"""Methods to draw N samples from a pool: the tree, and simpler ones."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ Rows = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Method = Callable[[Pool, int], Rows]
 N_NEIGHBORS = 20
-#: Rows of a cluster within which SemDeDup looks for what is alike, in the mean.
+#: Mean number of rows in the clusters within which SemDeDup looks for similar rows.
 PRUNED_TOGETHER = 100
-#: Ward linkage keeps all pairs: 8 n² / 2 bytes.
+#: Limit of rows, because Ward linkage stores all pairs: 8 n² / 2 bytes.
 MOST_PAIRED = 16_000
 
 
 @functools.lru_cache(maxsize=2)
 def radii(pool: Pool) -> Floats:
-    """Distances of every row to its 1st … 20th nearest other row, of shape (n, 20)."""
+    """Return the distances of every row to its 1st … 20th nearest neighbor, of shape (n, 20)."""
     search = NearestNeighbors(n_neighbors=N_NEIGHBORS, algorithm="brute").fit(pool.embeddings)
     return np.asarray(search.kneighbors()[0], np.float64)
 
 
 def uniform(pool: Pool, seed: int) -> Rows:
-    """Any row as likely as any other."""
+    """Draw uniformly."""
     return np.random.default_rng(seed).choice(len(pool.labels), pool.draw, replace=False)
 
 
 def balanced(pool: Pool, seed: int) -> Rows:
-    """As many of each class, for one who knows the classes: what no method without labels can pass."""
+    """Draw equally from each class, using the labels: an upper bound for methods without labels."""
     return even_over(pool.labels, pool.draw, np.random.default_rng(seed))
 
 
 def k_means(pool: Pool, seed: int) -> Rows:
-    """One k-means with as many clusters as are drawn, one row of each."""
+    """Run one k-means with as many clusters as rows to draw, and take one row of each."""
     labels = hkm.KMeans(n_clusters=pool.draw, random_state=seed).fit(pool.embeddings).labels_
     return even_over(np.asarray(labels, np.int64), pool.draw, np.random.default_rng(seed))
 
 
 def isolated(pool: Pool, seed: int, *, neighbor: int, power: float) -> Rows:
-    """Rows with probability ∝ radius^power, one after the other, without repeats (Gumbel's trick)."""
+    """Draw rows with probability ∝ radius^power, sequentially without replacement (Gumbel's trick)."""
     radius = np.maximum(radii(pool)[:, neighbor - 1], 1e-12)
     noise = np.random.default_rng(seed).gumbel(size=len(radius))
     return np.argsort(-(power * np.log(radius) + noise), kind="stable")[: pool.draw]
 
 
 def k_center(pool: Pool, seed: int) -> Rows:
-    """A random row, then always the row farthest from all drawn (Gonzalez 1985)."""
+    """Start with a random row, then always add the row farthest from those drawn (Gonzalez 1985)."""
     x = pool.embeddings
     norms = np.square(x).sum(axis=1)
     rows = [int(np.random.default_rng(seed).integers(len(x)))]
@@ -71,9 +71,9 @@ def k_center(pool: Pool, seed: int) -> Rows:
 
 
 def semdedup(pool: Pool, seed: int) -> Rows:
-    """SemDeDup (arXiv:2303.09540) down to the size: within clusters, what is most like a row before it goes.
+    """Apply SemDeDup (arXiv:2303.09540) until the size is reached: drop the rows most similar to an earlier row.
 
-    Rows of a cluster come from the centroid outwards, the farthest first, as there.
+    Similarity is compared within clusters, whose rows are sorted by distance to the centroid, the farthest first.
     """
     n_clusters = max(1, len(pool.labels) // PRUNED_TOGETHER)
     fitted = hkm.KMeans(n_clusters=n_clusters, random_state=seed).fit(pool.embeddings)
@@ -84,14 +84,14 @@ def semdedup(pool: Pool, seed: int) -> Rows:
         x = pool.embeddings[rows]
         order = np.argsort(-np.square(x - fitted.cluster_centers_[cluster]).sum(axis=1), kind="stable")
         unit = x[order] / np.maximum(np.linalg.norm(x[order], axis=1, keepdims=True), 1e-12)
-        earlier = np.tril(unit @ unit.T + 2, -1) - 2  # the cosine to each row before; -2 where there is none
+        earlier = np.tril(unit @ unit.T + 2, -1) - 2  # cosines to earlier rows; -2 elsewhere
         alike[rows[order]] = earlier.max(axis=1, initial=-2)
     return np.argsort(alike, kind="stable")[: pool.draw]
 
 
 @functools.lru_cache(maxsize=2)
 def _dense(pool: Pool) -> NDArray[np.int64]:
-    """Clusters of DBSCAN, noise as -1, with that radius of five which finds the most."""
+    """Return the clusters of DBSCAN, noise as -1, for the one of five radii that finds the most clusters."""
     fifth = radii(pool)[:, 4]
     found = [
         DBSCAN(eps=float(np.quantile(fifth, q)), min_samples=5, algorithm="brute").fit(pool.embeddings).labels_
@@ -101,7 +101,7 @@ def _dense(pool: Pool) -> NDArray[np.int64]:
 
 
 def dbscan(pool: Pool, seed: int) -> Rows:
-    """Evenly from the clusters of DBSCAN and its noise."""
+    """Draw evenly from the clusters of DBSCAN and its noise."""
     return even_over(_dense(pool), pool.draw, np.random.default_rng(seed))
 
 
@@ -111,14 +111,14 @@ def _ward(pool: Pool) -> NDArray[np.int64]:
 
 
 def agglomerative(pool: Pool, seed: int) -> Rows:
-    """One row of each of as many clusters as are drawn, merged by Ward's criterion; refused where pairs do not fit."""
+    """Take one row of each of N clusters by Ward linkage; raises MemoryError if the pairs do not fit."""
     if len(pool.labels) > MOST_PAIRED:
         raise MemoryError(f"{len(pool.labels)} rows are too many for all pairs")
     return even_over(_ward(pool), pool.draw, np.random.default_rng(seed))
 
 
 def tree(pool: Pool, seed: int, *, config: Callable[[int], hkm.Config]) -> Rows:
-    """A hierarchical draw of a tree."""
+    """Draw hierarchically from a tree."""
     settings = config(len(pool.labels)).model_copy(update={"seed": seed})
     with tempfile.TemporaryDirectory() as folder:
         built = hkm.build_hierarchy(pool.embeddings, Path(folder, "tree.zarr"), settings)
@@ -126,7 +126,7 @@ def tree(pool: Pool, seed: int, *, config: Callable[[int], hkm.Config]) -> Rows:
 
 
 def larger(n_samples: int) -> hkm.Config:
-    """15, 50 and 150 samples to a cluster, ten resamplings: as one would rather choose for a first try."""
+    """Return a typical first choice: 15, 50 and 150 samples per cluster, and ten resamplings."""
     return hkm.Config.from_flags(in_proportion(n_samples, LARGER), n_resamples=10)
 
 

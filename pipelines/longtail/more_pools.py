@@ -1,4 +1,4 @@
-"""Pools on which nothing was chosen: other hierarchies of WordNet, more of CIFAR-10, patches, files of one's own."""
+"""Pools that were not used to choose settings: other subtrees of WordNet, more of CIFAR-10, patches, user files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pipelines.longtail.pools import DATA, POOLS, Pool, _cifar10, _nouns, by_rank, long_tail, split
 
 WORDNET = Path("/usr/share/wordnet/data.noun")  # of Debian's wordnet-base
-#: Test samples of each class below a hypernym, and how many a class needs at least.
+#: Test samples of each class below a hypernym, and minimum size of a class.
 N_TEST, LEAST = 60, 130
 
 
 @functools.cache
 def _hypernyms() -> tuple[list[str], list[tuple[int, ...]]]:
-    """First words of all noun synsets in the order of the file, and their path of hypernyms from the root down."""
+    """Return the first word of every noun synset in file order, and its path of hypernyms from the root down."""
     lines = [line for line in WORDNET.read_text(encoding="latin-1").splitlines() if not line.startswith("  ")]
     place = {line[:8]: i for i, line in enumerate(lines)}
     words, parents = [], []
@@ -38,9 +38,9 @@ def _hypernyms() -> tuple[list[str], list[tuple[int, ...]]]:
 
 @functools.cache
 def hypernyms(root: str, depth: int, *, share: float = 1.0) -> Pool:
-    """Nouns below the first synset of a word, classed by what they are `depth` steps below it; as frequent as they are.
+    """Return the nouns below the first synset of a word; the class is their hypernym `depth` steps below it.
 
-    `share` of them, where there would be too many.
+    Class sizes are the natural ones; `share` is the fraction of nouns to use.
     """
     words, paths = _hypernyms()
     top = words.index(root)
@@ -59,7 +59,7 @@ def hypernyms(root: str, depth: int, *, share: float = 1.0) -> Pool:
 
 
 def cifar10_train(exponent: float, seed: int) -> Pool:
-    """Up to 3000 images of a class by edges and color; the test is 200 of each from the other file."""
+    """Return up to 3000 images per class, described by edges and color; the test set is 200 each of the other file."""
     embeddings, alphabetical, names = _cifar10("cifar10_train30k.zip")
     test, of_test, _ = _cifar10()
     classes, ranked = by_rank(alphabetical, names, seed)
@@ -75,7 +75,7 @@ def cifar10_train(exponent: float, seed: int) -> Pool:
 
 @functools.cache
 def _patches() -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...]]:
-    """Colors of 6 × 6 pixels, cut side by side from two photographs, and the twelfth of the photograph they are of."""
+    """Return colors of 6 × 6 pixel patches on a grid over two photographs, and the twelfth that each is in."""
     from sklearn.datasets import load_sample_images
 
     size, down, across = 6, 3, 4
@@ -92,7 +92,7 @@ def _patches() -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...]]
 
 
 def patches(seed: int) -> Pool:
-    """Patches of two photographs; the class is the part of the picture, and the seed says which parts are many."""
+    """Return patches of two photographs; classes are parts of a photograph, and the seed sets the frequent ones."""
     values, classes, names = _patches()
     classes, names = by_rank(classes, names, seed)
     sizes = long_tail(np.bincount(classes) - 100, 0.75)
@@ -100,7 +100,7 @@ def patches(seed: int) -> Pool:
 
 
 def from_file(path: Path) -> Pool:
-    """Read a pool that another pipeline, or you, wrote: the fields of `Pool` as arrays of an .npz."""
+    """Read a pool from an .npz file with the fields of `Pool` as arrays."""
     with np.load(path) as file:
         return Pool(
             path.stem, file["embeddings"].astype(np.float32), file["labels"].astype(np.int64),
@@ -118,7 +118,7 @@ def to_file(pool: Pool, path: Path) -> None:
     )  # fmt: skip
 
 
-#: Those of the advice and its search, then those that had no say in it.
+#: Pools used to choose the advice, then pools that were not.
 ALL_POOLS: dict[str, Callable[[int], Pool]] = {
     **POOLS,
     "artifacts": lambda seed: hypernyms("artifact", 2),
@@ -132,7 +132,7 @@ ALL_POOLS: dict[str, Callable[[int], Pool]] = {
 
 
 def pool_of(name: str) -> Callable[[int], Pool]:
-    """Find a pool by its name, or by the name of its file."""
+    """Return the pool with a name, or from a file."""
     if name.endswith(".npz"):
         pool = functools.cache(from_file)
         return lambda seed: pool(Path(name))
@@ -140,9 +140,9 @@ def pool_of(name: str) -> Callable[[int], Pool]:
 
 
 def missing(name: str, known: Collection[str] = ALL_POOLS) -> str | None:
-    """Say in one line what hinders a pool, or nothing."""
+    """Return a line that says why a pool is not available, or None."""
     if name.endswith(".npz") and len(known) > len(POOLS):
-        return None if Path(name).is_file() else f"--pools={name} should be a file; there is none"
+        return None if Path(name).is_file() else f"--pools={name} should be a file; there is no such file"
     if name not in known:
         return f"--pools={name} should be one of {', '.join(known)}"
     if name in ("artifacts", "persons", "wholes", "psychology") and not WORDNET.exists():

@@ -1,4 +1,4 @@
-"""Labeled pools with a long tail, each with a class-balanced test set that lies outside of it."""
+"""Labeled pools with a long tail, each with a separate class-balanced test set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Embeddings with classes 0 … n_classes - 1, largest class first, and a test set with as many of each."""
+    """Embeddings with classes 0 … n_classes - 1, largest class first, and a test set with equally many of each."""
 
     name: str
     embeddings: NDArray[np.float32]
@@ -29,27 +29,27 @@ class Pool:
 
     @property
     def n_classes(self) -> int:
-        """Classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
 
 def long_tail(sizes: NDArray[np.int64], exponent: float) -> NDArray[np.int64]:
-    """Numbers of samples by rank, falling as rank^-exponent from the first, and never above what there is."""
+    """Return the number of samples by rank, decreasing as rank^-exponent, and never more than available."""
     wanted = sizes[0] * np.arange(1, len(sizes) + 1, dtype=float) ** -exponent
     return np.minimum(np.maximum(np.round(wanted), 1).astype(np.int64), sizes)
 
 
 def class_order(n_classes: int, seed: int) -> NDArray[np.int64]:
-    """Give the classes from the largest down; over ten seeds each of ten classes is the largest once.
+    """Return the classes from the largest down; over ten seeds, each of ten classes is the largest once.
 
-    Seeds 0 to 4 turn the order by two each, so that every class is among the two largest once.
+    Seeds 0 to 4 rotate the order by two each, so that every class is among the two largest once.
     """
     shift = 2 * seed + seed // (n_classes // 2) % 2
     return np.roll(np.arange(n_classes), -shift)
 
 
 def by_rank(classes: NDArray[np.int64], names: tuple[str, ...], seed: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Number the classes, and their names, by `class_order`."""
+    """Renumber the classes, and reorder their names, by `class_order`."""
     order = class_order(len(names), seed)
     return np.argsort(order)[classes], tuple(names[c] for c in order)
 
@@ -58,7 +58,7 @@ def split(
     name: str, embeddings: NDArray, classes: NDArray[np.int64], names: tuple[str, ...], *,
     sizes: NDArray[np.int64], n_test: int, draw: int, seed: int = 0,
 ) -> Pool:  # fmt: skip
-    """Take `n_test` of every class for the test, and of what is left `sizes[c]` of class c."""
+    """Take `n_test` samples of every class for the test set, and `sizes[c]` of the remaining ones of class c."""
     rng = np.random.default_rng(seed)
     kept, test = [], []
     for c in range(len(names)):
@@ -83,7 +83,7 @@ def _nouns() -> tuple[NDArray[np.float16], NDArray[np.int64], list[str]]:
 
 @functools.cache
 def nouns() -> Pool:
-    """WordNet's nouns as MiniLM sees them, 15,186 of them in 20 classes from 7000 down to 78."""
+    """Return MiniLM embeddings of WordNet's nouns: 15,186 in 20 classes of 7000 down to 78."""
     embeddings, classes, names = _nouns()
     pool = np.load(DATA / "longtail_nouns_idx.npy")
     by_size = np.argsort(-np.bincount(classes[pool], minlength=len(names)), kind="stable")[:20]
@@ -101,7 +101,7 @@ def nouns() -> Pool:
 
 @functools.cache
 def other_nouns() -> Pool:
-    """Nouns again with another tail: classes in another order, and none of the rows of the first pool."""
+    """Return other nouns with another tail: classes in another order, and no rows of the first pool."""
     embeddings, classes, names = _nouns()
     rest = np.setdiff1d(np.arange(len(classes)), np.load(DATA / "longtail_nouns_idx.npy"))
     n_test = 200
@@ -118,7 +118,7 @@ def other_nouns() -> Pool:
 
 
 def digits(exponent: float, seed: int) -> Pool:
-    """Scikit-learn's 1797 handwritten digits, 8 × 8 gray values; the seed chooses which are many."""
+    """Return scikit-learn's 1797 handwritten digits, 8 × 8 gray values; the seed sets the frequent classes."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -130,7 +130,7 @@ def digits(exponent: float, seed: int) -> Pool:
 
 
 def images_of(archive: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
-    """Images of a .zip, of shape (n, 32, 32, 3), their classes, and the names of these: the folders, by alphabet."""
+    """Read the images of a .zip, of shape (n, 32, 32, 3), their classes, and the class names: the sorted folders."""
     from PIL import Image
 
     with zipfile.ZipFile(archive) as opened:
@@ -150,7 +150,7 @@ def _cifar10(file: str = "cifar10_10k.zip") -> tuple[NDArray[np.float32], NDArra
 
 
 def cifar10(exponent: float, seed: int) -> Pool:
-    """Ten thousand of CIFAR-10's images, by a descriptor without weights (HOG and color); the seed as for `digits`."""
+    """Return ten thousand CIFAR-10 images as weight-free descriptors (HOG and color); the seed as for `digits`."""
     embeddings, alphabetical, names = _cifar10()
     classes, names = by_rank(alphabetical, names, seed)
     sizes = long_tail(np.full(10, 800), exponent)
@@ -159,7 +159,7 @@ def cifar10(exponent: float, seed: int) -> Pool:
     )  # fmt: skip
 
 
-#: By the seed of a trial, which chooses the largest classes of CIFAR-10 and of the digits. There is one pool of nouns.
+#: Functions of the seed of a trial, which sets the largest classes of CIFAR-10 and of the digits, not of the nouns.
 POOLS: dict[str, Callable[[int], Pool]] = {
     "nouns": lambda seed: nouns(),
     "other-nouns": lambda seed: other_nouns(),

@@ -1,4 +1,4 @@
-"""Accuracy of a linear and a nearest-neighbor probe that were trained on a draw; and the class of a centroid."""
+"""Accuracy of a linear and a nearest-neighbor probe trained on a draw, and the class of a centroid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from hkm_dask.errors import InputError
 
 N_NEIGHBORS = 5
-#: Of the linear probe, on standardized features; the same for every draw, so that none is tuned.
+#: Regularization of the linear probe, on standardized features; the same for every draw, without tuning.
 PENALTY = 0.01
 
 
@@ -22,7 +22,7 @@ def accuracies(
     test_embeddings: NDArray[np.float32],
     test_labels: NDArray[np.int64],
 ) -> dict[str, float]:
-    """Train both probes on the one set and score them on the other."""
+    """Train both probes on one set and score them on the other."""
     if len(np.unique(labels)) < 2:
         return {"linear": float((test_labels == labels[0]).mean()), "knn": float((test_labels == labels[0]).mean())}
     probes = {"linear": linear_probe(), "knn": nearest_probe()}
@@ -30,19 +30,19 @@ def accuracies(
 
 
 def linear_probe() -> Pipeline:
-    """A logistic regression on standardized features."""
+    """Return a logistic regression on standardized features."""
     return make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=500, tol=1e-3))
 
 
 def nearest_probe() -> KNeighborsClassifier:
-    """Nearest neighbors, the nearer the weightier."""
+    """Return a nearest-neighbor classifier with distance weights."""
     return KNeighborsClassifier(n_neighbors=N_NEIGHBORS, weights="distance")
 
 
 def nearest_class(
     centroids: NDArray[np.floating], embeddings: NDArray[np.floating], labels: ArrayLike, *, n_neighbors: int = 10
 ) -> NDArray[np.int64]:
-    """Give each centroid the most common class among its nearest labeled samples (arXiv:2405.15613 Fig. 4).
+    """Assign each centroid the most common class among its nearest labeled samples (arXiv:2405.15613 Fig. 4).
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def nearest_class(
     Raises
     ------
     InputError
-        When there are fewer samples than should vote, or not one label per sample.
+        If there are fewer samples than `n_neighbors`, or not one label per sample.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What documents quote of this pipeline."""
+"""Figures of this pipeline that documents quote."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipelines.longtail.comparison import BALANCED, UNIFORM
 from pipelines.measurements import Facts, mean_and_error
 
 TREE, K_MEANS, K_CENTER = "tree, as advised", "one k-means", "k-center"
-#: Pools that had a say in the advice.
+#: Pools that were used to choose the advised settings.
 FOUND_ON = ("nouns", "other-nouns")
-#: Measures are kept to so many digits.
+#: Significant digits of recorded measures.
 DIGITS = 4
 
 
 def folded(records: Sequence[Facts]) -> dict[str, Any]:
-    """Records of a comparison by pool and method: each measure by seed, of seeds 0, 1, …"""
+    """Group the records of a comparison by pool and method, with a list over seeds 0, 1, … for each measure."""
     found: dict[str, Any] = {record["pool"]: {} for record in records}
     for record in sorted(records, key=lambda r: r["seed"]):
         measures = found[record["pool"]].setdefault(record["method"], {})
@@ -30,7 +30,7 @@ def folded(records: Sequence[Facts]) -> dict[str, Any]:
 
 
 def unfolded(found: Mapping[str, Any]) -> list[Facts]:
-    """Undo `folded`.
+    """Invert `folded`.
 
     >>> unfolded(folded([{"pool": "a", "method": "x", "seed": 0, "linear": 0.51239}]))
     [{'pool': 'a', 'method': 'x', 'seed': 0, 'linear': 0.5124}]
@@ -44,7 +44,7 @@ def unfolded(found: Mapping[str, Any]) -> list[Facts]:
 
 
 def quote(runs: Mapping[str, Any]) -> dict[str, str]:
-    """Write the figures of recorded runs as texts."""
+    """Format the figures of recorded runs as text."""
     return {
         **(_of_methods(runs["methods"]) if "methods" in runs else {}),
         **(_of_variants(runs["variants"]) if "variants" in runs else {}),
@@ -91,7 +91,7 @@ def _mean(records: Sequence[Facts], method: str, name: str) -> float:
 
 
 def _where(gained: Mapping[tuple[str, str], list[float]], pools: Sequence[str], method: str, sign: int) -> str:
-    """Pools on which a method is above (1) or below (-1) the uniform draw by two standard errors of the seeds."""
+    """List pools where a method is above (1) or below (-1) the uniform draw by two standard errors over seeds."""
     found = [f"`{pool}` ({np.mean(gained[pool, method]):+.3f})" for pool in pools
              if comparison.sign(gained[pool, method]) == sign]  # fmt: skip
     return ", ".join(found) or "none"

@@ -1,4 +1,4 @@
-"""What is varied: levels, seeding, resampling, numbers of clusters; a search, and the advice that came of it."""
+"""Studies of levels, seeding, resampling and numbers of clusters; a search, and a test of the settings it advised."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HIERARCHICAL, FLAT = "hierarchical random", "flat random"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: the same settings with several seeds, and one way of drawing."""
+    """A row of a table: the same settings with several seeds, and one way of drawing."""
 
     name: str
     trials: tuple[Trial, ...]
@@ -25,14 +25,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """A table: what it asks, and its lines."""
+    """A table: its question, and its rows."""
 
     name: str
     question: str
     rows: tuple[Row, ...] = field(default_factory=tuple)
 
     def trials(self) -> Iterator[Trial]:
-        """All that has to be measured."""
+        """Yield all trials to be measured."""
         for row in self.rows:
             yield from row.trials
 
@@ -47,7 +47,7 @@ def trials(
     init: Init = "coreset",
     metric: Metric = "l2",
 ) -> tuple[Trial, ...]:
-    """One setting with seeds 0, 1, …; `r` of None is the library's own choice."""
+    """Return trials of one setting with seeds 0, 1, …; with `r` None, the library chooses it."""
     n = len(n_clusters)
     ms = (m,) * n if isinstance(m, int) else m
     auto: Literal["auto"] = "auto"
@@ -56,11 +56,11 @@ def trials(
 
 
 def uniform(pool: str, seeds: int) -> tuple[Trial, ...]:
-    """Draws without a tree."""
+    """Return trials without a tree."""
     return tuple(Trial(pool, seed=seed) for seed in range(seeds))
 
 
-#: Clusters, resamplings and members: those of the authors' runs on the nouns, the advice, and one and two levels more.
+#: Clusters, resamplings and members: the settings of the authors' runs, the advice, and one and two levels more.
 LEVELS: dict[str, tuple[Sizes, int, Sizes]] = {
     "1 level": ((100,), 0, (2,)),
     "2 levels": ((1000, 100), 10, (8, 5)),
@@ -71,20 +71,20 @@ LEVELS: dict[str, tuple[Sizes, int, Sizes]] = {
 }
 
 
-#: Samples per cluster of the levels, resamplings and members that did best on the nouns.
+#: The settings that were best on the nouns: samples per cluster of each level, resamplings and members.
 ADVICE = (5, 10, 30)
 ADVISED_M, ADVISED_R = 1, (2, 2, 2)
-#: Larger clusters, as one would rather choose for a first try.
+#: Larger clusters, a typical first choice.
 LARGER = (15, 50, 150)
 
 
 def in_proportion(n_samples: int, shares: Sequence[int]) -> Sizes:
-    """Numbers of clusters for a pool, from samples per cluster."""
+    """Return the numbers of clusters for a pool, from samples per cluster."""
     return tuple(max(2, n_samples // share) for share in shares)
 
 
 def levels(seeds: int) -> Study:
-    """Tables 2 and 3 in small: one to five levels, without resampling, flat, and what is taken from a cluster."""
+    """Repeat Tables 2 and 3 at small scale: one to five levels, no resampling, flat draws, and choices in a cluster."""
     three, m3, r3 = LEVELS["3 levels"]
     advised, m, r = LEVELS["3 levels, as advised"]
     best = trials("nouns", advised, m=m, r=r, seeds=seeds)
@@ -104,7 +104,7 @@ def levels(seeds: int) -> Study:
 
 
 def seeding(seeds: int, pools: Sequence[str]) -> Study:
-    """Which start balances best, on every pool."""
+    """Compare the balance of seeding methods on every pool."""
     rows = []
     for pool in pools:
         n_clusters = in_proportion(len(POOLS[pool](0).labels), ADVICE)
@@ -116,7 +116,7 @@ def seeding(seeds: int, pools: Sequence[str]) -> Study:
 
 
 def advice(seeds: int, pools: Sequence[str]) -> Study:
-    """The setting that did best on the nouns, on the other pools."""
+    """Test the best setting of the nouns on the other pools."""
     rows = []
     for pool in pools:
         n = len(POOLS[pool](0).labels)
@@ -130,21 +130,21 @@ def advice(seeds: int, pools: Sequence[str]) -> Study:
     return Study("advice", "Does the advice hold on other pools?", tuple(rows))
 
 
-#: Table 3e in small.
+#: Resamplings of Table 3e at small scale.
 RESAMPLES = (0, 1, 3, 10, 30)
-#: Table 3d in small: the numbers of clusters, and the members that make as many again.
+#: Table 3d at small scale: numbers of clusters, and members that give equally many rows to resampling.
 CLUSTERS: dict[str, tuple[Sizes, Sizes]] = {
     "500-150-50": ((500, 150, 50), (15, 2, 2)),
     "1000-300-100": ((1000, 300, 100), (8, 2, 2)),
     "2000-600-200": ((2000, 600, 200), (4, 2, 2)),
     "4000-1200-400": ((4000, 1200, 400), (2, 2, 2)),
 }
-#: Members that every level-1 cluster of 1000 gives to resampling.
+#: Members kept per level-1 cluster of 1000 in resampling.
 MEMBERS = (2, 4, 8, 12)
 
 
 def resampling(seeds: int) -> Study:
-    """How many steps, and how many members."""
+    """Vary the number of resamplings, and of members."""
     ks, _, r = LEVELS["3 levels"]
     rows = [Row(f"m = {m}", trials("nouns", ks, m=m, r=r, seeds=seeds)) for m in RESAMPLES]
     rows += [Row(f"r = {n}", trials("nouns", ks, m=10, r=(n, 2, 2), seeds=seeds)) for n in MEMBERS]
@@ -152,12 +152,12 @@ def resampling(seeds: int) -> Study:
 
 
 def clusters(seeds: int) -> Study:
-    """How many clusters."""
+    """Vary the numbers of clusters."""
     rows = [Row(name, trials("nouns", ks, m=10, r=r, seeds=seeds)) for name, (ks, r) in CLUSTERS.items()]
     return Study("clusters", "How many clusters?", tuple(rows))
 
 
-#: Samples to a cluster of each level that are searched, resampled once with two members, and those tried in other ways.
+#: Samples per cluster of each level to search, resampled once with two members; and those tried with other settings.
 SHAPES: tuple[Sizes, ...] = (
     (3, 10, 40), (4, 12, 24), (4, 12, 36), (4, 12, 50), (4, 16, 64), (5, 10, 20), (5, 10, 30), (5, 15, 20), (5, 15, 30),
     (5, 15, 50), (5, 15, 100), (5, 20, 40), (5, 20, 60), (6, 18, 36), (6, 18, 54), (8, 16, 32), (8, 24, 48),
@@ -171,12 +171,12 @@ CLOSER_R: tuple[Sizes | None, ...] = ((3, 2, 2), (2, 2, 1), (2, 2, 3), (4, 3, 3)
 
 
 def _numbers(values: Sizes) -> str:
-    """Write numbers of the levels; one for all where they are the same."""
+    """Format the numbers of the levels; only one if all are equal."""
     return ", ".join(map(str, values if len(set(values)) > 1 else values[:1]))
 
 
 def search(seeds: int) -> Study:
-    """Levels, numbers of clusters, resamplings, members, seeding and metric, looking for the best balance."""
+    """Search levels, numbers of clusters, resamplings, members, seeding and metric for the best balance."""
     n = len(POOLS["nouns"](0).labels)
 
     def row(shares: Sizes, m: Sizes, r: Sizes | None, init: Init = "coreset", metric: Metric = "l2") -> Row:

@@ -1,4 +1,4 @@
-"""One tree on one pool, the draws from it, and what they are worth; each measured once and kept in a file."""
+"""Trials: one tree of one pool, the draws from it, and their evaluation; each measured once and kept in a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.longtail.probes import accuracies, nearest_class
 
 Init = Literal["coreset", "k-means++", "k-means||", "random"]
 Metric = Literal["l2", "cosine"]
-#: (strategy, within a level-1 cluster): what is drawn from every tree.
+#: (strategy, choice within a level-1 cluster) of the draws from every tree.
 DRAWS = (
     ("hierarchical", "random"), ("hierarchical", "closest"), ("hierarchical", "furthest"), ("flat", "random"),
 )  # fmt: skip
@@ -29,7 +29,7 @@ DRAWS = (
 
 @dataclass(frozen=True)
 class Trial:
-    """A tree to build: on which pool, with which settings and seed. No clusters at all means a uniform draw."""
+    """A tree to build: pool, settings and seed. No clusters means a uniform draw."""
 
     pool: str
     n_clusters: tuple[int, ...] = ()
@@ -41,18 +41,18 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """What tells it from others in the file."""
+        """Key of the trial in the file."""
         return json.dumps(asdict(self), sort_keys=True)
 
     def config(self) -> hkm.Config:
-        """The run's configuration."""
+        """Configuration of the tree."""
         per_level = zip(self.n_clusters, self.n_resamples, self.resample_size, strict=True)
         levels = tuple(hkm.Level(n_clusters=k, n_resamples=m, resample_size=r, init=self.init) for k, m, r in per_level)
         return hkm.Config(seed=self.seed, metric=self.metric, levels=levels)
 
 
 class Trials:
-    """Results by trial, kept in a file of JSON lines so that what was measured is not measured again."""
+    """Results by trial, kept in a file of JSON lines so that nothing is measured twice."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,7 +63,7 @@ class Trials:
                 self.results[record["key"]] = record["result"]
 
     def run(self, trials: Iterable[Trial]) -> None:
-        """Measure those trials that the file does not hold."""
+        """Measure the trials that are not in the file."""
         todo = [trial for trial in dict.fromkeys(trials) if trial.key not in self.results]
         for i, trial in enumerate(todo):
             result = measure(POOLS[trial.pool](trial.seed), trial)
@@ -73,12 +73,12 @@ class Trials:
             print(f"[{i + 1} of {len(todo)}] {trial.key} {result['seconds']:.1f} s", flush=True)
 
     def values(self, trials: Sequence[Trial], draw: str, name: str) -> NDArray[np.float64]:
-        """One number of one draw, trial by trial; NaN where there is none."""
+        """Return one measure of one draw for each trial; NaN if missing."""
         return np.array([self.results[t.key]["draws"].get(draw, {}).get(name, np.nan) for t in trials], dtype=float)
 
 
 def measure(pool: Pool, trial: Trial) -> dict[str, Any]:
-    """Build the tree, draw from it, and judge the draws."""
+    """Build the tree, draw from it, and evaluate the draws."""
     begin = time.perf_counter()
     rng = np.random.default_rng(trial.seed)
     if not trial.n_clusters:
@@ -101,7 +101,7 @@ def measure(pool: Pool, trial: Trial) -> dict[str, Any]:
 
 
 def judge(pool: Pool, rows: NDArray[np.int64]) -> dict[str, float]:
-    """Class balance of a draw, and the accuracy of probes trained on it."""
+    """Return the class balance of a draw, and the accuracy of probes trained on it."""
     balance = class_balance(pool.labels[rows], pool.n_classes)
     return {
         **asdict(balance),
@@ -110,7 +110,7 @@ def judge(pool: Pool, rows: NDArray[np.int64]) -> dict[str, float]:
 
 
 def even_over(groups: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Rounds of one random row from each group that has more, until there are `size` rows.
+    """Draw in rounds, one random row from each group that has rows left, until there are `size` rows.
 
     >>> groups = np.array([0, 0, 0, 0, 1, 2])
     >>> np.bincount(groups[even_over(groups, 4, np.random.default_rng(0))]).tolist()
@@ -126,7 +126,7 @@ def even_over(groups: NDArray[np.int64], size: int, rng: np.random.Generator) ->
 
 
 def describe(pool: Pool, tree: xr.DataTree, level: int) -> dict[str, list[float]]:
-    """Clusters per class and their mean size in samples at one level (Fig. 4)."""
+    """Return clusters per class and their mean size in samples at one level (Fig. 4)."""
     node = tree[f"level_{level}"]
     classes = nearest_class(node["centroids"].to_numpy(), pool.embeddings, pool.labels)
     clusters = clusters_per_class(classes, node["leaf_sizes"].to_numpy(), pool.n_classes)

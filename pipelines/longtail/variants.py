@@ -1,4 +1,4 @@
-"""Other draws from the advised tree: do they pay more, on pools that had no say in choosing among them?"""
+"""Other ways to draw from the advised tree, chosen on some pools and evaluated on the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.longtail.pools import Pool
 from pipelines.measurements import Facts, mean_and_error
 
 PLAIN = "as advised"
-#: One is chosen on the first half, and judged on the second: of every kind of pool some lie in either.
+#: A variant is chosen on these pools and evaluated on the others; both halves have pools of every kind.
 CHOSEN_ON = ("nouns", "digits-1", "cifar10-1", "artifacts", "persons", "cifar10-train-1", "digits-0.5")
 JUDGED_ON = (
     "other-nouns", "digits-2", "cifar10-2", "psychology", "wholes", "cifar10-train-1.5", "cifar10-0.5", "patches",
@@ -32,12 +32,12 @@ def _tree(pool: Pool, seed: int) -> tuple[tempfile.TemporaryDirectory[str], xr.D
 
 
 def closest(pool: Pool, seed: int) -> Rows:
-    """Members closest to the centroids."""
+    """Draw the members closest to the centroids."""
     return np.asarray(hkm.sample(_tree(pool, seed)[1], pool.draw, within="closest", seed=seed))
 
 
 def tempered(pool: Pool, seed: int, *, power: float) -> Rows:
-    """Top clusters give in proportion to a power of their size: 0 is the paper's draw, 1 nearly a uniform one."""
+    """Draw from top clusters in proportion to a power of their size: 0 is the paper's draw, 1 nearly uniform."""
     tree = _tree(pool, seed)[1]
     level = tree.hkm.n_levels
     sizes = tree[f"level_{level}"]["leaf_sizes"].to_numpy()
@@ -48,7 +48,7 @@ def tempered(pool: Pool, seed: int, *, power: float) -> Rows:
 
 
 def without_small(pool: Pool, seed: int, *, least: int) -> Rows:
-    """Nothing from top clusters of fewer than `least` samples, as far as the others have enough."""
+    """Draw nothing from top clusters of fewer than `least` samples, if the others have enough."""
     tree = _tree(pool, seed)[1]
     level = tree.hkm.n_levels
     sizes = tree[f"level_{level}"]["leaf_sizes"].to_numpy()
@@ -57,7 +57,7 @@ def without_small(pool: Pool, seed: int, *, least: int) -> Rows:
 
 
 def by_size(pool: Pool, seed: int, *, levels: Sequence[float], n_resamples: int = 1) -> Rows:
-    """Draw from a tree with `levels` times as many clusters as are drawn."""
+    """Draw from a tree whose levels have `levels` times as many clusters as rows to draw."""
     n_clusters = [max(1, round(pool.draw * times)) for times in levels]
     config = hkm.Config.from_flags(n_clusters, n_resamples=n_resamples, resample_size=2, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,9 +79,9 @@ VARIANTS: dict[str, Method] = {
 
 
 def table(records: Sequence[Facts], pools: Sequence[str]) -> str:
-    """What each gains over the plain draw from the same tree, the mean of pools and its standard error.
+    """Tabulate the gain of each variant over the plain draw from the same tree: mean over pools and standard error.
 
-    Also on how many pools its linear probe is above by two standard errors of the seeds, or below.
+    Also counts the pools on which its linear probe is better or worse by two standard errors over seeds.
     """
     halves: dict[str, Callable[[str], bool]] = {
         "chosen on": CHOSEN_ON.__contains__, "judged on": lambda pool: pool not in CHOSEN_ON

@@ -1,1 +1,1 @@
-"""Protections taken out one at a time: do the tests notice?"""
+"""Mutation testing: remove each safeguard in turn and check that a test fails."""

@@ -1,4 +1,4 @@
-"""The cases the software must survive, the mutants that take its protections out, and the table of both."""
+"""The cases the software must survive, the mutants that remove its safeguards, and the table of both."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path
 from hkm_dask.errors import InputError
 
 TABLE = Path(__file__).with_name("cases.toml")
-#: Between these lines of docs/reliability.md stands the table.
+#: The lines around the table in docs/reliability.md.
 BEGIN, END = "<!-- cases: python pipelines/mutants/run.py --table -->", "<!-- end of the cases -->"
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One protection taken out.
+    """A change that removes one safeguard.
 
     Attributes
     ----------
     name : str
     file : str
-        What it changes, from the root of the tree.
+        The file it changes, relative to the root of the tree.
     old, new : str
-        The text with the protection, which stands in the file once, and the text without.
+        The text with the safeguard, which occurs exactly once in the file, and the text without it.
     tests : tuple of str
-        Ids of pytest, of which one at least fails then.
+        Pytest ids, at least one of which must fail.
     """
 
     name: str
@@ -36,20 +36,20 @@ class Mutant:
     tests: tuple[str, ...]
 
     def apply(self, text: str) -> str:
-        """Give the text of the file without the protection; InputError where it does not stand there once.
+        """Return the text of the file without the safeguard; raises InputError unless `old` occurs exactly once.
 
         >>> Mutant("no-check", "a.py", "if n < 0:", "if False:", ()).apply("if n < 0:\\n    raise ValueError")
         'if False:\\n    raise ValueError'
         """
         if (n_times := text.count(self.old)) != 1:
             fact = f"{self.name}: n_times={n_times} should be 1 for its text in {self.file}"
-            raise InputError(f"{fact}; mend {TABLE.name}")
+            raise InputError(f"{fact}; correct {TABLE.name}")
         return text.replace(self.old, self.new)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A fault or bad input, what the software makes of it, and the mutants of its protections."""
+    """A fault or bad input, the behavior of the software, and the mutants of its safeguards."""
 
     number: str
     title: str
@@ -72,7 +72,7 @@ def read_cases(path: Path = TABLE) -> tuple[Case, ...]:
 
 
 def choose(cases: Sequence[Case], only: str | None) -> list[tuple[Case, Mutant]]:
-    """All mutants, or the one of this name, or those of the case of this number; InputError where there is none."""
+    """Return all mutants, those of a case number, or the one of a name; raises InputError if there is none."""
     pairs = [(case, mutant) for case in cases for mutant in case.mutants]
     chosen = [pair for pair in pairs if only in (None, pair[0].number, pair[1].name)]
     if not chosen:
@@ -81,7 +81,7 @@ def choose(cases: Sequence[Case], only: str | None) -> list[tuple[Case, Mutant]]
 
 
 def as_markdown(cases: Sequence[Case]) -> str:
-    """Write the table of cases, behaviors, tests and mutants."""
+    """Format the table of cases, behaviors, tests and mutants."""
     lines = ["| | case | what happens | test (mutants that it kills) |", "|---|---|---|---|"]
     for case in cases:
         killed: dict[str, list[str]] = {}
@@ -98,9 +98,9 @@ def _linked(test: str) -> str:
 
 
 def with_table(document: str, cases: Sequence[Case]) -> str:
-    """Give a document with the table between its two marks as it should be."""
+    """Return a document with the table between its two markers updated."""
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise InputError(f"the document should have the lines {BEGIN} and {END}; put them where the table shall stand")
+        raise InputError(f"the document should have the lines {BEGIN} and {END}; put them where the table should be")
     return f"{before}{BEGIN}\n{as_markdown(cases)}\n{END}{after}"

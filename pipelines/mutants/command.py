@@ -1,8 +1,8 @@
-"""Take every protection out of a copy of the tree, one at a time, and see whether a test notices.
+"""Remove every safeguard in turn, in a copy of the tree, and check that a test fails.
 
 python pipelines/mutants/run.py                 # all of them: about ten minutes on two cores
-python pipelines/mutants/run.py --only 23       # those of a case, or the one of a name
-python pipelines/mutants/run.py --table         # write the table of docs/reliability.md anew
+python pipelines/mutants/run.py --only 23       # those of one case, or the one with a name
+python pipelines/mutants/run.py --table         # update the table of docs/reliability.md
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from pipelines.mutants.cases import Case, Mutant, choose, read_cases, with_table
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = Path("docs", "reliability.md")
-#: Seconds after which tests of a mutant hang; those of the tree as it is have more.
+#: Seconds after which the tests of a mutant count as hung; those of the unchanged tree get more.
 LIMIT, WHOLE_LIMIT = 120.0, 3600.0
-#: What stands for an exit code where tests hang, and codes of pytest with which its tests did not run: a mutant that
-#: cannot be imported proves nothing.
+#: Stands for the exit code of tests that hang; and exit codes of pytest when tests did not run: a mutant that cannot be
+#: imported proves nothing.
 HUNG, _NOT_RUN = -1000, (2, 3, 4, 5)
-#: What most tests import: imported once, for more mutants than one.
+#: Modules that most tests import: imported once, for all mutants.
 _PRELOADED = (
     "dask.array",
     "distributed",
@@ -54,13 +54,13 @@ _PRELOADED = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant.
+    """Result of a mutant.
 
     Attributes
     ----------
     name, case : str
     result : {"killed", "hung", "died", "survived", "broken"}
-        A test failed, ran out of time, or its process died; or none did; or the tests could not be run.
+        A test failed, ran out of time, or its process died; no test failed; the tests could not be run.
     test : str
         The test that failed.
     seconds : float
@@ -74,7 +74,7 @@ class Outcome:
 
     @property
     def is_killed(self) -> bool:
-        """Whether a test noticed."""
+        """Whether a test detected it."""
         return self.result in ("killed", "hung", "died")
 
     def __str__(self) -> str:
@@ -82,7 +82,7 @@ class Outcome:
 
 
 def copy_tree(root: Path, target: Path) -> None:
-    """Copy what git knows or would add, with its times, and what Python and numba compiled, which goes by those."""
+    """Copy files that git tracks or would add, with their times, and compiled files, which depend on these times."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(command, cwd=root, capture_output=True, check=True, text=True).stdout
@@ -97,9 +97,9 @@ def copy_tree(root: Path, target: Path) -> None:
 
 
 def run_tests(tree: Path, tests: Sequence[str], seconds: float, *, keep_compiled: bool = False) -> tuple[int, str]:
-    """Run tests of a tree until the first fails: their exit code, HUNG where they do not end, and what they said.
+    """Run tests of a tree until one fails; return the exit code, or HUNG after the time limit, and the output.
 
-    They run in a fork of this process, which has imported what takes longest: all but the tree itself.
+    They run in a fork of this process, which has already imported the slow modules, but not the tree itself.
     """
     log = tree.with_name(f"{tree.name}.log")
     process = get_context("fork").Process(target=_pytest, args=(tree, tests, log, keep_compiled))
@@ -119,7 +119,7 @@ def run_tests(tree: Path, tests: Sequence[str], seconds: float, *, keep_compiled
 
 
 def _pytest(tree: Path, tests: Sequence[str], log: Path, keep_compiled: bool) -> None:
-    """Be pytest in a tree: never returns."""
+    """Run pytest in a tree and exit the process."""
     os.setsid()
     os.chdir(tree)
     with log.open("wb") as file:
@@ -129,7 +129,7 @@ def _pytest(tree: Path, tests: Sequence[str], log: Path, keep_compiled: bool) ->
         del sys.modules[name]
     sys.path[0] = os.environ["PYTHONPATH"] = str(tree)
     if not keep_compiled:
-        # Compiled files go by whole seconds, in which two mutants of one file may come after each other.
+        # Compiled files are validated by whole seconds, within which two mutants of one file may follow each other.
         sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
     options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     if Path(tree, "tests", "conftest.py").exists():
@@ -139,11 +139,11 @@ def _pytest(tree: Path, tests: Sequence[str], log: Path, keep_compiled: bool) ->
 
 @contextmanager
 def mutated(tree: Path, mutant: Mutant) -> Iterator[None]:
-    """Take the protection out of a tree, and put it back with the times of its file."""
+    """Remove the safeguard from a tree, and restore the file and its times at the end."""
     path = tree / mutant.file
     text, state = path.read_text(encoding="utf-8"), path.stat()
     path.write_text(mutant.apply(text), encoding="utf-8")
-    # Compiled files go by the length of a file and whole seconds, which a file that was just made may share.
+    # Compiled files are validated by the size and the whole seconds of a file, which a new file may share.
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 2 * 10**9))
     try:
         yield
@@ -163,9 +163,9 @@ def try_out(tree: Path, case: Case, mutant: Mutant, limit: float = LIMIT) -> Out
 
 
 def run(pairs: Sequence[tuple[Case, Mutant]], *, root: Path = ROOT, limit: float = LIMIT) -> list[Outcome]:
-    """Try all mutants on a copy of a tree, of which the tests pass as it is; each outcome is printed as it comes.
+    """Try all mutants on a copy of a tree whose tests pass without them; prints each outcome as it comes.
 
-    InputError where a text to be changed does not stand in its file once, or the tests fail without any mutant.
+    Raises InputError if a text to change does not occur exactly once, or if the tests fail without a mutant.
     """
     for _, mutant in pairs:
         mutant.apply((root / mutant.file).read_text(encoding="utf-8"))
@@ -176,7 +176,7 @@ def run(pairs: Sequence[tuple[Case, Mutant]], *, root: Path = ROOT, limit: float
         tests = sorted({test for _, mutant in pairs for test in mutant.tests})
         code, said = run_tests(tree, tests, WHOLE_LIMIT, keep_compiled=True)
         if code != 0:
-            raise InputError(f"n_failed=1 should be 0 of {len(tests)} tests without a mutant; mend it\n{said[-4000:]}")
+            raise InputError(f"n_failed=1 should be 0 of {len(tests)} tests without a mutant; fix it\n{said[-4000:]}")
         for case, mutant in pairs:
             outcomes.append(try_out(tree, case, mutant, limit))
             print(outcomes[-1], flush=True)
@@ -184,13 +184,13 @@ def run(pairs: Sequence[tuple[Case, Mutant]], *, root: Path = ROOT, limit: float
 
 
 def main() -> None:
-    """Read the arguments, run, print what became of each mutant; exit 1 where any survived."""
+    """Parse the arguments, run, and print the outcome of each mutant; exit with 1 if any survived."""
     parser = argparse.ArgumentParser(
         "python -m pipelines.mutants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", help="the name of a mutant, or the number of a case")
-    parser.add_argument("--out", type=Path, default=Path("mutants.json"), help="where to put the outcomes")
-    parser.add_argument("--table", action="store_true", help=f"only write the table of {DOCUMENT} anew")
+    parser.add_argument("--out", type=Path, default=Path("mutants.json"), help="file for the outcomes")
+    parser.add_argument("--table", action="store_true", help=f"only update the table of {DOCUMENT}")
     records.add_option(parser)
     options = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""What documents quote of this pipeline."""
+"""Figures of this pipeline that documents quote."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def quote(runs: Mapping[str, Any]) -> dict[str, str]:
-    """Write the figures of recorded runs as texts."""
+    """Format the figures of recorded runs as text."""
     run = runs["all"]
     results = run["found"]["results"]
     n, n_missed = sum(results.values()), len(run["found"]["survivors"])
-    noticed = f"all of {n} were noticed" if not n_missed else f"{n - n_missed} of {n} were noticed"
+    noticed = f"all of {n} mutants were noticed" if not n_missed else f"{n - n_missed} of {n} mutants were noticed"
     hung = (
         f", {results['hung']} of them because the tests did not end within two minutes" if results.get("hung") else ""
     )

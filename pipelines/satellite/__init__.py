@@ -1,1 +1,1 @@
-"""Rasters: patches with their places, pool, tree, subset, a map."""
+"""Rasters: georeferenced patches, pool, tree, subset, a map."""

@@ -1,10 +1,10 @@
-"""Rasters → patches with their places → pool → tree → subset → a map of what was kept.
+"""Rasters → georeferenced patches → pool → tree → subset → a map of the selected patches.
 
     apt-get install xplanet-images
     python pipelines/satellite/run.py --out satellite
 
-Without rasters it takes NASA's Blue Marble, on which sea and ice drown coasts, deserts and mountains, and also counts
-how much of each the draws show.
+Without rasters, it uses NASA's Blue Marble, which is dominated by sea and ice, and also counts how much of each kind of
+surface the draws show.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipelines.satellite import maps
 BLUE_MARBLE = Path("/usr/share/xplanet/images/earth.jpg")
 WHOLE_EARTH = (-180.0, -90.0, 180.0, 90.0)
 CONFIG = Path(__file__).with_name("blue-marble.yaml")
-BLOCK = 4096  # patches looked at together
+BLOCK = 4096  # patches classified at once
 MAX_MAPS = 8
 
 KINDS = ("open sea", "ice and snow", "sea with ice", "coast", "land with snow", "desert and steppe", "green land")
@@ -42,16 +42,16 @@ MOSTLY, SOME, LITTLE = 0.98, 0.1, 0.02  # shares of a patch
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run made; printed, it is a few lines for people."""
+    """Results of a run; `str` gives a readable summary."""
 
     n_patches: int
     n_clusters: tuple[int, ...]
     n_drawn: int
-    shares: dict[str, dict[str, float]]  # of the kinds, in the pool and both draws
+    shares: dict[str, dict[str, float]]  # share of each kind, in the pool and both draws
     files: tuple[Path, ...]
 
     def __str__(self) -> str:
-        """Tell sizes, shares and files."""
+        """Format sizes, shares and files."""
         levels = " → ".join(f"{k:,}" for k in self.n_clusters)
         lines = [f"{self.n_patches:,} patches → {levels} clusters → {self.n_drawn:,} drawn"]
         if self.shares:
@@ -73,9 +73,9 @@ def run(
     n_drawn: int = 1500,
     **settings: Any,
 ) -> Summary:
-    """Run the pipeline; what an earlier run with the same settings finished in `out` is not done again.
+    """Run the pipeline; stages that an earlier run with the same settings finished in `out` are reused.
 
-    More `settings` are those of `open_windows`.
+    Further `settings` are passed to `open_windows`.
     """
     config = config or hkm.Config.from_yaml(CONFIG)
     windows = open_patches(rasters, size=size, step=step, **settings)
@@ -105,20 +105,20 @@ def run(
 
 
 def open_patches(rasters: Sequence[Path], **settings: Any) -> Windows:
-    """Lay patches over rasters, or over the Blue Marble where none are given."""
+    """Divide rasters, by default the Blue Marble, into patches."""
     if not rasters and not BLUE_MARBLE.exists():
         raise InputError(f"raster={BLUE_MARBLE} should exist; apt-get install xplanet-images, or name rasters")
     return open_windows(rasters or BLUE_MARBLE, bounds=None if rasters else WHOLE_EARTH, **settings)
 
 
 def look(windows: Windows) -> NDArray[np.int64]:
-    """Tell what every patch of the Blue Marble shows, by color: numbers of KINDS."""
+    """Classify every patch of the Blue Marble by color; returns indices of KINDS."""
     blocks = range(0, len(windows), BLOCK)
     return np.concatenate([kinds_of(np.stack(windows.read(at, min(at + BLOCK, len(windows))))) for at in blocks])
 
 
 def kinds_of(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Tell what patches show: ice is light and without color, sea bluest in blue, all else is land."""
+    """Classify patches: ice is light and colorless, in sea blue is the largest component, all else is land."""
     colors = patches.astype(np.int16)
     red, green, blue = (colors[..., channel] for channel in range(3))
     low, high = colors.min(axis=-1), colors.max(axis=-1)
@@ -143,7 +143,7 @@ def kinds_of(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def share(kinds: NDArray[np.int64]) -> dict[str, float]:
-    """Give the share of every kind."""
+    """Return the share of every kind."""
     counts = np.bincount(kinds, minlength=len(KINDS))
     return dict(zip(KINDS, (counts / counts.sum()).tolist(), strict=True))
 
@@ -155,7 +155,7 @@ def draw_maps(
     shares: dict[str, dict[str, float]],
     out: Path,
 ) -> list[Path]:
-    """Draw the map of each raster, of the first few where there are many."""
+    """Draw a map of each raster, or of the first few if there are many."""
     written = []
     for number, raster in enumerate(windows.rasters[:MAX_MAPS]):
         picture = windows.picture(number, width=2 * maps.WIDTH)
@@ -178,24 +178,26 @@ def draw_maps(
 
 
 def bands(text: str) -> tuple[int, ...]:
-    """Read numbers with commas between them."""
+    """Parse numbers separated by commas."""
     return tuple(map(int, text.split(",")))
 
 
 def main() -> None:
-    """Read the arguments, run, print the summary."""
+    """Parse the arguments, run, and print the summary."""
     parser = argparse.ArgumentParser(
         "python -m pipelines.satellite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("rasters", nargs="*", type=Path, help="GeoTIFF, JPEG or PNG files, or folders of them")
-    parser.add_argument("--out", type=Path, default=Path("satellite"), help="where to put what it makes")
+    parser.add_argument("--out", type=Path, default=Path("satellite"), help="output folder")
     parser.add_argument("--size", type=int, default=16, help="pixels along a side of a patch")
     parser.add_argument("--step", type=int, help="pixels from patch to patch (half the size for the Blue Marble)")
-    parser.add_argument("--values", type=float, nargs=2, metavar=("BLACK", "WHITE"), help="of rasters not of 8 bits")
+    parser.add_argument(
+        "--values", type=float, nargs=2, metavar=("BLACK", "WHITE"), help="range of other than 8-bit rasters"
+    )
     parser.add_argument("--bands", type=bands, metavar="R,G,B", help="from 1, or one that becomes gray (1,2,3, or 1)")
-    parser.add_argument("--max-missing", type=float, default=1.0, help="share of its pixels that a patch may lack")
+    parser.add_argument("--max-missing", type=float, default=1.0, help="maximum share of missing pixels in a patch")
     parser.add_argument("--model", default="cells", help="cells, hog, or the folder of a timm or transformers model")
-    parser.add_argument("--batch-size", type=int, default=64, help="patches that go through the model at once")
+    parser.add_argument("--batch-size", type=int, default=64, help="batch size of the model")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the tree's settings")
     parser.add_argument("--subset", type=int, default=1500, help="patches to draw")
     parser.add_argument(

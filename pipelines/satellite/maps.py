@@ -1,4 +1,4 @@
-"""Maps of what a draw kept of a raster: the raster dimmed, the kept patches lit, and shares of what they show."""
+"""Maps of the patches that a draw selected from a raster: the others are dimmed, and dots show the kinds' shares."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from hkm_dask.demo.pictures import DPI, INK, LIGHTNESS, MARGIN, PAPER, QUIET
 
 WIDTH = 752  # pixels of one map
 POOL = "#9aa2ab"
-_DARK, _LIGHT = 92.0, 170.0  # gray levels of black and white where they are dimmed
+_DARK, _LIGHT = 92.0, 170.0  # gray levels of black and white in dimmed areas
 
 
 @dataclass(frozen=True)
 class KeptMap:
-    """One draw, as it is to be shown.
+    """One draw to show.
 
     Attributes
     ----------
     title, caption : str
-        Its name, and what is to be said of it in one line.
+        Name, and one line of description.
     color : str
-        Of its title and its bars.
+        Color of the title and the dots.
     at : ndarray of int64, shape (n, 2)
-        Top and left of the patches kept, in pixels of the raster.
+        Top and left of the selected patches, in pixels of the raster.
     shares : mapping of str to float
-        What share of them shows what.
+        Share of each kind among them.
     """
 
     title: str
@@ -41,7 +41,7 @@ class KeptMap:
 
 
 def light_up(picture: NDArray[np.uint8], at: NDArray[np.floating], *, size: float) -> NDArray[np.uint8]:
-    """Dim a picture to gray, all but some squares.
+    """Dim a picture to gray, except for some squares.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def light_up(picture: NDArray[np.uint8], at: NDArray[np.floating], *, size: floa
     at : ndarray of float, shape (n, 2)
         Top and left of the squares, in pixels of the picture.
     size : float
-        Pixels along a side of a square; at least one is lit.
+        Pixels along a side of a square; at least one pixel stays undimmed.
 
     Returns
     -------
@@ -73,20 +73,19 @@ def light_up(picture: NDArray[np.uint8], at: NDArray[np.floating], *, size: floa
 def draw_kept(
     picture: NDArray[np.uint8], maps: Sequence[KeptMap], *, size: int, scale: float, pool: Mapping[str, float]
 ) -> Figure:
-    """Draw maps of some draws side by side, and below them what share of each draw shows what.
+    """Draw maps of draws side by side, and below them the shares of each kind.
 
     Parameters
     ----------
     picture : ndarray of uint8, shape (height, width, 3)
-        The raster, small; best twice `WIDTH` wide.
+        The raster, reduced; best twice `WIDTH` wide.
     maps : sequence of KeptMap
-        What to show.
     size : int
         Pixels along a side of a patch, in the raster.
     scale : float
-        Pixels of the picture for one of the raster.
+        Pixels of the picture per pixel of the raster.
     pool : mapping of str to float
-        Shares in the pool, in the order in which they are shown; empty for no bars.
+        Shares in the pool, in the order in which they are shown; empty for none.
 
     Returns
     -------
@@ -119,7 +118,7 @@ def draw_kept(
 def _draw_shares(
     figure: Figure, maps: Sequence[KeptMap], pool: Mapping[str, float], place: tuple[float, float, float, float, float]
 ) -> None:
-    """Draw a row of dots for every kind: the pool and each draw."""
+    """Draw a row of dots for every kind: one for the pool and one per draw."""
     left, top, width_all, height_all, height = place
     label = 190
     axes = figure.add_axes((

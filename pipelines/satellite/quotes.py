@@ -1,4 +1,4 @@
-"""What documents quote of this pipeline."""
+"""Figures of this pipeline that documents quote."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.records import table
 
 
 def quote(runs: Mapping[str, Any]) -> dict[str, str]:
-    """Write the figures of recorded runs as texts."""
+    """Format the figures of recorded runs as text."""
     cells, hog = (runs[model]["found"]["shares"] for model in ("cells", "hog"))
     columns = {"pool": cells["pool"], "random draw": cells["random"], "curated draw": cells["curated"]}
     columns["curated draw, by `hog`"] = hog["curated"]

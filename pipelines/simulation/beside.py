@@ -1,4 +1,4 @@
-"""Figure 3 without resampling, by our k-means and by scikit-learn's, level on level on the same points."""
+"""Figure 3 without resampling, with our k-means and with scikit-learn's at every level, on the same points."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEVELS = ((N_CLUSTERS,), TWO, THREE)
 
 
 def by_scikit_learn(points: NDArray[np.float32], seed: int, n_clusters: Sequence[int]) -> NDArray[np.float64]:
-    """Top centroids of levels of scikit-learn's k-means, each of the centroids below it.
+    """Return the top centroids of a hierarchy of scikit-learn's k-means.
 
     Parameters
     ----------
@@ -45,16 +45,16 @@ def run(out: Path, seeds: int, *, cases: Sequence[tuple[int, ...]] = LEVELS) -> 
     Parameters
     ----------
     out : Path
-        Not used: there is no picture.
+        Not used, as there is no plot.
     seeds : int
-        Of data and start.
+        Number of seeds, of data and initialization.
     cases : sequence of tuple of int, optional
         Clusters of each level.
 
     Returns
     -------
     numbers : dict
-        By case: the divergence from uniform of both, and ours less reference.
+        By case: the divergence from uniform of both, and ours minus the reference.
     pictures : list of Path
         None.
     """
@@ -73,7 +73,7 @@ def run(out: Path, seeds: int, *, cases: Sequence[tuple[int, ...]] = LEVELS) -> 
 
 
 def summarize(numbers: dict[str, Any]) -> str:
-    """Write the numbers for people.
+    """Format the numbers as text.
 
     Parameters
     ----------

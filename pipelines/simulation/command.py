@@ -1,11 +1,11 @@
-"""Make the simulations of arXiv:2405.15613: the toy of §3.2, Figures 2 and 3, the five rings.
+"""Run the simulations of arXiv:2405.15613: the toy example of §3.2, Figures 2 and 3, the five rings.
 
     python pipelines/simulation/run.py all --out simulation             # every figure, ten seeds
     python pipelines/simulation/run.py figure3 --seeds 1 --out quick    # one figure, in seconds
-    python pipelines/simulation/run.py gap --out simulation             # what brings Figure 3 nearer to uniform
-    python pipelines/simulation/run.py beside --seeds 40                # its levels by scikit-learn's k-means, too
+    python pipelines/simulation/run.py gap --out simulation             # settings that bring Figure 3 closer to uniform
+    python pipelines/simulation/run.py beside --seeds 40                # its levels also with scikit-learn's k-means
 
-Each study writes NAME.json and its pictures as PNG and SVG. `all` leaves out `gap`, which takes an hour, and `beside`.
+Each study writes NAME.json and its plots as PNG and SVG. `all` excludes `gap`, which takes an hour, and `beside`.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ STUDIES: dict[str, tuple[Run, Callable[[dict[str, Any]], str]]] = {
     "gap": (gap.run, gap.summarize),
     "beside": (beside.run, beside.summarize),
 }
-STAGES = ("figure 2", "figure 3", "rings", "gap", "beside")  # as these modules tell
+STAGES = ("figure 2", "figure 3", "rings", "gap", "beside")  # as named in the events of these modules
 ALL = ("toy", "figure2", "figure3", "rings")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         "python -m pipelines.simulation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("study", choices=[*STUDIES, "all"], help="what to make")
-    parser.add_argument("--out", type=Path, default=Path("hkm-simulation"), help="folder; default: hkm-simulation")
-    parser.add_argument("--seeds", type=int, default=10, help="data sets and starts to average over; default: 10")
-    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="also copy the pictures that are small to here")
+    parser.add_argument("study", choices=[*STUDIES, "all"], help="study to run")
+    parser.add_argument("--out", type=Path, default=Path("hkm-simulation"), help="default: hkm-simulation")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds of data and initialization; default: 10")
+    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="also copy the small plots to this folder")
     records.add_option(parser)
     arguments = parser.parse_args()
     if arguments.seeds < 1:
@@ -58,14 +58,14 @@ def parse_arguments() -> argparse.Namespace:
 
 @contextmanager
 def show_stages() -> Iterator[None]:
-    """Show on stderr how far a study is; what the hundreds of k-means in it tell would drown that."""
+    """Show the progress of a study on stderr, without the events of its hundreds of k-means."""
     display = Display(Console(stderr=True, force_terminal=False))
     with subscribe(lambda event: display(event) if event.fields.get("stage") in STAGES else None):
         yield
 
 
 def main() -> None:
-    """Run the studies, print the numbers, and write them."""
+    """Run the studies, and print and write the numbers."""
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in ALL if arguments.study == "all" else (arguments.study,):

@@ -1,8 +1,8 @@
-"""K-means of numbers on a line for the distortion ``|x - c|^s``, whose centroids lie the flatter the larger s is.
+"""K-means in one dimension for the distortion ``|x - c|^s``; the larger s, the flatter the density of the centroids.
 
-Among sorted numbers every cluster is an interval, cut halfway between neighboring centroids for any s, and the
-centroid of an interval is the root of a function that rises. So a Lloyd iteration takes one search per centroid and a
-few passes over the numbers of the clusters that changed.
+In sorted numbers every cluster is an interval that ends halfway between neighboring centroids, for any s, and the
+centroid of an interval is the root of an increasing function. So a Lloyd iteration takes one binary search per centroid
+and a few passes over the numbers of the clusters that changed.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from numpy.typing import ArrayLike, NDArray
 from hkm_dask.compute.jit import kernel
 from hkm_dask.errors import InputError, is_whole
 
-MAX_S = 32  # beyond, a distance a third of the largest vanishes beside it in float64
+MAX_S = 32  # beyond, a third of the largest distance is negligible in float64
 _INITS = ("k-means++", "random")
-_PASSES = 60  # of Newton's method; it takes three to six, and halving the bracket alone would need forty
+_PASSES = 60  # limit for Newton's method, which takes three to six; bisection alone would need forty
 
 
 @dataclass(frozen=True)
 class LineFit:
-    """Outcome of a k-means on a line.
+    """Result of a one-dimensional k-means.
 
     Attributes
     ----------
     centroids : ndarray of float64, shape (n_clusters,)
-        Rising.
+        In ascending order.
     counts : ndarray of int64, shape (n_clusters,)
-        Numbers nearest to each; none is 0.
+        Size of each cluster; none is 0.
     history : ndarray of float64, shape (n_iter,)
         Distortion after each iteration: the sum of ``|x - c|^s``.
     converged : bool
-        The last iteration changed nothing: every number lies with its nearest centroid and every centroid minimizes the
-        distortion of its numbers.
+        Whether the last iteration changed nothing: every number has its nearest centroid, and every centroid minimizes
+        the distortion of its cluster.
     """
 
     centroids: NDArray[np.float64]
@@ -46,12 +46,12 @@ class LineFit:
 
     @property
     def distortion(self) -> float:
-        """Sum of ``|x - c|^s`` about the centroids."""
+        """Sum of ``|x - c|^s``."""
         return float(self.history[-1])
 
     @property
     def n_iter(self) -> int:
-        """Lloyd iterations that were run."""
+        """Number of Lloyd iterations."""
         return len(self.history)
 
 
@@ -64,11 +64,11 @@ def fit_line(
     max_iter: int = 1000,
     seed: int = 0,
 ) -> LineFit:
-    """Cluster numbers so that the sum of ``|x - c|^s`` is small.
+    """Cluster numbers to minimize the sum of ``|x - c|^s``.
 
-    With s = 2 this is k-means. Its centroids are as dense as ``p^(1/3)`` where the numbers are as dense as p, and for
-    other s as ``p^(1/(1+s))``. Lloyd's iteration moves a centroid only as far as its neighbors let it, so it hardly
-    changes the density it starts with: "k-means++" draws by ``D^s`` and so begins near that law, "random" begins at p.
+    With s = 2 this is k-means. For numbers with density p, the density of its centroids is proportional to
+    ``p^(1/3)``, for other s to ``p^(1/(1+s))``. Lloyd's iteration moves a centroid only within its neighbors, so it
+    hardly changes the initial density: "k-means++" draws by ``D^s`` and starts near that law, "random" starts at p.
 
     Parameters
     ----------
@@ -78,12 +78,12 @@ def fit_line(
     s : float, default=2
         From 2 to 32.
     init : {"k-means++", "random"} or array of shape (n_clusters,), default="k-means++"
-        Greedy k-means++ by ``D^s``, the distance to the nearest center so far; distinct numbers drawn at random; or
-        the centroids to start from.
+        Greedy k-means++ by ``D^s``, with D the distance to the nearest center so far; distinct random numbers; or the
+        initial centroids.
     max_iter : int, default=1000
-        The cap on Lloyd iterations, which otherwise go on until nothing changes.
+        Maximum number of Lloyd iterations, which otherwise run until convergence.
     seed : int, default=0
-        Of the start.
+        Seed of the initialization.
 
     Returns
     -------
@@ -92,11 +92,11 @@ def fit_line(
     Raises
     ------
     InputError
-        Numbers or settings should be otherwise.
+        If values or settings are invalid.
 
     Notes
     -----
-    A centroid to which no number is nearest moves to the number that is furthest from its own centroid.
+    The centroid of an empty cluster moves to the number farthest from its own centroid.
 
     References
     ----------
@@ -132,18 +132,18 @@ def fit_line(
 
 
 def label_line(values: ArrayLike, centroids: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Nearest centroid of every number, which is the same for every s.
+    """Return the nearest centroid of every number, which does not depend on s.
 
     Parameters
     ----------
     values : array-like of shape (n_samples,)
     centroids : ndarray of float64, shape (n_clusters,)
-        Rising, as `fit_line` gives them.
+        In ascending order, as `fit_line` returns them.
 
     Returns
     -------
     ndarray of int32, shape (n_samples,)
-        The lower one where two are equally near.
+        Ties go to the lower centroid.
 
     Examples
     --------
@@ -154,14 +154,14 @@ def label_line(values: ArrayLike, centroids: NDArray[np.float64]) -> NDArray[np.
 
 
 def _check(x: NDArray[np.float64], ndim: int, n_clusters: int, s: float, init: str | ArrayLike, max_iter: int) -> None:
-    """Refuse, all problems at once."""
+    """Raise InputError with all problems of the arguments."""
     problems = [
         f"{name}={value!r} should be a whole number >= 1; give one"
         for name, value in (("n_clusters", n_clusters), ("max_iter", max_iter))
         if not is_whole(value) or value < 1
     ]
     if ndim != 1:
-        problems.append(f"values.ndim={ndim} should be 1; this k-means is for numbers on a line")
+        problems.append(f"values.ndim={ndim} should be 1; this k-means is one-dimensional")
     if not 2 <= s <= MAX_S:
         problems.append(f"s={s!r} should be from 2 to {MAX_S}; 2 is k-means")
     if not np.isfinite(x).all():
@@ -190,15 +190,15 @@ def _midpoints(centroids: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _cut(x: NDArray[np.float64], centroids: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Where among sorted numbers each cluster begins, and the last one ends."""
+    """Return where in the sorted numbers each cluster begins, and the last one ends."""
     inner = np.searchsorted(x, _midpoints(centroids), side="right")
     return np.concatenate([[0], inner, [len(x)]]).astype(np.int64)
 
 
 def _refill(x: NDArray[np.float64], centroids: NDArray[np.float64], bounds: NDArray[np.int64]) -> bool:
-    """Move centroids without numbers to the numbers furthest from theirs; tell whether there were any."""
+    """Move the centroids of empty clusters to the farthest numbers; return whether there were any."""
     moved = False
-    # A centroid that moves in may leave a third one without numbers, so look again; every turn lowers the distortion.
+    # A moved centroid may empty another cluster, so repeat; every round lowers the distortion.
     while (empty := np.flatnonzero(np.diff(bounds) == 0)).size:
         used = np.delete(centroids, empty)
         centroids[:] = np.sort(np.concatenate([used, _furthest(x, used, len(empty))]))
@@ -208,7 +208,7 @@ def _refill(x: NDArray[np.float64], centroids: NDArray[np.float64], bounds: NDAr
 
 
 def _furthest(x: NDArray[np.float64], centroids: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """The n distinct numbers that lie furthest from their nearest centroid."""
+    """Return the n distinct numbers farthest from their nearest centroid."""
     distinct = np.unique(x)
     distances = np.abs(distinct - centroids[label_line(distinct, centroids)])
     return distinct[np.argsort(-distances, kind="stable")[:n]]
@@ -216,7 +216,7 @@ def _furthest(x: NDArray[np.float64], centroids: NDArray[np.float64], n: int) ->
 
 @njit(inline="always")
 def _sides(x, first, last, c, half, s):  # type: ignore[no-untyped-def]
-    """Sums of ``t^(s-1)`` and ``t^(s-2)``, t = |x - c| / half, over the numbers below c and over those above."""
+    """Return the sums of ``t^(s-1)`` and ``t^(s-2)``, t = |x - c| / half, over the numbers below c and above c."""
     below = below_slope = above = above_slope = 0.0
     for i in range(first, last):
         t = (c - x[i]) / half
@@ -233,7 +233,7 @@ def _sides(x, first, last, c, half, s):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _norm(total, slope, s):  # type: ignore[no-untyped-def]
-    """The (s-1)-norm of some distances, and how fast it rises with all of them."""
+    """Return the (s-1)-norm of distances, and its derivative with respect to a shift of all of them."""
     if total == 0.0:  # no distance, or one too small for its power
         return 0.0, 1.0
     norm = total ** (1.0 / (s - 1.0))
@@ -242,11 +242,11 @@ def _norm(total, slope, s):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _center(x, first, last, s, c):  # type: ignore[no-untyped-def]
-    """The number with the least sum of ``|x - c|^s`` over ``x[first:last]``, sorted and not empty.
+    """Return the c with the smallest sum of ``|x - c|^s`` over ``x[first:last]``, sorted and not empty.
 
-    Where the derivative is zero, the (s-1)-norms of the distances to both sides are equal. Their difference rises with
-    c and is nearly straight, so that Newton's method takes a few steps where the derivative itself would take dozens; a
-    bracket holds it.
+    Where the derivative is zero, the (s-1)-norms of the distances to both sides are equal. Their difference increases
+    with c and is nearly linear, so that Newton's method takes a few steps, where it would take dozens for the
+    derivative itself; a bracket safeguards it.
     """
     low, high = x[first], x[last - 1]
     half = 0.5 * (high - low)
@@ -276,7 +276,7 @@ def _center(x, first, last, s, c):  # type: ignore[no-untyped-def]
 
 @kernel("i8(f8[::1], i8[::1], i8[::1], b1, f8, f8[::1], f8[::1])")
 def _move_centroids(x, before, bounds, every_cluster, s, centroids, costs):  # type: ignore[no-untyped-def]
-    """Move the centroids of the clusters that are not what they were before, and say how many those are.
+    """Move the centroids of the clusters that changed; return the number of these clusters.
 
     Parameters
     ----------
@@ -284,7 +284,7 @@ def _move_centroids(x, before, bounds, every_cluster, s, centroids, costs):  # t
         Sorted.
     before, bounds : ndarray of int64, shape (n_clusters + 1,)
     every_cluster : bool
-        Whatever they were before.
+        Move all centroids, even of unchanged clusters.
     s : float
     centroids, costs : ndarray of float64, shape (n_clusters,)
         Updated.
@@ -304,11 +304,11 @@ def _move_centroids(x, before, bounds, every_cluster, s, centroids, costs):  # t
     return n_moved
 
 
-# -- the start ---------------------------------------------------------------------------------------------------------
+# -- initialization ----------------------------------------------------------------------------------------------------
 
 
 def _start(x: NDArray[np.float64], n_clusters: int, s: float, init: str, seed: int) -> NDArray[np.float64]:
-    """Centroids to start from, sorted."""
+    """Return sorted initial centroids."""
     rng = np.random.default_rng(seed)
     if init == "random":
         distinct = np.unique(x) if np.any(x[1:] == x[:-1]) else x
@@ -318,13 +318,13 @@ def _start(x: NDArray[np.float64], n_clusters: int, s: float, init: str, seed: i
     chosen = np.empty(n_clusters, np.int64)
     n_chosen = _draw_by_distance(x, s, chances, chosen)
     centroids = x[np.sort(chosen[:n_chosen])]
-    # Fewer come together where what is left is too near to its centers for its powers to be told from zero.
+    # There may be too few if the other numbers are so close to centers that powers of their distances vanish.
     return np.sort(np.concatenate([centroids, _furthest(x, centroids, n_clusters - n_chosen)]))
 
 
 @njit(inline="always")
 def _power(x, left, right, i, s, scale):  # type: ignore[no-untyped-def]
-    """``D^s`` of a number between two centers; there are none beyond the ends."""
+    """Return ``D^s`` of a number between two centers, or beyond the last center on either side."""
     distance = np.inf
     if left >= 0:
         distance = x[i] - x[left]
@@ -335,7 +335,7 @@ def _power(x, left, right, i, s, scale):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _mass(x, left, right, s, scale):  # type: ignore[no-untyped-def]
-    """Sum of ``D^s`` over the numbers between two centers."""
+    """Return the sum of ``D^s`` over the numbers between two centers."""
     total = 0.0
     for i in range(left + 1, right):
         total += _power(x, left, right, i, s, scale)
@@ -344,10 +344,10 @@ def _mass(x, left, right, s, scale):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _draw(x, lefts, rights, masses, n_gaps, s, scale, target):  # type: ignore[no-untyped-def]
-    """Gap and number at which the running sum of ``D^s`` passes `target`."""
+    """Return the gap and the number at which the cumulative sum of ``D^s`` exceeds `target`."""
     gap = 0
     for g in range(n_gaps):
-        if masses[g] > 0.0:  # the last gap that has any, where rounding leaves something of the target
+        if masses[g] > 0.0:  # the last nonempty gap, in case rounding leaves part of the target
             gap = g
             if target < masses[g]:
                 break
@@ -366,9 +366,9 @@ def _draw(x, lefts, rights, masses, n_gaps, s, scale, target):  # type: ignore[n
 
 @kernel("i8(f8[::1], f8, f8[:,::1], i8[::1])")
 def _draw_by_distance(x, s, chances, chosen):  # type: ignore[no-untyped-def]
-    """Greedy k-means++ on a line: draw a few by ``D^s``, keep the one that leaves the least. Say how many were found.
+    """Run greedy k-means++ in one dimension: draw candidates by ``D^s``, keep the best; return the number of centers.
 
-    A center changes ``D`` only up to its neighbors, so sums are kept for the gaps between centers.
+    A new center changes ``D`` only up to its neighbors, so sums are kept for the gaps between centers.
 
     Parameters
     ----------
@@ -378,7 +378,7 @@ def _draw_by_distance(x, s, chances, chosen):  # type: ignore[no-untyped-def]
     chances : ndarray of float64, shape (n_clusters, n_trials)
         Uniform numbers in [0, 1).
     chosen : ndarray of int64, shape (n_clusters,)
-        Written to: where in `x` the centers are, in the order they were drawn.
+        Output: indices of the centers in `x`, in the order they were drawn.
     """
     n, n_clusters = x.shape[0], chosen.shape[0]
     spread = x[n - 1] - x[0]

@@ -1,4 +1,4 @@
-"""How the pictures of the simulations look, and how they are written: PNG and SVG, the same bytes every time."""
+"""Style of the simulations' plots, and writing them as PNG and SVG, reproducibly to the byte."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hkm_dask.demo.pictures import DPI, INK, PAPER, QUIET
 
 __all__ = ["BLUE", "GREEN", "INK", "ORANGE", "QUIET", "copy_to_docs", "empty_figure", "plain", "write"]
 
-# Told apart by all common kinds of color vision (Okabe and Ito).
+# Distinguishable with all common kinds of color vision (Okabe and Ito).
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
-LARGEST_SVG = 300_000  # bytes of a picture that goes into the documentation
+LARGEST_SVG = 300_000  # maximum bytes of a plot in the documentation
 
 
 def empty_figure(width: int, height: int) -> Figure:
-    """Make a figure of a size in pixels.
+    """Create a figure of a size in pixels.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def empty_figure(width: int, height: int) -> Figure:
 
 
 def plain(axes: Axes) -> None:
-    """Leave out of axes what tells nothing.
+    """Remove axes, ticks and frames that carry no information.
 
     Parameters
     ----------
@@ -56,9 +56,9 @@ def write(figure: Figure, out: Path, name: str) -> list[Path]:
     ----------
     figure : matplotlib.figure.Figure
     out : Path
-        Folder, made if need be.
+        Folder, created if necessary.
     name : str
-        Of the files, without their endings.
+        File name without suffix.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def write(figure: Figure, out: Path, name: str) -> list[Path]:
 
 
 def copy_to_docs(pictures: Sequence[Path], folder: Path) -> list[Path]:
-    """Copy pictures into the documentation, those that are small enough.
+    """Copy the plots that are small enough into the documentation.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def copy_to_docs(pictures: Sequence[Path], folder: Path) -> list[Path]:
     Returns
     -------
     list of Path
-        What was written: each as ``simulation_NAME``.
+        The files written, each as ``simulation_NAME``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     small = [path for path in pictures if path.stat().st_size <= LARGEST_SVG]

@@ -1,4 +1,4 @@
-"""Figure 2: where 5000 centroids of numbers on a line lie, for distances squared, to the fourth and to the eighth."""
+"""Figure 2: density of 5000 centroids in one dimension, for distances to the powers 2, 4 and 8."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ CUBE_ROOT = line_law(EDGES, 1 / 3)
 
 
 def run(out: Path, seeds: int, *, share: float = 1.0) -> tuple[dict[str, Any], list[Path]]:
-    """Cluster the mixture for each s, seed and start; draw the histograms of the first seed.
+    """Cluster the mixture for each s, seed and initialization; plot the histograms of the first seed.
 
     Parameters
     ----------
     out : Path
-        Folder for the pictures.
+        Folder for the plots.
     seeds : int
-        Of data and start.
+        Number of seeds, of data and initialization.
     share : float, default=1.0
-        Of the paper's numbers and centroids.
+        Share of the paper's numbers and centroids to use.
 
     Returns
     -------
     numbers : dict
-        By start, then s.
+        By initialization, then s.
     pictures : list of Path
     """
     results: dict[tuple[str, int], list[dict[str, float]]] = {(start, s): [] for start in STARTS for s in POWERS}
@@ -77,7 +77,7 @@ def run(out: Path, seeds: int, *, share: float = 1.0) -> tuple[dict[str, Any], l
 
 
 def summarize(numbers: dict[str, Any]) -> str:
-    """Write the numbers for people.
+    """Format the numbers as text.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def _draw(data: NDArray[np.int64], shown: dict[int, NDArray[np.int64]], numbers:
     top = 1.1 * max(float((counts / counts.sum()).max()) for counts in shown.values())
     for axes in panels[1:]:
         axes.set_ylim(0, top)
-        axes.legend(loc="upper left", bbox_to_anchor=(0.195, 0.98), frameon=False, fontsize=10)  # nothing lies there
+        axes.legend(loc="upper left", bbox_to_anchor=(0.195, 0.98), frameon=False, fontsize=10)  # an empty area
     panels[-1].set_xlim(*LINE_RANGE)
     figure.supylabel(f"share in each of {N_BINS} bins", color=QUIET, fontsize=10)
     return figure

@@ -1,4 +1,4 @@
-"""Figure 3: how evenly 300 clusters of points in a plane lie, by method: divergence of their centroids from uniform."""
+"""Figure 3: evenness of 300 clusters of points in the plane, by method: divergence of their centroids from uniform."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipelines.simulation.mixtures import plane_density, plane_mixture
 Points = NDArray[np.float32]
 
 N_CLUSTERS = 300
-# As in the paper (§4.2.2): its seeding, and all of 50 iterations unless nothing moves any more.
+# As in the paper (§4.2.2): its seeding, and 50 iterations unless converged earlier.
 PAPER: dict[str, Any] = {"init": "k-means++", "tol": 0.0, "max_iter": 50}
 MIN_SAMPLES = 3
 RADII = np.geomspace(0.02, 0.06, 24)
@@ -30,17 +30,17 @@ RADII = np.geomspace(0.02, 0.06, 24)
 
 @dataclass(frozen=True)
 class Method:
-    """A way to find about 300 points that stand for 9000.
+    """A method to represent 9000 points by about 300.
 
     Attributes
     ----------
     name : str
     find : callable
-        Of the points and a seed; gives points of shape (n, 2).
+        Gets the points and a seed; returns points of shape (n, 2).
     published : float or None
         Divergence in the paper's Figure 3.
     n_levels : int or None
-        For a hierarchy without resampling, which has a law to compare with.
+        Number of levels of a hierarchy without resampling, to compute the theoretical law.
     """
 
     name: str
@@ -50,19 +50,19 @@ class Method:
 
 
 def hierarchy(n_clusters: Sequence[int], **settings: Any) -> Callable[[Points, int], Points]:
-    """Make a function that finds the top centroids of a hierarchy of k-means.
+    """Return a function that computes the top centroids of a hierarchical k-means.
 
     Parameters
     ----------
     n_clusters : sequence of int
         Level 1 first.
     **settings
-        Of `hkm_dask.HierarchicalKMeans`.
+        Parameters of `hkm_dask.HierarchicalKMeans`.
 
     Returns
     -------
     callable
-        Of points and a seed.
+        Function of points and a seed.
     """
 
     def find(points: Points, seed: int) -> Points:
@@ -73,7 +73,7 @@ def hierarchy(n_clusters: Sequence[int], **settings: Any) -> Callable[[Points, i
 
 
 def agglomerative(points: Points, seed: int, *, linkage: str = "ward") -> NDArray[np.float64]:
-    """Means of the 300 clusters of agglomerative clustering.
+    """Return the means of the 300 clusters of agglomerative clustering.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def agglomerative(points: Points, seed: int, *, linkage: str = "ward") -> NDArra
 
 
 def dbscan(points: Points, seed: int, *, min_samples: int = MIN_SAMPLES) -> NDArray[np.float64]:
-    """Means of the clusters of DBSCAN, its radius chosen so that there are about 300.
+    """Return the means of the clusters of DBSCAN, with a radius that gives about 300.
 
     Parameters
     ----------
@@ -98,25 +98,25 @@ def dbscan(points: Points, seed: int, *, min_samples: int = MIN_SAMPLES) -> NDAr
     seed : int
         Not used.
     min_samples : int, default=3
-        With 4 there are 300 clusters only while more than half of the points are noise.
+        With 4, there are 300 clusters only if more than half of the points are noise.
 
     Returns
     -------
     ndarray of float64, shape (n_clusters, 2)
-        Noise left out.
+        Without noise.
     """
     runs = [DBSCAN(eps=radius, min_samples=min_samples).fit_predict(points) for radius in RADII]
     return means(points, min(runs, key=lambda labels: abs(int(labels.max()) + 1 - N_CLUSTERS)))
 
 
 def means(points: Points, labels: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Mean of every cluster.
+    """Return the mean of every cluster.
 
     Parameters
     ----------
     points : ndarray of float32, shape (n, 2)
     labels : ndarray of int, shape (n,)
-        Points labeled -1 are left out.
+        Points labeled -1 are ignored.
 
     Returns
     -------
@@ -148,19 +148,19 @@ METHODS = (
     Method("3 levels, m = 0, 0, 100", hierarchy(THREE, **PAPER, n_resamples=(0, 0, 100), resample_size=2)),
 )
 UNIFORM = Method(f"{N_CLUSTERS} uniform points", lambda points, seed: _uniform(seed), 0.040)
-N_UNIFORM = 200  # draws, whatever the number of seeds: they cost nothing
-HIDDEN = ("agglomerative, average", "3 levels, m = 10, 10, 100")  # the maps have no room for all
+N_UNIFORM = 200  # draws, regardless of the number of seeds, because they are cheap
+HIDDEN = ("agglomerative, average", "3 levels, m = 10, 10, 100")  # left out of the maps for lack of space
 
 
 def run(out: Path, seeds: int, *, methods: Sequence[Method] = METHODS) -> tuple[dict[str, Any], list[Path]]:
-    """Measure every method for each seed, and draw the first seed's centroids and the divergences.
+    """Measure every method for each seed; plot the divergences, and the centroids of the first seed.
 
     Parameters
     ----------
     out : Path
-        Folder for the pictures.
+        Folder for the plots.
     seeds : int
-        Of data and start.
+        Number of seeds, of data and initialization.
     methods : sequence of Method, optional
 
     Returns
@@ -192,7 +192,7 @@ def run(out: Path, seeds: int, *, methods: Sequence[Method] = METHODS) -> tuple[
 
 
 def summarize(numbers: dict[str, Any]) -> str:
-    """Write the numbers for people.
+    """Format the numbers as text.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The pictures of Figure 3: cells and densities of the centroids by method, and the divergences as bars."""
+"""Plots of Figure 3: Voronoi cells and densities of the centroids by method, and bars of the divergences."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from scipy.spatial import Voronoi
 from pipelines.simulation.drawing import BLUE, GREEN, INK, ORANGE, QUIET, empty_figure, plain
 from pipelines.simulation.measures import AXIS, SQUARE, density
 
-MANY = 1000  # more points than this are drawn without cells
-RATIOS = 2.0 ** np.arange(-3, 3.5, 0.5)  # where the colors of the density change
+MANY = 1000  # with more points than this, no cells are drawn
+RATIOS = 2.0 ** np.arange(-3, 3.5, 0.5)  # color boundaries of the density
 FAR = 50.0
-PER_BAND = 5  # methods side by side: more would be too small to be read in a page
+PER_BAND = 5  # methods per row; more would be too small to read on a page
 
 
 def cells(points: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Borders of the Voronoi cells of some points, those of the outermost drawn out far.
+    """Return the borders of the Voronoi cells of points; those of outer cells extend far out.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def cells(points: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def draw_maps(centroids_of: dict[str, NDArray[np.floating]]) -> Figure:
-    """Draw the cells of the centroids, and below them the density estimates, in bands of so many methods.
+    """Draw the cells of the centroids, and below them the density estimates, in rows of `PER_BAND` methods.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def draw_maps(centroids_of: dict[str, NDArray[np.floating]]) -> Figure:
 
 
 def draw_bars(numbers: dict[str, Any]) -> Figure:
-    """Draw the divergences as bars, with the standard deviation over the seeds and what the paper gives.
+    """Draw the divergences as bars, with the standard deviation over seeds and the published values.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def _cells(axes: Axes, points: NDArray[np.floating]) -> None:
     if len(points) > MANY:
         axes.plot(points[:, 0], points[:, 1], ",", color=BLUE, alpha=0.6, rasterized=True)
         return
-    # One line with gaps, which an SVG holds in a tenth of the room of many lines.
+    # A single line with gaps, which takes a tenth of the space of many lines in an SVG.
     borders = np.pad(cells(points), ((0, 0), (0, 1), (0, 0)), constant_values=np.nan).reshape(-1, 2)
     axes.plot(borders[:, 0], borders[:, 1], color=BLUE, linewidth=0.6)
     axes.plot(points[:, 0], points[:, 1], ".", color=ORANGE, markersize=2.5)

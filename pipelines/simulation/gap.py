@@ -1,4 +1,4 @@
-"""What brings the top centroids of Figure 3 nearer to uniform, and what does not: one thing changed at a time."""
+"""Which settings bring the top centroids of Figure 3 closer to uniform: one setting is varied at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.simulation.figure3 import PAPER, THREE, TWO, hierarchy
 from pipelines.simulation.measures import divergence, format_spread, spread
 from pipelines.simulation.mixtures import plane_mixture
 
-# Clusters per level, and settings of `HierarchicalKMeans`.
+# Clusters per level, and parameters of `HierarchicalKMeans`.
 Case = tuple[tuple[int, ...], dict[str, Any]]
 
 INITS = ("k-means++", "coreset", "k-means||", "random")
@@ -22,7 +22,7 @@ BASE: dict[str, Any] = {**PAPER, "n_resamples": 10, "resample_size": 2}
 
 
 def _cases() -> dict[str, dict[str, Case]]:
-    """Groups of cases; whatever a group does not speak of is as in the paper, with m = 10 and r = 2."""
+    """Return groups of cases; all other settings are as in the paper, with m = 10 and r = 2."""
     seeding: dict[str, Case] = {
         f"{init}: {name}": (levels, {**BASE, "init": init, "n_resamples": m})
         for init in INITS
@@ -86,9 +86,9 @@ def run(out: Path, seeds: int, *, cases: Mapping[str, Mapping[str, Case]] = CASE
     Parameters
     ----------
     out : Path
-        Not used: there is no picture.
+        Not used, as there is no plot.
     seeds : int
-        Of data and start.
+        Number of seeds, of data and initialization.
     cases : mapping, optional
 
     Returns
@@ -101,7 +101,7 @@ def run(out: Path, seeds: int, *, cases: Mapping[str, Mapping[str, Case]] = CASE
     points = [plane_mixture(seed) for seed in range(seeds)]
     total, done = sum(map(len, cases.values())), 0
     numbers: dict[str, Any] = {}
-    known: dict[str, list[float]] = {}  # the same case may stand in several groups
+    known: dict[str, list[float]] = {}  # a case may be in several groups
     for group, members in cases.items():
         numbers[group] = {}
         for name, (levels, settings) in members.items():
@@ -116,7 +116,7 @@ def run(out: Path, seeds: int, *, cases: Mapping[str, Mapping[str, Case]] = CASE
 
 
 def summarize(numbers: dict[str, Any]) -> str:
-    """Write the numbers for people.
+    """Format the numbers as text.
 
     Parameters
     ----------

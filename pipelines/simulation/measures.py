@@ -1,4 +1,4 @@
-"""What is measured: divergence of a density estimate from uniform, total variation, entropy, mean and spread."""
+"""Measures: divergence of a density estimate from uniform, total variation, entropy, mean and spread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AXIS = np.linspace(-SQUARE, SQUARE, round(2 * SQUARE / STEP) + 1)
 
 
 class Spread(TypedDict):
-    """A figure over the seeds, as it goes to JSON."""
+    """A figure over all seeds, as written to JSON."""
 
     mean: float
     sd: float
@@ -23,7 +23,7 @@ class Spread(TypedDict):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Tell the mean, standard deviation and values of a figure.
+    """Return the mean, standard deviation and values of a figure.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def spread(values: Sequence[float]) -> Spread:
     Returns
     -------
     Spread
-        `sd` is that of the sample (n - 1), 0 for a single value.
+        `sd` is the sample standard deviation (n - 1), 0 for a single value.
     """
     numbers = [float(value) for value in values]
     deviation = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
@@ -41,7 +41,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def format_spread(result: Spread, digits: int = 4) -> str:
-    """Write a figure for people.
+    """Format a figure as text.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def format_spread(result: Spread, digits: int = 4) -> str:
 
 
 def density(points: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Estimate the density of points by Gaussian kernels on a grid over the square.
+    """Estimate the density of points with Gaussian kernels on a grid over the square.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def density(points: NDArray[np.floating]) -> NDArray[np.float64]:
     Returns
     -------
     ndarray of float64, shape (301, 301)
-        By x, then y; it sums to 1.
+        Indexed by x, then y; sums to 1.
     """
     at = np.asarray(points, dtype=np.float64)
     x, y = (np.exp(-((AXIS[:, None] - at[:, i]) ** 2) / (2 * BANDWIDTH**2)) for i in (0, 1))
@@ -79,7 +79,7 @@ def density(points: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def divergence(points: NDArray[np.floating]) -> float:
-    """Kullback-Leibler divergence to the uniform distribution on the square of the density estimate of points.
+    """Return the Kullback-Leibler divergence of the density estimate of points from uniform on the square.
 
     Parameters
     ----------
@@ -88,13 +88,13 @@ def divergence(points: NDArray[np.floating]) -> float:
     Returns
     -------
     float
-        In nats. Kernels reach over the border, so evenly spread points have 0.019, not 0.
+        In nats. Kernels extend over the border, so evenly spread points have 0.019, not 0.
     """
     return _to_uniform(density(points))
 
 
 def law_divergence(true_density: NDArray[np.float64], power: float) -> float:
-    """Divergence that endlessly many points would have, were they as dense as a power of some density.
+    """Return the divergence of infinitely many points whose density is proportional to a power of a density.
 
     Parameters
     ----------
@@ -117,24 +117,24 @@ def _to_uniform(weights: NDArray[np.float64]) -> float:
 
 
 def total_variation(counts: NDArray[np.integer], law: NDArray[np.float64]) -> float:
-    """Total variation between a histogram and a law.
+    """Return the total variation between a histogram and a law.
 
     Parameters
     ----------
     counts : ndarray of int64, shape (n_bins,)
     law : ndarray of float64, shape (n_bins,)
-        It sums to 1.
+        Sums to 1.
 
     Returns
     -------
     float
-        From 0 to 1: the share that would have to move.
+        From 0 to 1: the share of mass that would have to move.
     """
     return float(0.5 * np.abs(counts / counts.sum() - law).sum())
 
 
 def entropy(counts: NDArray[np.integer] | NDArray[np.float64]) -> float:
-    """Entropy of a histogram.
+    """Return the entropy of a histogram.
 
     Parameters
     ----------

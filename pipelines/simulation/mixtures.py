@@ -1,4 +1,4 @@
-"""The made data: numbers on a line (Fig. 2), points in a plane (Fig. 3), five rings, and the toy of §3.2."""
+"""Synthetic data: numbers (Fig. 2), points in the plane (Fig. 3), five rings, and the toy example of §3.2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-# Fig. 2: how many, mean, standard deviation, and the interval outside which numbers are left out.
+# Fig. 2: size, mean and standard deviation of each group, and the interval to which it is truncated.
 LINE = (
     (60_000, 2.0, 1.0, (0.0, 12.0)),
     (30_000, 5.0, 0.8, (0.0, 12.0)),
@@ -16,7 +16,7 @@ LINE = (
     (30_000, -10.0, 2.0, (-14.0, -7.0)),
 )
 LINE_RANGE = (-14.0, 23.0)
-# Fig. 3: how many, mean; and how many lie anywhere in the square [-3, 3]².
+# Fig. 3: size and mean of each Gaussian; and the number of background points in the square [-3, 3]².
 PLANE = ((7000, (-1.0, -1.0)), (1000, (1.0, -1.0)), (500, (0.0, 1.0)))
 DEVIATION, BACKGROUND = 0.5, 500
 # Five rings of the same area: points, inner radius. A ring's outer radius squared is its inner one squared plus 2.
@@ -25,7 +25,7 @@ RING_AREA = 2 * math.pi
 
 
 def toy() -> NDArray[np.float32]:
-    """Make the numbers of arXiv:2405.15613 §3.2: 5000 evenly in [0.9, 1.1], two at 2 and two at 3.
+    """Return the numbers of arXiv:2405.15613 §3.2: 5000 evenly spaced in [0.9, 1.1], two at 2 and two at 3.
 
     Returns
     -------
@@ -35,13 +35,13 @@ def toy() -> NDArray[np.float32]:
 
 
 def line_mixture(seed: int, *, share: float = 1.0) -> NDArray[np.float64]:
-    """Draw the numbers of Figure 2, about 243,000 in three separate heaps.
+    """Draw the numbers of Figure 2, about 243,000 in three separate groups.
 
     Parameters
     ----------
     seed : int
     share : float, default=1.0
-        Of the paper's numbers.
+        Share of the paper's numbers to draw.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def line_mixture(seed: int, *, share: float = 1.0) -> NDArray[np.float64]:
 
 
 def line_density(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Density that the numbers of Figure 2 are drawn from.
+    """Return the density of the numbers of Figure 2.
 
     Parameters
     ----------
@@ -76,15 +76,15 @@ def line_density(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def line_law(edges: NDArray[np.float64], power: float, *, fineness: int = 1000) -> NDArray[np.float64]:
-    """Share of each bin in the law whose density is proportional to a power of that of Figure 2.
+    """Return the share of each bin for a density proportional to a power of that of Figure 2.
 
     Parameters
     ----------
     edges : ndarray of float64, shape (n_bins + 1,)
     power : float
-        By arXiv:2405.15613 §3.2 1/3 for the centroids of k-means, 1/(1+s) for distances to the s.
+        By arXiv:2405.15613 §3.2, 1/3 for the centroids of k-means, 1/(1+s) for distances to the power s.
     fineness : int, default=1000
-        Points of each bin at which the density is taken.
+        Number of points per bin at which the density is evaluated.
 
     Returns
     -------
@@ -114,17 +114,17 @@ def plane_mixture(seed: int) -> NDArray[np.float32]:
 
 
 def plane_density(axis: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Density that the points of Figure 3 are drawn from, inside the square.
+    """Return the density of the points of Figure 3 inside the square.
 
     Parameters
     ----------
     axis : ndarray of float64, shape (n,)
-        Of both coordinates, from -3 to 3.
+        Grid of both coordinates, from -3 to 3.
 
     Returns
     -------
     ndarray of float64, shape (n, n)
-        By x, then y.
+        Indexed by x, then y.
     """
     density = np.full((len(axis), len(axis)), BACKGROUND / 36)
     for n, mean in PLANE:
@@ -134,7 +134,7 @@ def plane_density(axis: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def rings(seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Draw five rings about one center, of the same area and of 20,000 to 300 points.
+    """Draw five concentric rings of the same area, with 20,000 to 300 points.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def rings(seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     -------
     points : ndarray of float32, shape (29700, 2)
     ring : ndarray of int64, shape (29700,)
-        Of each point, the innermost 0.
+        Ring of each point; the innermost is 0.
     """
     rng = np.random.default_rng(seed)
     ring = np.repeat(np.arange(len(RINGS)), [n for n, _ in RINGS])
@@ -156,5 +156,5 @@ def rings(seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def _below(z: float) -> float:
-    """Share of the standard normal distribution below z."""
+    """Return the standard normal distribution function at z."""
     return 0.5 * (1 + math.erf(z / math.sqrt(2)))

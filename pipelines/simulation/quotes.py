@@ -1,4 +1,4 @@
-"""What documents quote of this pipeline."""
+"""Figures of this pipeline that documents quote."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.records import table
 from pipelines.simulation.measures import format_spread
 
-#: Rows of the table of Figure 3: names there, and in the results.
+#: Rows of the table of Figure 3: names in the table, and in the results.
 _METHODS = {
     "the 9000 points": "data",
     "DBSCAN": "DBSCAN",
@@ -30,7 +30,7 @@ _DRAWS = {
     "2 levels": "2 levels: 1000, 300",
     "2 levels, resampled": "the same, m = 10, r = 15, 2",
 }
-#: Two columns of cases of `gap`, a heading above each: texts, and the group and the names of the cases.
+#: Two columns of cases of `gap`, with headings: texts, and the group and the names of the cases.
 _LEFT: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("**resampling at the top level**", "", ()),
     *((f"m = 0, 0, {m}", "where to resample", (f"m = 0, 0, {m}",)) for m in (0, 10, 30, 100)),
@@ -66,7 +66,7 @@ _RIGHT: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 
 def quote(runs: Mapping[str, Any]) -> dict[str, str]:
-    """Write the figures of recorded runs as texts."""
+    """Format the figures of recorded runs as text."""
     found = {name: run["found"] for name, run in runs.items()}
     return {
         **_toy(found["toy"]),

@@ -1,4 +1,4 @@
-"""Five rings of the same area and of 20,000 to 300 points: a random draw, and draws that descend a tree of clusters."""
+"""Five rings of the same area with 20,000 to 300 points: a random draw, and draws from trees of clusters."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ DRAWS = ("random", "1 level", "2 levels", "2 levels, resampled")
 
 
 def run(out: Path, seeds: int) -> tuple[dict[str, Any], list[Path]]:
-    """Draw 1000 of 29,700 points in four ways, count them by ring, and picture the first seed.
+    """Draw 1000 of 29,700 points in four ways, count them by ring, and plot those of the first seed.
 
     Parameters
     ----------
     out : Path
-        Folder for the pictures.
+        Folder for the plots.
     seeds : int
-        Of data, tree and draw.
+        Number of seeds, of data, tree and draw.
 
     Returns
     -------
     numbers : dict
-        By draw: points per ring, and the entropy over the rings as a share of the largest possible.
+        By draw: points per ring, and the entropy over the rings as a share of the maximum.
     pictures : list of Path
     """
     counts_of: dict[str, list[NDArray[np.int64]]] = {name: [] for name in DRAWS}
@@ -62,7 +62,7 @@ def run(out: Path, seeds: int) -> tuple[dict[str, Any], list[Path]]:
 
 
 def summarize(numbers: dict[str, Any]) -> str:
-    """Write the numbers for people.
+    """Format the numbers as text.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def summarize(numbers: dict[str, Any]) -> str:
 
 
 def _draw_rows(points: NDArray[np.float32], seed: int) -> dict[str, NDArray[np.int64]]:
-    """Rows of each draw."""
+    """Return the rows of each draw."""
     ways: tuple[dict[str, Any], ...] = (
         {"n_clusters": LEVELS[-1:], "n_resamples": 0},
         {"n_clusters": LEVELS, "n_resamples": 0},

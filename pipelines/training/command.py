@@ -1,8 +1,8 @@
-"""Do models learn more from what the tree draws? Train small ones on draws of the same size, and score them.
+"""Do models learn more from subsets drawn with a tree? Train small models on draws of the same size, and compare them.
 
     python pipelines/training/run.py images --out training
 
-Each result is written as it is made, so a run that was stopped goes on where it was.
+Each result is written immediately, so that an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ STUDIES = ("images", "labeled", "text", "satellite")
 
 
 def main() -> None:
-    """Train what is missing, print the table, draw the picture."""
+    """Train missing models, print the table, and draw the plot."""
     parser = argparse.ArgumentParser(
         "python -m pipelines.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--out", type=Path, default=Path("training"), help="folder of what is measured and made")
+    parser.add_argument("--out", type=Path, default=Path("training"), help="folder for measurements and models")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--setting", choices=("cpu", "gpu"), default="cpu", help="a network for two cores, or for a GPU"
     )
-    parser.add_argument("--draws", default=",".join(DRAWS), help="some of the draws, with commas between")
+    parser.add_argument("--draws", default=",".join(DRAWS), help="draws, separated by commas; default: all")
     records.add_option(parser)
     options = parser.parse_args()
     draws = options.draws.split(",")

@@ -1,4 +1,4 @@
-"""Passages of real documents in domains of very different size, from Debian packages."""
+"""Passages of real documents, in domains of very different sizes, from Debian packages."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 SHARE = Path("/usr/share")
-#: What `apt-get install` has to bring.
+#: Packages to install with `apt-get install`.
 PACKAGES = "dict-gcide wordnet-base manpages manpages-dev perl-doc bible-kjv debian-faq fortunes"
-#: Characters of a passage: paragraphs are put together until they have as many.
+#: Characters of a passage: paragraphs are joined until they have as many.
 LEAST, MOST = 400, 700
 
 
 def passages(paragraphs: Iterable[str]) -> Iterator[str]:
-    """Put paragraphs together to passages of alike length; white space becomes single, the rest at the end is left out.
+    """Join paragraphs to passages of similar length; normalizes white space, and drops an incomplete last passage.
 
     >>> found = list(passages(["word " * 60] * 4))
     >>> [len(passage) for passage in found]
@@ -49,7 +49,7 @@ def dictionary() -> Iterator[str]:
 
 
 def glosses() -> Iterator[str]:
-    """What WordNet says of its nouns."""
+    """WordNet's nouns with their glosses."""
     lines = _read(SHARE / "wordnet" / "data.noun").splitlines()
     return passages(
         f"{line.split(' ')[4].replace('_', ' ')}: {line.partition(' | ')[2]}." for line in lines if line[0] != " "
@@ -57,7 +57,7 @@ def glosses() -> Iterator[str]:
 
 
 def manual() -> Iterator[str]:
-    """Pages of the manual, their markup left out."""
+    """Manual pages without markup."""
     for path in sorted((SHARE / "man").glob("man[2-7]/*.gz")):
         lines = [line for line in _read(path).splitlines() if not line.startswith((".", "'"))]
         plain = re.sub(r"\\f[A-Z]|\\f\(..|\\[&/|^]", "", "\n".join(lines)).replace("\\-", "-")
@@ -65,7 +65,7 @@ def manual() -> Iterator[str]:
 
 
 def perl() -> Iterator[str]:
-    """Prose of the documentation of Perl."""
+    """The prose of Perl's documentation."""
     for path in sorted((SHARE / "perl").glob("*/pod/*.pod")):
         yield from passages(p for p in _blank_lines(_read(path)) if p and p[0] not in "= \t")
 
@@ -79,7 +79,7 @@ def scripture() -> Iterator[str]:
 
 
 def questions() -> Iterator[str]:
-    """The frequently asked questions of Debian."""
+    """Debian's frequently asked questions."""
     return passages(_blank_lines(_read(SHARE / "doc" / "debian" / "FAQ" / "debian-faq.en.txt.gz")))
 
 
@@ -90,7 +90,7 @@ def fortunes() -> Iterator[str]:
             yield from passages(_read(path).split("\n%\n"))
 
 
-#: From the largest domain of the pool to the smallest, with passages of each; then the one left out.
+#: Domains of the pool from the largest to the smallest, with their numbers of passages; then the held-out domain.
 DOMAINS: dict[str, tuple[Callable[[], Iterator[str]], int]] = {
     "dictionary": (dictionary, 4000), "glosses": (glosses, 2000), "manual": (manual, 1000), "perl": (perl, 500),
     "scripture": (scripture, 250), "questions": (questions, 100),
@@ -99,7 +99,7 @@ LEFT_OUT = ("fortunes", fortunes)
 
 
 def vary(text: str, rng: np.random.Generator, *, share: float = 0.05) -> str:
-    """Leave out a share of the words: a near-copy, as of pages that quote one another."""
+    """Return a near-duplicate with a share of the words left out, like pages that quote one another."""
     words = text.split(" ")
     kept = rng.random(len(words)) >= share
     return " ".join(word for word, keep in zip(words, kept, strict=True) if keep)

@@ -1,10 +1,10 @@
-"""The draws that models are trained on."""
+"""Draws for training models."""
 
 from __future__ import annotations
 
 from pipelines.longtail.methods import METHODS, Method
 
-#: By what the tables call them: a uniform draw, the tree, what is cheaper, and what one would do who knows the classes.
+#: Draws by their name in tables: uniform, tree, cheaper methods, and balanced by the true classes.
 DRAWS: dict[str, Method] = {
     "raw": METHODS["uniform"],
     "tree": METHODS["tree, as advised"],
@@ -14,5 +14,5 @@ DRAWS: dict[str, Method] = {
     "SemDeDup": METHODS["SemDeDup"],
     "balanced by labels": METHODS["balanced by labels"],
 }
-#: Not a draw: all there is, for as many steps.
+#: No draw: the model is trained on the whole pool, for the same number of steps.
 ALL = "the whole pool"

@@ -1,8 +1,8 @@
-"""Images (Tables 1, 3 and 5 of arXiv:2405.15613 in small): features learned without labels from draws of a long tail.
+"""Images (Tables 1, 3 and 5 of arXiv:2405.15613 at small scale): self-supervised features from long-tailed draws.
 
-The pool is CIFAR-10 with its largest class a hundred times the smallest, and a third of near-copies, as popular images
-have on the web. A network learned from all of it gives the embeddings that are drawn by. The same network is then
-learned from each draw, from scratch and with as many steps, and probed on images outside of the pool.
+The pool is CIFAR-10 with its largest class a hundred times the smallest, and a third of near-duplicates, as popular
+images have on the web. A network trained on the whole pool gives the embeddings for the draws. The same network is then
+trained on each draw, from scratch with the same number of steps, and probed on images outside the pool.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TABLE = ("entropy", "copies", "linear", "rarest", "knn")
 
 @dataclass(frozen=True)
 class ImagePool:
-    """Images, their classes (0 is the largest), the original of each, and images to fit probes and to score them."""
+    """Images, their classes (0 is the largest), the original of each, and images to fit and to score probes."""
 
     images: Images
     labels: NDArray[np.int64]
@@ -53,7 +53,7 @@ def _archive(name: str) -> tuple[Images, NDArray[np.int64], tuple[str, ...]]:
 
 
 def image_pool(seed: int, *, n_copies: int = N_COPIES, share: float = 1.0) -> ImagePool:
-    """Make the pool of a seed, which chooses the order of the classes; `share` makes it smaller."""
+    """Create the pool of a seed, which sets the order of the classes; `share` makes it smaller."""
     images, alphabetical, names = _archive("cifar10_train30k.zip")
     probe_images, probe_classes, _ = _archive("cifar10_10k.zip")
     classes, ranked = by_rank(alphabetical, names, seed)
@@ -64,11 +64,11 @@ def image_pool(seed: int, *, n_copies: int = N_COPIES, share: float = 1.0) -> Im
     rng = np.random.default_rng(seed)
     rows = np.concatenate([rng.permutation(np.flatnonzero(classes == c))[: sizes[c]] for c in range(n)])
     popular = rng.permutation(rows)[:N_COPIED]
-    weights = 1 / np.arange(1, len(popular) + 1)  # as often as the rank of an image in popularity
+    weights = 1 / np.arange(1, len(popular) + 1)  # Zipf's law over the popularity of images
     copied = rng.choice(popular, n_copies, p=weights / weights.sum())
     originals = np.concatenate([rows, copied])
     pixels = np.concatenate([images[rows], near_copies(images[copied], rng)])
-    fit = np.arange(len(probe_labels)) % 2 == 0  # files of a class stand together, so both halves have as many of it
+    fit = np.arange(len(probe_labels)) % 2 == 0  # images of a class are consecutive, so the halves are balanced
     return ImagePool(
         pixels, classes[originals], originals,
         probe_images[fit], probe_labels[fit], probe_images[~fit], probe_labels[~fit], ranked,
@@ -76,7 +76,7 @@ def image_pool(seed: int, *, n_copies: int = N_COPIES, share: float = 1.0) -> Im
 
 
 def near_copies(images: Images, rng: np.random.Generator) -> Images:
-    """Shift images by up to two pixels and make them up to a tenth brighter or darker."""
+    """Return near-duplicates: images shifted by up to two pixels and up to a tenth brighter or darker."""
     found = np.empty_like(images)
     for i, image in enumerate(images):
         shifted = np.roll(image, rng.integers(-2, 3, size=2), axis=(0, 1))
@@ -88,7 +88,7 @@ def run(
     out: Path, seeds: int, *, setting: str = "cpu", device: str = "cpu", draws: Sequence[str] = tuple(DRAWS),
     n_drawn: int = N_DRAWN, share: float = 1.0, n_copies: int = N_COPIES,
 ) -> Measurements:  # fmt: skip
-    """Train on all draws with all seeds, but for what `out` holds already.
+    """Train on all draws with all seeds, except those with results in `out`.
 
     Writes `images.jsonl`, and the embedded pool of each seed as `learned-SEED.npz`, which `pipelines/longtail` reads.
     """
@@ -125,7 +125,7 @@ def _trained(pool: ImagePool, embedded: Pool, name: str, setting: Setting, seed:
 
 
 def _worth(pool: ImagePool, rows: NDArray[np.int64], encoder: Any) -> Facts:
-    """Probe a network: fitted on one half of the images outside of the pool, scored on the other, each class alike."""
+    """Fit a probe on one half of the images outside the pool, and score it on the other; both are class-balanced."""
     fit, test = features(encoder, pool.fit_images), features(encoder, pool.test_images)
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=500, tol=1e-3))
     right = linear.fit(fit, pool.fit_labels).predict(test) == pool.test_labels
@@ -135,7 +135,7 @@ def _worth(pool: ImagePool, rows: NDArray[np.int64], encoder: Any) -> Facts:
 
 
 def balance(pool: ImagePool, rows: NDArray[np.int64]) -> Facts:
-    """How even the classes of a draw are, and the share of near-copies in it."""
+    """Return the class balance of a draw, and its share of near-duplicates."""
     return {
         "entropy": class_balance(pool.labels[rows], len(pool.class_names)).entropy,
         "copies": 1 - len(np.unique(pool.originals[rows])) / len(rows),
@@ -144,6 +144,6 @@ def balance(pool: ImagePool, rows: NDArray[np.int64]) -> Facts:
 
 
 def by_class_of(pool: ImagePool, right: NDArray[np.bool_], labels: NDArray[np.int64]) -> Facts:
-    """Accuracy on each class, and on the rarest third of them."""
+    """Return the accuracy on each class, and on the rarest third of them."""
     found = [float(right[labels == c].mean()) for c in range(len(pool.class_names))]
     return {"rarest": float(np.mean(found[-N_RARE:])), "by_class": dict(zip(pool.class_names, found, strict=True))}

@@ -1,6 +1,6 @@
-"""Images that are labeled once they are drawn: a classifier trained from scratch on each draw, for as many steps.
+"""Images labeled after drawing: a classifier trained from scratch on each draw, for the same number of steps.
 
-The pools and the embeddings that are drawn by are those of `images`, which learns them first where they are not there.
+The pools and embeddings are those of `images`, which trains the embeddings first if they do not exist.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def run(
     out: Path, seeds: int, *, setting: str = "cpu", device: str = "cpu", draws: Sequence[str] = tuple(DRAWS),
     n_drawn: int = images.N_DRAWN, share: float = 1.0, n_copies: int = images.N_COPIES,
 ) -> Measurements:  # fmt: skip
-    """Train on all draws with all seeds, but for what `out` holds already, and write it to `labeled.jsonl`."""
+    """Train on all draws with all seeds, except those with results in `out`; writes `labeled.jsonl`."""
     found = Measurements(out / "labeled.jsonl")
     for seed in range(seeds):
         keys = {name: {"draw": name, "seed": seed, "setting": setting} for name in (ALL, *draws)}
@@ -44,7 +44,7 @@ def run(
 
 
 def _trained(pool: ImagePool, embedded: Pool, name: str, setting: Setting, seed: int, device: str) -> Facts:
-    """Train on a draw, and score on all images outside of the pool, of which each class has as many."""
+    """Train on a draw, and score on all images outside the pool, which are class-balanced."""
     rows = np.arange(len(pool.labels)) if name == ALL else DRAWS[name](embedded, seed)
     n_classes = len(pool.class_names)
     model = train_to_classify(pool.images[rows], pool.labels[rows], n_classes, setting, seed, device=device)

@@ -1,4 +1,4 @@
-"""A small language model: a transformer over tokens of byte pairs."""
+"""A small language model: a transformer over byte-pair tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RATE, DECAY, DROPOUT = 1e-3, 0.01, 0.1
 
 @dataclass(frozen=True)
 class Setting:
-    """How large a model, and how long it is trained: `context` tokens are looked back, a step sees `batch` windows."""
+    """Size and training of a model; `context` is the window length in tokens, `batch` the windows per step."""
 
     width: int
     heads: int
@@ -34,7 +34,7 @@ SETTINGS = {
 
 
 def tokenizer(texts: Iterable[str], n_tokens: int = N_TOKENS) -> Any:
-    """Learn byte pairs (`tokenizers.ByteLevelBPETokenizer`)."""
+    """Train a byte-pair tokenizer (`tokenizers.ByteLevelBPETokenizer`)."""
     from tokenizers import ByteLevelBPETokenizer
 
     learned = ByteLevelBPETokenizer()
@@ -43,7 +43,7 @@ def tokenizer(texts: Iterable[str], n_tokens: int = N_TOKENS) -> Any:
 
 
 def encode(learned: Any, texts: Sequence[str]) -> Tokens:
-    """Put the tokens of texts one after the other, each text with its end."""
+    """Concatenate the tokens of texts, with an end token after each text."""
     end = learned.token_to_id(END)
     return np.concatenate([[*encoded.ids, end] for encoded in learned.encode_batch(list(texts))]).astype(np.int64)
 
@@ -64,7 +64,7 @@ def network(setting: Setting, n_tokens: int) -> Any:
 
 
 def scores(parts: Any, tokens: Any) -> Any:
-    """Scores of each next token, of shape (n, length, n_tokens), from tokens of shape (n, length)."""
+    """Return the logits of each next token, of shape (n, length, n_tokens), for tokens of shape (n, length)."""
     from torch import nn
 
     length = tokens.shape[1]
@@ -74,7 +74,7 @@ def scores(parts: Any, tokens: Any) -> Any:
 
 
 def train(tokens: Tokens, setting: Setting, n_tokens: int, seed: int, *, device: str = "cpu") -> Any:
-    """Train a model from scratch on windows of the tokens; it sees as many however many there are."""
+    """Train a model from scratch on random windows; the number of windows does not depend on the number of tokens."""
     import torch
     from torch.nn import functional
 
@@ -100,7 +100,7 @@ def train(tokens: Tokens, setting: Setting, n_tokens: int, seed: int, *, device:
 
 
 def surprise(parts: Any, tokens: Tokens, context: int) -> float:
-    """Mean of -log p of a token, in nats, over windows side by side; its exponential is the perplexity."""
+    """Return the mean of -log p of a token, in nats, over consecutive windows; its exponential is the perplexity."""
     import torch
     from torch.nn import functional
 

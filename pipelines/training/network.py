@@ -1,4 +1,4 @@
-"""A small convolutional network, trained without labels (SimCLR, arXiv:2002.05709) or with them, and what it sees."""
+"""A small convolutional network, trained without labels (SimCLR, arXiv:2002.05709) or with them, and its features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Images = NDArray[np.uint8]
-#: Of SimCLR's loss, and the share of an image that a crop keeps at least; as is common on small images, nothing tuned.
+#: Temperature of SimCLR's loss, and minimum share of an image in a crop: common values for small images, not tuned.
 TEMPERATURE, LEAST_CROP = 0.2, 0.3
 N_PROJECTED = 128
 RATE, DECAY = 1e-3, 1e-4
@@ -19,14 +19,14 @@ AT_ONCE = 1000  # images whose features are computed together
 
 @dataclass(frozen=True)
 class Setting:
-    """How large a network, and how long it is trained: channels of its layers, images of a step, steps."""
+    """Size and training of a network: channels of its layers, images per step, and steps."""
 
     widths: tuple[int, ...]
     batch: int
     steps: int
 
 
-#: Three minutes on two cores, and what a GPU does in about that time or less.
+#: Settings that take three minutes on two cores, and about as long or less on a GPU.
 SETTINGS = {
     "cpu": Setting((32, 64, 128, 256), 128, 600),
     "gpu": Setting((64, 128, 256, 512), 512, 20_000),
@@ -35,7 +35,7 @@ SETTINGS = {
 
 
 def network(setting: Setting) -> Any:
-    """Build convolutions of 3 × 3 that halve the sides each, then the mean over the image."""
+    """Build a stack of 3 × 3 convolutions that each halve the image, then global average pooling."""
     from torch import nn
 
     layers: list[Any] = []
@@ -45,18 +45,18 @@ def network(setting: Setting) -> Any:
 
 
 def train(images: Images, setting: Setting, seed: int, *, device: str = "cpu") -> Any:
-    """Train a network from scratch so that two views of an image have features alike, and unlike those of others.
+    """Train a network from scratch so that two views of an image have similar features, different from other images'.
 
-    Every step sees `setting.batch` images, so that as many are seen however many there are.
+    Every step uses `setting.batch` images, so that the number of images seen does not depend on the size of the set.
 
     Parameters
     ----------
     images : ndarray of uint8, shape (n, height, width, 3)
     setting : Setting
     seed : int
-        Of the weights, the order of the images and the views.
+        Seed of the weights, the order of the images, and the views.
     device : str
-        Of torch.
+        Device for torch.
 
     Returns
     -------
@@ -81,12 +81,12 @@ def train(images: Images, setting: Setting, seed: int, *, device: str = "cpu") -
 def train_to_classify(
     images: Images, labels: NDArray[np.int64], n_classes: int, setting: Setting, seed: int, *, device: str = "cpu"
 ) -> Any:
-    """Train a network from scratch to tell classes, shape (n,), from the same views and for as many steps as `train`.
+    """Train a classifier of the classes, shape (n,), from scratch, with the same views and steps as `train`.
 
     Returns
     -------
     torch.nn.Module
-        From images to scores of the classes.
+        Maps images to class scores.
     """
     import torch
     from torch import nn
@@ -103,7 +103,7 @@ def train_to_classify(
 
 
 def _descend(model: Any, loss: Callable[[Any, Any], Any], images: Images, setting: Setting, device: str) -> None:
-    """Take the steps; the loss is of some images, of shape (n, channels, height, width), and of which they are."""
+    """Run the training; `loss` gets images, of shape (n, channels, height, width), and their indices."""
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
@@ -122,7 +122,7 @@ def _descend(model: Any, loss: Callable[[Any, Any], Any], images: Images, settin
 
 
 def contrast(projected: Any) -> Any:
-    """SimCLR's loss of n pairs of views, of shape (2 n, d): each is to be told from all others as its partner's."""
+    """Return SimCLR's loss of n pairs of views, of shape (2 n, d): each should identify its partner among all."""
     import torch
     from torch.nn import functional
 
@@ -135,7 +135,7 @@ def contrast(projected: Any) -> Any:
 
 
 def view(images: Any) -> Any:
-    """Crop each image at random, mirror half of them, and change brightness, contrast and color; some become gray."""
+    """Randomly crop each image, mirror half of them, jitter brightness, contrast and color, and make some gray."""
     import torch
     from torch.nn import functional
 
@@ -160,7 +160,7 @@ def view(images: Any) -> Any:
 
 
 def features(encoder: Any, images: Images) -> NDArray[np.float32]:
-    """What a network says of images, of shape (n, height, width, 3): float32 of shape (n, its width)."""
+    """Return the features of images of shape (n, height, width, 3), as float32 of shape (n, n_features)."""
     import torch
 
     device = next(encoder.parameters()).device

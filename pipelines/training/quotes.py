@@ -1,4 +1,4 @@
-"""What documents quote of this pipeline: a table of each study, and what each draw gains over a uniform one."""
+"""Figures of this pipeline that documents quote: a table per study, and the gain of each draw over a uniform one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipelines.measurements import Facts, mean_and_error
 from pipelines.training.draws import ALL, DRAWS
 
 RAW = "raw"
-#: Those that documents compare with it.
+#: Draws that documents compare with the uniform one.
 QUOTED = ("tree", "k-center", "inverse density", "balanced by labels")
-#: What is judged by: the study, its measure, what that is called, and whether more is better: it is an accuracy then.
+#: Measures: study, key, title, and whether it is an accuracy, for which more is better.
 JUDGED = (
     ("images", "linear", "images, linear probe", True),
     ("labeled", "accuracy", "labeled images", True),
@@ -22,12 +22,12 @@ JUDGED = (
     ("text", "fortunes", "a domain left out", False),
     ("satellite", "lit_error", "lit land, error", False),
 )
-#: Measures are kept to so many digits.
+#: Significant digits of recorded measures.
 DIGITS = 4
 
 
 def folded(records: Sequence[Facts]) -> dict[str, dict[str, list[float]]]:
-    """Records of a study by draw: each measure by seed.
+    """Group the records of a study by draw, with a list over seeds for each measure.
 
     >>> folded([{"draw": "raw", "seed": 1, "linear": 0.5}, {"draw": "raw", "seed": 0, "linear": 0.41239}])
     {'raw': {'linear': [0.4124, 0.5]}}
@@ -41,7 +41,7 @@ def folded(records: Sequence[Facts]) -> dict[str, dict[str, list[float]]]:
 
 
 def table(found: Mapping[str, Mapping[str, list[float]]], columns: Sequence[str]) -> str:
-    """Mean and standard error of the seeds, a line per draw."""
+    """Tabulate mean and standard error over seeds, with a row per draw."""
     lines = ["| | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for draw, measures in found.items():
         n_seeds = len(measures[columns[0]])
@@ -56,7 +56,7 @@ def table(found: Mapping[str, Mapping[str, list[float]]], columns: Sequence[str]
 
 
 def gained(found: Mapping[str, Mapping[str, list[float]]], measure: str, *, more: bool) -> dict[str, list[float]]:
-    """How much better each draw is than the uniform one, seed by seed: points of accuracy, or percent of what is lost.
+    """Return the gain of each draw over the uniform one, seed by seed: points of accuracy, or percent of the loss.
 
     >>> gained({"raw": {"error": [2.0, 4.0]}, "tree": {"error": [1.0]}}, "error", more=False)
     {'tree': [50.0]}
@@ -72,7 +72,7 @@ def gained(found: Mapping[str, Mapping[str, list[float]]], measure: str, *, more
 
 
 def draw(runs: Mapping[str, Any], path: Path) -> None:
-    """Draw what each draw gains over the uniform one, a panel for each measure."""
+    """Plot the gain of each draw over the uniform one, with a panel per measure."""
     panels = {
         name: gained(runs[study]["found"], measure, more=more) for study, measure, name, more in JUDGED if study in runs
     }
@@ -86,7 +86,7 @@ def draw(runs: Mapping[str, Any], path: Path) -> None:
 
 
 def quote(runs: Mapping[str, Any]) -> dict[str, str]:
-    """Write the figures of recorded runs as texts."""
+    """Format the figures of recorded runs as text."""
     texts = {}
     for study, run in runs.items():
         texts[f"{study}-table"] = table(run["found"], run["settings"]["columns"]).rstrip()

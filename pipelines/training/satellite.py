@@ -1,8 +1,8 @@
-"""Satellite (Table 7 of arXiv:2405.15613 in small): from the Blue Marble to the lights of the same place at night.
+"""Satellite (Table 7 of arXiv:2405.15613 at small scale): predict night lights from the Blue Marble.
 
-Most patches are sea and ice, and dark. A network learns features without labels from each draw; a linear regression on
-them, fitted on other regions, is scored on regions that neither saw. Regions are squares of 30 degrees, so no patch of
-one set overlaps one of another.
+Most patches are dark sea and ice. A network learns features from each draw without labels; a linear regression on them,
+fitted on other regions, is scored on regions that neither has seen. Regions are squares of 30 degrees, so that patches
+of different sets do not overlap.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from pipelines.measurements import Facts, Measurements
 from pipelines.training.draws import ALL, DRAWS
 from pipelines.training.network import SETTINGS, Images, Setting, features, train
 
-#: Debian's xplanet-images, both of the whole Earth.
+#: Images of the whole Earth from Debian's package xplanet-images.
 DAY, NIGHT = (Path("/usr/share/xplanet/images", f"{name}.jpg") for name in ("earth", "night"))
 SIDE, STEP, REGIONS = 16, 8, (6, 12)
 N_DRAWN, N_FIT = 1500, 2000
-#: Mean gray levels of a patch at night that part the classes: dark, faint, lit, bright; lit land begins with the third.
+#: Mean gray levels at night that separate the classes dark, faint, lit and bright; the last two count as lit land.
 LIGHTS = (0.1, 3.0, 8.0)
 NAMES = ("dark", "faint", "lit", "bright")
 LIT = LIGHTS[1]
@@ -40,7 +40,7 @@ TABLE = ("entropy", "error", "lit_error", "r2")
 
 @dataclass(frozen=True)
 class Patches:
-    """Pictures by day, of shape (n, 16, 16, 3), and log(1 + mean gray level) at night."""
+    """Daytime images, of shape (n, 16, 16, 3), and log(1 + mean gray level) at night."""
 
     images: Images
     light: NDArray[np.float64]
@@ -51,13 +51,13 @@ class Patches:
 
 @functools.cache
 def maps() -> tuple[Images, NDArray[np.float64]]:
-    """The Earth by day, and the gray levels of it at night."""
+    """Return the image of the Earth by day, and its gray levels at night."""
     day, night = (np.asarray(Image.open(path).convert("RGB")) for path in (DAY, NIGHT))
     return day, night @ np.array([0.299, 0.587, 0.114])
 
 
 def cut(day: Images, night: NDArray[np.float64], regions: NDArray[np.bool_]) -> Patches:
-    """Cut the patches that lie within regions, which are the True ones of a grid over the map."""
+    """Cut the patches within the regions that are True in a grid over the map."""
     down, across = (side // n for side, n in zip(night.shape, regions.shape, strict=True))
     images, light = [], []
     for row, column in zip(*np.nonzero(regions), strict=True):
@@ -70,7 +70,7 @@ def cut(day: Images, night: NDArray[np.float64], regions: NDArray[np.bool_]) -> 
 
 
 def patches(seed: int) -> tuple[Patches, Patches, Patches]:
-    """Part the Earth by regions at random: half of them for the pool, a quarter each to fit and to score."""
+    """Assign regions of the Earth at random: half of them to the pool, a quarter each to fitting and scoring."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(REGIONS[0] * REGIONS[1])
     n = len(order)
@@ -87,7 +87,7 @@ def run(
     out: Path, seeds: int, *, setting: str = "cpu", device: str = "cpu", draws: Sequence[str] = tuple(DRAWS),
     n_drawn: int = N_DRAWN,
 ) -> Measurements:  # fmt: skip
-    """Train on all draws with all seeds, but for what `out` holds already, and write it to `satellite.jsonl`."""
+    """Train on all draws with all seeds, except those with results in `out`; writes `satellite.jsonl`."""
     out.mkdir(parents=True, exist_ok=True)
     found = Measurements(out / "satellite.jsonl")
     for seed in range(seeds):
@@ -110,7 +110,7 @@ def run(
 
 
 def classes(light: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Number patches by how light they are at night, 0 the dark ones."""
+    """Classify patches by their light at night; 0 is dark."""
     return np.digitize(np.expm1(light), LIGHTS)
 
 
@@ -127,7 +127,7 @@ def _trained(
 
 
 def _worth(pool: Patches, fit: Patches, test: Patches, rows: NDArray[np.int64], encoder: Any) -> Facts:
-    """Error of a linear regression in log(1 + light), and the share of the variance told, on all and on lit patches."""
+    """Return error and explained variance of a linear regression of log(1 + light), on all and on lit patches."""
     linear = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 4, 11)))
     guess = linear.fit(features(encoder, fit.images), fit.light).predict(features(encoder, test.images))
     squared = np.square(guess - test.light)

@@ -1,7 +1,7 @@
-"""Text (Table 6 of arXiv:2405.15613 in small): a language model trained on as many tokens of each draw.
+"""Text (Table 6 of arXiv:2405.15613 at small scale): a language model trained on equally many tokens of each draw.
 
-The pool is passages of documents in six domains, the largest forty times the smallest, with near-copies; they are drawn
-by their embeddings, and perplexity is measured on passages outside of the pool of every domain, and of one left out.
+The pool has passages from documents of six domains, the largest forty times the smallest, and near-duplicates. Draws
+use their embeddings. Perplexity is measured on passages outside the pool, of every domain and of a held-out one.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from pipelines.training.draws import ALL, DRAWS
 from pipelines.training.language import SETTINGS, Setting, encode, surprise, tokenizer, train
 
 N_TEST, N_COPIES, N_COPIED, N_DRAWN = 100, 1500, 150, 1000
-#: Tokens of each draw that are trained on; a passage has about 130.
+#: Tokens of each draw used for training; a passage has about 130.
 DRAWN_TOKENS = 100_000
 TABLE = ("entropy", "copies", "balanced", "rarest", LEFT_OUT[0], *DOMAINS)
 
 
 @dataclass(frozen=True)
 class TextPool:
-    """Passages, their domains (0 is the largest), the original of each, and passages to test on by domain."""
+    """Passages, their domains (0 is the largest), the original of each, and test passages by domain."""
 
     texts: list[str]
     labels: NDArray[np.int64]
@@ -49,7 +49,7 @@ def _domain(name: str) -> list[str]:
 
 
 def text_pool(seed: int, *, share: float = 1.0) -> TextPool:
-    """Choose the passages of a seed; `share` makes the pool smaller."""
+    """Create the pool of a seed; `share` makes it smaller."""
     rng = np.random.default_rng(seed)
     texts: list[str] = []
     labels: list[int] = []
@@ -68,7 +68,7 @@ def text_pool(seed: int, *, share: float = 1.0) -> TextPool:
 
 
 def _embedded(pool: TextPool, n_drawn: int) -> Pool:
-    """The pool by MiniLM."""
+    """Embed the pool with MiniLM."""
     encoder = text_encoder(importlib.import_module(MODEL).get_model_path())
     tests = [text for name in DOMAINS for text in pool.tests[name]]
     of_test = np.repeat(np.arange(len(DOMAINS)), [len(pool.tests[name]) for name in DOMAINS])
@@ -79,7 +79,7 @@ def run(
     out: Path, seeds: int, *, setting: str = "cpu", device: str = "cpu", draws: Sequence[str] = tuple(DRAWS),
     n_drawn: int = N_DRAWN, share: float = 1.0,
 ) -> Measurements:  # fmt: skip
-    """Train on all draws with all seeds, but for what `out` holds already.
+    """Train on all draws with all seeds, except those with results in `out`.
 
     Writes `text.jsonl`, and the embedded pool of each seed as `texts-SEED.npz`, which `pipelines/longtail` reads.
     """
@@ -105,7 +105,7 @@ def run(
 def _trained(
     pool: TextPool, embedded: Pool, name: str, learned: Any, setting: Setting, seed: int, device: str
 ) -> Facts:  # fmt: skip
-    """Train on a draw and measure perplexities: of domains, of their balanced mean, of the rarest two, and left out."""
+    """Train on a draw; measure perplexity by domain, its balanced mean, that of the two rarest, and held out."""
     rows = np.arange(len(pool.texts)) if name == ALL else DRAWS[name](embedded, seed)
     order = np.random.default_rng(seed).permutation(rows)
     tokens = encode(learned, [pool.texts[row] for row in order])

@@ -1,4 +1,4 @@
-"""A small pool with captions, ids and a column, and a tree of three levels on it."""
+"""A small pool with captions, ids and a column, and a tree of three levels for it."""
 
 from collections.abc import Iterator
 from pathlib import Path

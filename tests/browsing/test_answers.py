@@ -1,4 +1,4 @@
-"""What the page is told, held against the accessor of the tree."""
+"""Responses to the page, compared with the accessor of the tree."""
 
 import json
 import threading

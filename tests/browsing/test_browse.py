@@ -1,4 +1,4 @@
-"""The page in a real browser, and what opens it."""
+"""The page in a real browser, and the functions that open it."""
 
 import contextlib
 import re

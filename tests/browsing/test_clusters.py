@@ -1,4 +1,4 @@
-"""Clusters one page at a time, held against the accessor of the tree."""
+"""Pages of clusters, compared with the accessor of the tree."""
 
 import numpy as np
 import pytest

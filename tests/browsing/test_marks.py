@@ -1,4 +1,4 @@
-"""Marks in their file, and what a draw with them will hold."""
+"""The file of marks, and the contents of a draw with marks."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the page shows of samples, held against the table that they came from."""
+"""Display of samples, compared with the table they came from."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The server answers its own page, on this machine, and nobody else."""
+"""The server answers only its own page, on this machine."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""The command line in this process, and a small pool for it."""
+"""The command line called in this process, and a small pool for it."""
 
 from collections.abc import Callable
 from pathlib import Path

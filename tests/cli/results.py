@@ -1,4 +1,4 @@
-"""What a command answered, and small embeddings to give it."""
+"""Results of commands, and small embeddings as their input."""
 
 from pathlib import Path
 from typing import NamedTuple

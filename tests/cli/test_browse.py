@@ -1,4 +1,4 @@
-"""`hkm browse`: it prints an address, serves until Ctrl-C, and tells of marks that were not saved."""
+"""`hkm browse` prints an address, serves until Ctrl-C, and reports marks that were not saved."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Every command: its help, its usage, and the way from embeddings to a subset."""
+"""All commands: help, usage, and the path from embeddings to a subset."""
 
 import json
 import os
@@ -89,10 +89,13 @@ def test_it_runs_as_a_module() -> None:
             ["cluster", "p", "t", "--config", "c.yaml", "--n-clusters", "5"],
             "Give --config FILE or --n-clusters K,K,..., ",
         ),
-        (["cluster", "p", "t", "--config", "c.yaml", "--n-resamples", "5"], "beside --config, use --set"),
+        (["cluster", "p", "t", "--config", "c.yaml", "--n-resamples", "5"], "with --config, use --set"),
         (["cluster", "p", "t", "--n-clusters", "5,x"], "'5,x' should be whole numbers separated by commas; "),
         (["cluster", "p", "t", "--n-clusters", "5,"], "'5,' should be whole numbers separated by commas; "),
-        (["cluster", "p", "t", "--n-clusters", "5", "--resample-size", "half"], "should be whole numbers with commas"),
+        (
+            ["cluster", "p", "t", "--n-clusters", "5", "--resample-size", "half"],
+            "should be whole numbers separated by commas",
+        ),
         (["cluster", "p", "t", "--n-clusters", "5", "--metric", "l1"], "'l1' is not one of 'l2', 'cosine'"),
         (["cluster", "p", "t", "--n-clusters", "5", "--workers", "0"], "0 is not in the range x>=1"),
         (["cluster", "p", "t", "--n-clusters", "5", "--memory-limit", "much"], "'much' should be a size above 0"),

@@ -1,4 +1,4 @@
-"""`hkm dedup`: what it prints and writes, and how it exits."""
+"""`hkm dedup`: output, files, and exit codes."""
 
 import json
 import os

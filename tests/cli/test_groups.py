@@ -1,4 +1,4 @@
-"""Whatever goes wrong in a command ends in one clear line."""
+"""Any error in a command ends in one clear line."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP unwind everything, and tell how to resume; a second one does not wait."""
+"""Ctrl-C, SIGTERM and SIGHUP clean up and print how to resume; a second signal exits at once."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Values of the shared options, and the places where work runs."""
+"""Values of the shared options, and where work runs."""
 
 import os
 import re
@@ -41,13 +41,13 @@ def test_paths_may_begin_with_the_home_folder(kind: options.LocalPath) -> None:
 def test_a_preset_needs_gpus_of_this_machine(hkm: Callable[..., Result]) -> None:
     code, _, err = hkm("cluster", "p", "t", "--n-clusters", "5", "--cuda-preset", "capacity")
     assert code == 2
-    assert "--cuda-preset is for the workers that --local-cuda starts" in err
+    assert "--cuda-preset needs --local-cuda" in err
 
 
 def test_threads_of_workers_need_workers_of_this_machine(hkm: Callable[..., Result]) -> None:
     code, _, err = hkm("cluster", "p", "t", "--n-clusters", "5", "--threads-per-worker", "2")
     assert code == 2
-    assert "--threads-per-worker is for the processes of --workers" in err
+    assert "--threads-per-worker needs --workers" in err
 
 
 def test_a_place_is_threads_unless_another_is_asked_for() -> None:

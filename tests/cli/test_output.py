@@ -1,4 +1,4 @@
-"""With ``--json`` every command that computes tells machines the same way what it does, answers and fails with."""
+"""With ``--json``, all computing commands report progress, results and errors in the same format."""
 
 import json
 from collections.abc import Callable

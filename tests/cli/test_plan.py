@@ -1,4 +1,4 @@
-"""`hkm plan`: what it prints, and what it refuses."""
+"""`hkm plan`: output, and refusals."""
 
 import json
 from collections.abc import Callable
@@ -61,12 +61,12 @@ def test_no_pool_is_needed(hkm: HKM) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ([], 2, "Give POOL.zarr, or --n-samples N and --n-features D in its place."),
-        (["--n-samples", "9"], 2, "Give POOL.zarr, or --n-samples N and --n-features D in its place."),
+        ([], 2, "Give POOL.zarr, or --n-samples N and --n-features D instead."),
+        (["--n-samples", "9"], 2, "Give POOL.zarr, or --n-samples N and --n-features D instead."),
         (["--n-samples", "9.5", "--n-features", "2"], 2, "'9.5' should be a whole number >= 1; write it like 743M"),
         (["--n-samples", "9", "--n-features", "2", "--gpu", "l4", "--workers", "2"], 2, "not both"),
         (["--n-samples", "9", "--n-features", "2", "--gpu", "h20"], 1, "--gpu='h20' should be NAME or NAME:NUMBER"),
-        (["--n-samples", "9", "--n-features", "2", "--subset", "a.npy"], 1, "subset goes with a pool"),
+        (["--n-samples", "9", "--n-features", "2", "--subset", "a.npy"], 1, "subset needs a pool"),
         (["--n-samples", "9", "--n-features", "2", "--n-clusters", "10"], 1, "--n-samples=9 should be >= levels.1"),
         (["--n-samples", "9", "--n-features", "2", "--rates", "none.json"], 1, "none.json"),
     ],

@@ -1,4 +1,4 @@
-"""Draws by rules, on the command line."""
+"""Draws with rules, on the command line."""
 
 import csv
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`hkm verify`: what it prints, and how it exits."""
+"""`hkm verify`: output, and exit codes."""
 
 import json
 import shutil

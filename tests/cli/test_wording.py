@@ -1,4 +1,4 @@
-"""Errors speak the language of the command line: nobody who types options meets arguments of Python functions."""
+"""Error messages of commands name options, not arguments of Python functions."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ WRONG = {
     "ingest a.npy pool.zarr": "pool.zarr should not exist yet; give another path",
     "ingest a.npy b.zarr --chunk-mb 0": "--chunk-mb=0",
     "ingest a.npy b.zarr --ids nowhere": "--ids='nowhere' names nothing in",
-    "ingest nan.npy b.zarr": "mend them, or leave them out with --drop-nonfinite\n",
+    "ingest nan.npy b.zarr": "fix them, or leave them out with --drop-nonfinite\n",
     "ingest complex.npy b.zarr": "embeddings.dtype=complex64 should be float16",
     "cluster pool.zarr t.zarr --config empty.yaml": "each with `n_clusters: 2000`",
     "cluster pool.zarr t.zarr --n-clusters 20,5 --n-resamples 1,2,3": "--n-resamples=1,2,3 should be one value or 2",

@@ -1,4 +1,4 @@
-"""A real cluster, for whatever runs on one."""
+"""A real cluster, for tests that need one."""
 
 from collections.abc import Iterator
 

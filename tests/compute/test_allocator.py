@@ -1,4 +1,4 @@
-"""A process that Dask started keeps the memory that arrays leave behind, counted by its page faults."""
+"""A process started by Dask keeps the memory of freed arrays, measured by its page faults."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""NumPy or CuPy: which of them a process computes with, and what is said where CuPy cannot be had."""
+"""The choice between NumPy and CuPy in a process, and the message if CuPy is missing."""
 
 import sys
 import warnings

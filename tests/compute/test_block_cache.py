@@ -1,4 +1,4 @@
-"""Blocks: the same rows whatever the memory allows, and what is remembered of them within its budget."""
+"""Blocks have the same rows with any memory limit, and are cached within the budget."""
 
 import threading
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Kernels: compiled once by however many threads ask, without the interpreter's lock, with the vectorizer put back."""
+"""Kernels: compiled once for all threads, without the GIL, with the vectorizer restored."""
 
 import importlib
 import subprocess

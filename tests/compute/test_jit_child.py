@@ -1,4 +1,4 @@
-"""Kernels compiled by a child: read where it left them, compiled here where it could not."""
+"""Kernels compiled by a child process: read from its cache, or compiled here if it failed."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     (tmp_path / f"{name}.py").write_text(_MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr(jit_child, "_asked", set())
+    monkeypatch.setattr(jit_child, "_requested", set())
     monkeypatch.setattr(jit_child, "_is_wanted", True)
     yield __import__(name)
     del sys.modules[name]
@@ -64,7 +64,7 @@ def test_a_child_compiles_and_its_parent_reads(module: Any, monkeypatch: pytest.
     assert children[0].returncode == 0
     assert sum(made.stats.cache_hits.values()) == 1
     assert not made.stats.cache_misses
-    jit_child._asked.clear()
+    jit_child._requested.clear()
     compiled(module, monkeypatch)  # it is there now, and nobody is started
     assert len(children) == 1
 

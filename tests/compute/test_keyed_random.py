@@ -1,4 +1,4 @@
-"""Random numbers belong to a row: a reference in plain integers, the order of rows, and that they look random."""
+"""Random numbers of rows: compared with a reference in plain integers, independent of order, statistically random."""
 
 import numpy as np
 import pytest

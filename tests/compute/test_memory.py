@@ -1,4 +1,4 @@
-"""Bytes a step needs: by hand, at sizes no machine has, and refused with the number that would do."""
+"""Memory of steps: computed by hand, at huge sizes, and refused with the memory needed."""
 
 from pathlib import Path
 from typing import Any

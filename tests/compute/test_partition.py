@@ -1,4 +1,4 @@
-"""Parts: every row once, about the same size, and cut where writers may begin."""
+"""Parts: every row once, similar sizes, and boundaries where writers may begin."""
 
 import itertools
 

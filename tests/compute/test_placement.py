@@ -1,4 +1,4 @@
-"""Rows copied together: without their numbers in the graph, and without a file where that fails."""
+"""Rows copied together: without row numbers in the graph, and without a file after a failure."""
 
 import pickle
 from collections.abc import Callable, Sequence

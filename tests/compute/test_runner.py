@@ -1,4 +1,4 @@
-"""Threads: results in order, failures raised, folders removed."""
+"""Threads: results in order, exceptions raised, folders removed."""
 
 import threading
 from functools import partial

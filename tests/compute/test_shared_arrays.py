@@ -1,4 +1,4 @@
-"""Shared arrays: by reference in one process, by file between processes."""
+"""Shared arrays: by reference within a process, by file between processes."""
 
 import pickle
 import subprocess

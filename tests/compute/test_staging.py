@@ -1,4 +1,4 @@
-"""What needs no device: settings from the environment, and which errors say that device memory ran out."""
+"""Staging without a device: settings from the environment, and recognition of out-of-memory errors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Generators of passes: made one after the other by a runner, or by whoever asks for the next pass."""
+"""Generators of passes, executed by a runner, or step by step by the caller."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""BLAS runs on one thread while tasks run, and on as many as before afterwards; shared work is done by all threads."""
+"""BLAS uses one thread while tasks run, and its former number afterwards; shared work uses all threads."""
 
 import threading
 from collections import Counter

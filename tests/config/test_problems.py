@@ -1,4 +1,4 @@
-"""Lines for what is wrong with settings."""
+"""Messages about invalid settings."""
 
 from pathlib import Path
 

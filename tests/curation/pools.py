@@ -1,4 +1,4 @@
-"""Pools that know more of their rows than a number."""
+"""Pools with further columns."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A summary of a column tells of the values there are, not of those that are missing."""
+"""Column summaries describe the existing values, not the missing ones."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Comparing two subsets: every number against a few lines of NumPy."""
+"""Comparing two subsets: all numbers against a few lines of NumPy."""
 
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def test_a_pool_a_tree_and_a_table_of_a_draw_are_subsets(folder: Path) -> None:
 
 def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path) -> None:
     a, b = folder / "a.npy", folder / "b.npy"
-    with pytest.raises(InputError, match=r"^tree=None should be the tree that the rows are of; give --tree"):
+    with pytest.raises(InputError, match=r"^tree=None should be the tree of the rows; give --tree"):
         hkm.compare(a, b)
     with pytest.raises(StoreError, match=r"c.npy is missing; give a file of row numbers"):
         hkm.compare(a, folder / "c.npy", pool=folder / "pool.zarr")

@@ -1,4 +1,4 @@
-"""The page on near-duplicates, from top to bottom."""
+"""The page on near-duplicates runs from top to bottom."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Near-duplicate pairs among some rows, against all cosines in float64."""
+"""Near-duplicate pairs, against all cosines in float64."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A tree that stands behind its pool, which has grown with another tree, is curated as it was before."""
+"""Curating a tree that is older than its pool, which has since grown with another tree."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Small arrays on disk and disks that fail, for the tests of this folder."""
+"""Small arrays on disk and failing disks, for the tests of this folder."""
 
 import os
 from collections.abc import Callable

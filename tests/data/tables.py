@@ -1,4 +1,4 @@
-"""The same table of rows in every form in which rows come."""
+"""The same table of rows in all supported forms."""
 
 import io
 from collections.abc import Callable

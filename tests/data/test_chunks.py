@@ -1,4 +1,4 @@
-"""Chunks are read and written whole, and damage to any of them is found."""
+"""Chunks are read and written as a whole, and any damage is detected."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""File operations retry what may pass, and say clearly what will not."""
+"""File operations retry transient errors, and report permanent ones clearly."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Zarr that others made: chunks that are missing are counted, not taken for zeros."""
+"""Zarr arrays of others: missing chunks are counted, not read as zeros."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Ids are integers or strings, one per row, and come in pieces."""
+"""Ids are integers or strings, one per row, and can be given in pieces."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Rules for chunks and blocks hold at any size; markers and metadata say what is wrong."""
+"""Rules for chunks and blocks hold at any size; markers and metadata report errors."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""One writer for one store in an object store, whatever becomes of the others."""
+"""One writer per store in an object store, whatever happens to other writers."""
 
 import json
 import socket

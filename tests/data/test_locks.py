@@ -1,4 +1,4 @@
-"""One process writes a store, and another is told which."""
+"""Only one process writes a store; another is told which one."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Places in object stores: named and listed as folders are, read and written as files are, against a real S3 server."""
+"""Locations in object stores behave like folders and files, against a real S3 server."""
 
 import http.server
 import pickle

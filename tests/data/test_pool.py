@@ -1,4 +1,4 @@
-"""A pool knows its rows and their ids, and what is no pool is not opened as one."""
+"""A pool has its rows and their ids, and other stores are not opened as pools."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Rows become a pool: converted, measured, and refused where the stored type cannot hold them."""
+"""Rows are written to a pool: converted, measured, and refused if out of range of the stored dtype."""
 
 import itertools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rows that lose much of what parts them, as they are stored or looked at in fewer bits, are told of."""
+"""A warning is given if rounding loses much of the differences between rows."""
 
 import re
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_rows_that_lose_little_are_not_told_of(x: np.ndarray, tmp_path: Path) ->
 
 
 def test_an_array_is_told_of_by_a_fit_and_by_a_build(x: np.ndarray, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"rows are rounded to float32, which moves them by 0\.\d+, where most are"):
+    with pytest.warns(UserWarning, match=r"rounding to float32 moves rows by 0\.\d+, while most rows are"):
         hkm.KMeans(n_clusters=3).fit(x + 1e7)
     hkm.KMeans(n_clusters=3).fit(x + 1e4)
     told: list[Event] = []

@@ -1,4 +1,4 @@
-"""Subsets and unit rows are the rows they are made of, however they are cut."""
+"""Subsets and unit rows equal the rows they are derived from, with any chunking."""
 
 import itertools
 import pickle

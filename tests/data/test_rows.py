@@ -1,4 +1,4 @@
-"""Rows are the same rows, wherever they come from and however they are cut."""
+"""Rows are the same for any source and any chunking."""
 
 import itertools
 import pickle

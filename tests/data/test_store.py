@@ -1,4 +1,4 @@
-"""Stores survive kills, a full disk and a second writer; nothing is half there."""
+"""Stores survive kills, a full disk and a second writer; nothing is written partially."""
 
 import os
 import warnings

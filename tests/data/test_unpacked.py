@@ -1,4 +1,4 @@
-"""Chunks of others are measured before they are unpacked."""
+"""Chunks of others are checked for their size before they are decompressed."""
 
 import bz2
 import gzip
@@ -40,12 +40,12 @@ def test_sound_chunks_are_read_and_large_ones_refused(
 ) -> None:
     path = make(tmp_path / "a", (CODECS if zarr_format == 2 else V3)[name], zarr_format)
     np.testing.assert_array_equal(open_array(path).read(0, 15), VALUES)
-    monkeypatch.setattr(unpacked, "_LEAST", 47)  # a chunk has 48 bytes
-    monkeypatch.setattr(unpacked, "_TIMES", 0)
+    monkeypatch.setattr(unpacked, "_MIN_LIMIT", 47)  # a chunk has 48 bytes
+    monkeypatch.setattr(unpacked, "_MAX_RATIO", 0)
     unpacked._is_too_large.cache_clear()
     with pytest.raises(StoreError, match=r"a/.*0.0: n_bytes should be at most 47 when it is unpacked; copy it again"):
         open_array(path).read(0, 4)
-    monkeypatch.setattr(unpacked, "_LEAST", 48)
+    monkeypatch.setattr(unpacked, "_MIN_LIMIT", 48)
     np.testing.assert_array_equal(open_array(path).read(0, 15), VALUES)
 
 
@@ -70,7 +70,7 @@ def test_bombs_are_refused_before_they_are_unpacked(
 ) -> None:
     path = make(tmp_path / "a", CODECS[name])
     (path / "1.0").write_bytes(chunk())
-    monkeypatch.setattr(unpacked, "_LEAST", 4 * 2**20)
+    monkeypatch.setattr(unpacked, "_MIN_LIMIT", 4 * 2**20)
     monkeypatch.setattr(type(CODECS[name]), "decode", lambda *_: pytest.fail("it was unpacked"))
     with pytest.raises(StoreError, match=r"1.0: n_bytes should be at most 4194304 when it is unpacked"):
         open_array(path).read(4, 8)

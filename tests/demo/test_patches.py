@@ -1,4 +1,4 @@
-"""The demo's pool against slow, plain computations."""
+"""The demo's pool, against slow and simple computations."""
 
 from itertools import chain
 from pathlib import Path

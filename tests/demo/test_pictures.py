@@ -1,4 +1,4 @@
-"""Pictures: laid out pixel for pixel, and drawn without the global state of pyplot."""
+"""Pictures: pixel-exact layout, without the global state of pyplot."""
 
 import subprocess
 import sys

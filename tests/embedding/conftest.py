@@ -1,4 +1,4 @@
-"""A raster for several files of tests."""
+"""A raster, shared by several test files."""
 
 from pathlib import Path
 

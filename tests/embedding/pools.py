@@ -1,4 +1,4 @@
-"""What the tests of embedding read and make: pools, folders and photographs."""
+"""Pools, folders and photographs for the tests of embedding."""
 
 from pathlib import Path
 

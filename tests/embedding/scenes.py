@@ -1,4 +1,4 @@
-"""Noise as rasters with coordinates."""
+"""Rasters of noise with coordinates."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Hog equals its definition written out in loops, and scikit-image's; Cells are plain averages."""
+"""Hog equals its definition in plain loops, and scikit-image's; Cells are plain means."""
 
 import math
 from collections.abc import Callable

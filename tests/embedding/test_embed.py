@@ -1,4 +1,4 @@
-"""Embedding: what a pool holds equals what ingest would make of the same rows, and a crash costs no finished chunk."""
+"""Embedding: the pool equals that of ingesting the same rows, and a crash loses no finished chunk."""
 
 import json
 import os
@@ -219,7 +219,8 @@ def test_nan_and_inf_of_a_model_are_refused_with_the_item(tmp_path: Path, bad: f
     x[34, 1] = bad
     ids = [f"img/{row}.jpg" for row in range(57)]
     with pytest.raises(
-        InputError, match=r"same: embedding=item 34 of rows \(img/34.jpg\) should be finite, it has NaN or Inf; look at"
+        InputError,
+        match=r"same: embedding=item 34 of rows \(img/34.jpg\) should be finite, it has NaN or Inf; check that item",
     ):
         embed(Rows(x, ids), tmp_path / "p.zarr", Same(), batch_size=4, chunk_mb=TINY, normalize=normalize)
     with pytest.raises(InputError, match=r"embedding=item 34 of rows should be finite"):
@@ -257,7 +258,7 @@ def test_an_encoder_that_gives_something_else_is_refused(
 def test_a_source_that_gives_too_few_items_is_refused(tmp_path: Path) -> None:
     source = Rows(values())
     source.read = lambda first, last: list(source.table[first : last - 1])  # type: ignore[method-assign]
-    with pytest.raises(InputError, match=r"rows: n_items=9 should be 10 for items 0:10; mend the source"):
+    with pytest.raises(InputError, match=r"rows: n_items=9 should be 10 for items 0:10; fix the source"):
         embed(source, tmp_path / "p.zarr", Same(), batch_size=10)
 
 

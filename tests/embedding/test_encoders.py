@@ -1,4 +1,4 @@
-"""Texts through a real sentence-transformers model: the embeddings are those of others, and a crash costs no chunk."""
+"""A real sentence-transformers model: embeddings equal the library's, and a crash loses no finished chunk."""
 
 import os
 import shutil

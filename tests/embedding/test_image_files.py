@@ -1,4 +1,4 @@
-"""Thumbnails of images in a folder or an archive, and of none outside."""
+"""Thumbnails of images in a folder or an archive, and of none outside it."""
 
 import io
 import zipfile

@@ -1,4 +1,4 @@
-"""Images come out as RGB in the order of their paths, from a folder or a .zip, and the unreadable are named."""
+"""Images are RGB in the order of their paths, from a folder or a .zip; unreadable ones are named."""
 
 import io
 import zipfile
@@ -146,7 +146,7 @@ def test_an_unreadable_image_is_refused_with_its_name_or_left_out(folder: Path, 
     images = open_images(source)
     for row, name in enumerate(images.names):
         if name in bad:
-            with pytest.raises(InputError, match=rf"image={name} should be readable, it is not \(.+\); mend it, or"):
+            with pytest.raises(InputError, match=rf"image={name} should be readable, it is not \(.+\); fix it, or"):
                 images.read(row, row + 1)
         else:
             images.read(row, row + 1)

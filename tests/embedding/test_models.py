@@ -1,4 +1,4 @@
-"""Model folders are found and identified, and what is missing is named."""
+"""Model folders are found and identified, and missing files are named."""
 
 import sys
 from pathlib import Path

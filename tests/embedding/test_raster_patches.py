@@ -1,4 +1,4 @@
-"""Patches cut by windows, against slices of the arrays that the rasters were written from."""
+"""Patches read by windows, against slices of the arrays that the rasters were written from."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""What the header of a raster tells, and what cannot be opened."""
+"""Raster headers, and files that cannot be opened."""
 
 import warnings
 from pathlib import Path

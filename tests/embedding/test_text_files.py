@@ -1,4 +1,4 @@
-"""Each kind of text file is read by lines or row groups, and a wrong line is named."""
+"""Text files of every kind are read by lines or row groups, and invalid lines are named."""
 
 from pathlib import Path
 
@@ -99,14 +99,14 @@ def test_a_line_without_an_end_is_refused(tmp_path: Path, suffix: str, monkeypat
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"n": ' + "[" * 100_000, "line 1 of .* should be a JSON object .it is nested too deeply.; mend it"),
+        ('{"n": ' + "[" * 100_000, "line 1 of .* should be a JSON object .it is nested too deeply.; fix it"),
         ('{"n": 1, "text": "a\\ud800"}', r"line 1 of .*: 'a.ud800' should be valid Unicode; fix it"),
         (
             '{"text": "a", "n": 9223372036854775808}',
             r"id=9223372036854775808 should be within 64 bits; give the ids as texts",
         ),
         ('{"text": "a", "n": -' + "9" * 4000 + "}", r"id=-99999999999999999999999 should be within 64 bits"),
-        ('{"text": "a", "n": "\\ud800"}', r"'.ud800' should be whole characters of Unicode"),
+        ('{"text": "a", "n": "\\ud800"}', r"'.ud800' should be valid Unicode"),
     ],
 )
 def test_lines_that_take_too_much_or_hold_no_text_are_refused(tmp_path: Path, line: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Texts come out as they lie in their files, wherever one begins to read."""
+"""Texts are returned in file order, from any starting point."""
 
 import itertools
 import json
@@ -65,7 +65,7 @@ def test_empty_texts_are_refused_with_the_first_place(tmp_path: Path, suffix: st
     lines = [*WORDS, "", "more", " \t "]
     WRITERS[suffix](tmp_path / f"a{suffix}", lines)
     where = "row 7" if suffix == ".parquet" else "line 8"
-    with pytest.raises(InputError, match=rf"n_empty_texts=2 should be 0, the first is {where} of .*a{suffix}; mend"):
+    with pytest.raises(InputError, match=rf"n_empty_texts=2 should be 0, the first is {where} of .*a{suffix}; fix"):
         open_texts(tmp_path / f"a{suffix}")
     told: list[str] = []
     with subscribe(lambda event: told.append(str(event.fields.get("message")))):

@@ -1,4 +1,4 @@
-"""Texts that are hard to keep whole, and files of every kind that hold them."""
+"""Difficult texts, and files of every kind that contain them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A strict `cupy.ndarray` over NumPy: what fails on a real GPU, such as mixing host and device arrays, fails here."""
+"""A strict `cupy.ndarray` on NumPy: errors of a real GPU, such as mixing host and device arrays, occur here too."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_CONVERSION = (
 
 
 class MemoryPointer:
-    """`ndarray.data`: where the elements lie."""
+    """`ndarray.data`: the address of the elements."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.ptr = array.ctypes.data
@@ -38,7 +38,7 @@ class ndarray:
             raise NotImplementedError("the emulator makes arrays only in new memory")
         self._host = memory.empty(shape, dtype, order)
 
-    # What it is
+    # Attributes
     shape = property(lambda self: self._host.shape)
     dtype = property(lambda self: self._host.dtype)
     size = property(lambda self: self._host.size)
@@ -77,7 +77,7 @@ class ndarray:
             raise TypeError(f"the emulated CuPy has no {func.__name__}")
         return ours(*args, **kwargs)
 
-    # Its elements, for NumPy to read or to write on the current stream
+    # The elements, for NumPy to read or to write on the current stream
     def _reads(self) -> np.ndarray:
         streams.operate([memory.use(self._host, False)])
         return self._host
@@ -177,7 +177,7 @@ class ndarray:
         costs.launched("fill")
         self._writes().fill(value)
 
-    # Reductions and the like: arrays again, even of no dimension
+    # Reductions and similar: always arrays, possibly with zero dimensions
     def sum(self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False) -> ndarray:
         return _apply(np.sum, self, axis=axis, dtype=dtype, out=out, keepdims=keepdims)
 
@@ -211,7 +211,7 @@ class ndarray:
     def dot(self, b: Any, out: Any = None) -> ndarray:
         return _apply(np.dot, self, b, out=out)
 
-    # What sorts of Thrust take besides: `argsort` copies the keys, and takes as much again as they and the places.
+    # Temporary memory of Thrust's sorts: `argsort` copies the keys, and needs as much again as keys and indices.
     def argsort(self, axis: int = -1) -> ndarray:
         places = _apply(np.argsort, self, axis=axis, kind="stable")
         with memory.workspace(2 * self.nbytes + places.nbytes):
@@ -281,7 +281,7 @@ class ndarray:
         plain = _index(key)
         parts = plain if isinstance(plain, tuple) else (plain,)
         if not any(part is Ellipsis for part in parts if not isinstance(part, np.ndarray)):
-            plain = (*parts, Ellipsis)  # single elements are views, too
+            plain = (*parts, Ellipsis)  # single elements are views as well
         for part in parts:
             if isinstance(part, np.ndarray):
                 costs.launched("mask" if part.dtype == bool else "take")
@@ -298,7 +298,7 @@ ndarray.__module__ = "cupy"
 
 
 def wrap(array: Any) -> ndarray:
-    """Copy what NumPy computed to the device."""
+    """Copy a result of NumPy to the device."""
     array = np.asarray(array)
     out = ndarray.__new__(ndarray)
     out._host = memory.empty(array.shape, array.dtype)
@@ -307,14 +307,14 @@ def wrap(array: Any) -> ndarray:
 
 
 def _view(host: np.ndarray) -> ndarray:
-    """Make an array of memory that is on the device already."""
+    """Create an array of memory that is already on the device."""
     out = ndarray.__new__(ndarray)
     out._host = host
     return out
 
 
 def _share(of: ndarray, function: Callable[[np.ndarray], np.ndarray]) -> ndarray:
-    """Apply a function that gives a view, or a copy where no view can be had."""
+    """Apply a function that returns a view, or a copy if a view is not possible."""
     found = function(of._host)
     if found.size and np.may_share_memory(found, of._host):
         return _view(found)
@@ -322,7 +322,7 @@ def _share(of: ndarray, function: Callable[[np.ndarray], np.ndarray]) -> ndarray
 
 
 def _plain(value: Any) -> Any:
-    """Return what NumPy may compute with: the elements of a device array, or a scalar."""
+    """Return an operand for NumPy: the elements of a device array, or a scalar."""
     if isinstance(value, ndarray):
         return value._reads()
     if isinstance(value, bool | int | float | complex | np.generic):
@@ -348,7 +348,7 @@ _TAKE_SHAPES = ("broadcast_to", "einsum", "expand_dims", "reshape", "tile", "tra
 
 
 def _apply(function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Compute with NumPy on arrays of the device and scalars, and put what comes out on the device."""
+    """Compute with NumPy on device arrays and scalars, and put the result on the device."""
     shaped = function.__name__ in _TAKE_SHAPES
     plain = [arg if arg is None or (shaped and isinstance(arg, tuple | str)) else _plain(arg) for arg in args]
     out = kwargs.pop("out", None)
@@ -380,7 +380,7 @@ def _not_host(value: Any) -> Any:
 
 
 def _operator(name: str, function: Callable) -> None:
-    """Give `ndarray` the operator, reflected and in place."""
+    """Add an operator to `ndarray`, with its reflected and in-place forms."""
 
     def forward(self: ndarray, other: Any) -> Any:
         return _apply(function, self, other)
@@ -570,7 +570,7 @@ def isscalar(element: Any) -> bool:
 
 
 class Generator:
-    """`cupy.random.Generator`, with numbers of NumPy's."""
+    """`cupy.random.Generator`, with NumPy's random numbers."""
 
     def __init__(self, bit_generator: np.random.BitGenerator) -> None:
         self._generator = np.random.Generator(bit_generator)
@@ -589,7 +589,7 @@ def default_rng(seed: int | None = None) -> Generator:
     return Generator(np.random.PCG64(seed))
 
 
-#: What is left to NumPy, by the parameters it has in CuPy: NumPy takes more.
+#: Functions delegated to NumPy, by their parameters in CuPy; NumPy accepts more parameters.
 _SAME = {
     "x, /, out=None, *, casting=None, dtype=None": (
         "abs absolute ceil exp fabs floor invert isfinite isinf isnan log log1p log2 logical_not negative rint sign "
@@ -645,7 +645,7 @@ _OWN = (
 
 
 def _as_numpy_does(name: str, parameters: str) -> Callable:
-    """Make a function that takes what CuPy's does; what has a default and is not given is left to NumPy."""
+    """Return a function with CuPy's parameters; NumPy supplies the defaults of those not given."""
     function, signature = getattr(np, name), inspect.signature(eval(f"lambda {parameters}: None"))
 
     def apply(*args: Any, **kwargs: Any) -> Any:
@@ -659,7 +659,7 @@ def _as_numpy_does(name: str, parameters: str) -> Callable:
 
 
 def namespace() -> dict[str, Any]:
-    """Return what the module `cupy` holds of arrays."""
+    """Return the array functions of the module `cupy`."""
     names: dict[str, Any] = {name: getattr(np, name) for name in _PLAIN_NAMES}
     names |= {name: _as_numpy_does(name, key) for key, several in _SAME.items() for name in several.split()}
     names |= {thing.__name__: thing for thing in _OWN}

@@ -1,4 +1,4 @@
-"""The kernel for Hopper, and how it may be broken on purpose."""
+"""The Hopper kernel, and ways to break it on purpose."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hkm_dask.search.cuda import kernels as cuda_kernels
 _MULTIPLY = "multiply_64x256x16(products[0], matrix_at(a + 32 * k), matrix_at(b + 32 * k), step + k > 0);"
 _EXPECT = "barrier_expect(full(at.number), takes_rows ? COLUMNS_BYTES + ROWS_BYTES : COLUMNS_BYTES);"
 _ARRIVE = "if (lane < 2) barrier_arrive(empty(stage), lane);"
-_LAST = "  // a block must not go while the other may arrive at its barriers"
+_LAST = "  // a block must not exit while the other may arrive at its barriers"
 _COPY = "load_tile_for_both(columns_of"
 _BASE = "(shared_address(pool) + 1023) & ~1023u"
-#: A piece of the source, what takes its place, and what the emulator says: nothing where only scores are wrong.
+#: A piece of the source, its replacement, and the emulator's error; empty if only the scores are wrong.
 BROKEN = {
     "wrong parity": ("barrier_wait(full(at.number), at.parity);", "barrier_wait(full(at.number), at.parity ^ 1);", ""),
     "stage not awaited": ("barrier_wait(full(at.number), at.parity);", ";", ""),
@@ -40,7 +40,7 @@ BROKEN = {
 
 @cache
 def switched_source() -> str:
-    """The kernel, with all that may be broken in one source: the number of what is comes with `unit`; see `unit_of`."""
+    """Return the kernel with all breakages in one source; `unit` selects the active one, see `unit_of`."""
     source = cuda_kernels.source(cuda_kernels.HOPPER_FILES).replace(
         "extern __shared__", "const int broken = unit >> 8;\nunit &= 255;\nextern __shared__"
     )
@@ -52,5 +52,5 @@ def switched_source() -> str:
 
 
 def unit_of(how: str, unit: int = 1) -> int:
-    """What the kernel is to be given for `unit`, so that it is broken in this way."""
+    """Return the argument for `unit` that breaks the kernel in this way."""
     return unit + ((1 + list(BROKEN).index(how)) << 8)

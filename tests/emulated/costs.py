@@ -1,7 +1,7 @@
-"""What the work of a host with its device costs: kernels launched, synchronizations, bytes sent.
+"""Costs of using a device: kernels launched, synchronizations, bytes sent.
 
-`LAUNCHES` says what a call of CuPy's costs in kernels, memsets and copies within the device, as far as the sources tell
-(14.2: `_core/_routines_*.pyx`, `cuda/cupy_thrust.cu`). Copies to and from the host are counted by their bytes.
+`LAUNCHES` has the number of kernels, memsets and device copies of a CuPy call, according to its source (14.2:
+`_core/_routines_*.pyx`, `cuda/cupy_thrust.cu`). Copies to and from the host are counted by bytes.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-#: A ufunc, `fill`, `astype`, a gather by numbers, `arange` or `where` is one kernel; a copy or `zeros` one memcpy or
-#: memset; so is what is not named here. A reduction over everything takes two kernels, a scan too.
+#: A ufunc, `fill`, `astype`, a gather by indices, `arange` or `where` is one kernel; a copy or `zeros` one memcpy or
+#: memset. Calls not listed count as one. A reduction over all elements takes two kernels, and so does a scan.
 _REDUCTIONS = "sum mean min max any all argmin argmax prod count_nonzero nanmin nanmax amin amax nansum std var"
 LAUNCHES: dict[str, int] = {
     **dict.fromkeys(_REDUCTIONS.split(), 2),
     "cumsum": 2,
-    "nonzero": 4,  # a comparison, a scan, and the kernel that writes the places
+    "nonzero": 4,  # a comparison, a scan, and the kernel that writes the indices
     "mask": 3,  # `array[flags]`: a scan, and the kernel that copies
-    "argsort": 9,  # a copy of the keys, the places, and Thrust's radix sort of 32 bits: a histogram, its scan, passes
+    "argsort": 9,  # a copy of the keys, the indices, and Thrust's 32-bit radix sort: a histogram, its scan, passes
     "sort": 8,
     "partition": 8,
     "argpartition": 9,
     "unique": 16,
     "bincount": 4,
 }
-#: What waits for the device although it returns no number to the host: the length of its result is one.
+#: Calls that wait for the device although they return no scalar, because the length of their result is one.
 SYNCHRONIZES = frozenset({"nonzero", "mask", "unique", "bincount"})
 
 
 @dataclass
 class Costs:
-    """What was counted; `by_name` has the launches of each kernel or call."""
+    """Counts; `by_name` has the launches of each kernel or call."""
 
     by_name: Counter[str] = field(default_factory=Counter)
     synchronizations: int = 0
@@ -42,7 +42,7 @@ class Costs:
 
     @property
     def launches(self) -> int:
-        """Launches of all."""
+        """Total number of launches."""
         return self.by_name.total()
 
     def __sub__(self, other: Costs) -> Costs:
@@ -54,7 +54,7 @@ class Costs:
         )
 
     def copy(self) -> Costs:
-        """What was counted until now."""
+        """Return a snapshot of the counts."""
         return Costs(Counter(self.by_name), self.synchronizations, self.uploaded, self.downloaded)
 
 
@@ -64,7 +64,7 @@ _counting: list[Costs] = []
 
 @contextmanager
 def counted() -> Iterator[Costs]:
-    """Count within this context, in all threads."""
+    """Count within this context, over all threads."""
     costs = Costs()
     _counting.append(costs)
     try:
@@ -74,7 +74,7 @@ def counted() -> Iterator[Costs]:
 
 
 def launched(name: str, times: int | None = None) -> None:
-    """Note a kernel, or a call of CuPy's that launches what `LAUNCHES` says."""
+    """Count a kernel, or a CuPy call with the launches in `LAUNCHES`."""
     with _lock:
         for costs in _counting:
             costs.by_name[name] += LAUNCHES.get(name, 1) if times is None else times
@@ -82,14 +82,14 @@ def launched(name: str, times: int | None = None) -> None:
 
 
 def synchronized() -> None:
-    """Note that the host waited for the stream it computes on."""
+    """Count a wait of the host for its stream."""
     with _lock:
         for costs in _counting:
             costs.synchronizations += 1
 
 
 def copied(uploaded: int = 0, downloaded: int = 0) -> None:
-    """Note bytes sent to the device, or fetched from it."""
+    """Count bytes sent to the device, or fetched from it."""
     with _lock:
         for costs in _counting:
             costs.uploaded += uploaded

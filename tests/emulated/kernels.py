@@ -27,7 +27,7 @@ _FLAGS = (
     "-fsanitize=bounds,alignment,integer-divide-by-zero,shift,signed-integer-overflow,float-cast-overflow "
     "-fsanitize-undefined-trap-on-error"
 ).split()
-#: Options of NVRTC that mean nothing here.
+#: Options of NVRTC that are ignored here.
 _IGNORED = re.compile(
     r"--?(std=c\+\+\d+|lineinfo|generate-line-info|fmad=\w+|maxrregcount=\d+|restrict|O\d|gpu-architecture=\S+|arch=\S+"
     r"|extra-device-vectorization|default-device|ftz=\w+|prec-(div|sqrt)=\w+)|-w|-G"
@@ -45,7 +45,7 @@ class CompileException(Exception):
 
 
 class CUDADriverError(RuntimeError):
-    """A launch failed: its configuration is refused, or the kernel did what a GPU would not survive or not define."""
+    """A failed launch: an invalid configuration, or a kernel with an error or undefined behavior on a GPU."""
 
 
 CompileException.__module__ = "cupy.cuda.compiler"
@@ -54,7 +54,7 @@ CUDADriverError.__module__ = "cupy_backends.cuda.api.driver"
 
 @cache
 def _folder() -> Path:
-    """Return where compiled kernels lie for the length of this process; `build_in` names another place."""
+    """Return the folder for compiled kernels, which lasts as long as this process unless `build_in` sets another."""
     return Path(tempfile.mkdtemp(prefix="hkm-emulated-"))
 
 
@@ -62,13 +62,13 @@ _build_folder: Path | None = None
 
 
 def build_in(folder: Path) -> None:
-    """Keep compiled kernels in a folder, which processes may share."""
+    """Keep compiled kernels in a folder that processes may share."""
     global _build_folder
     _build_folder = folder
 
 
 def missing() -> str | None:
-    """Say why no kernel can be emulated here; None where they can."""
+    """Return why kernels cannot be emulated here, or None if they can."""
     if os.uname().sysname != "Linux" or os.uname().machine != "x86_64":
         return "emulating CUDA kernels needs Linux on x86-64"
     return None if shutil.which("g++") else "emulating CUDA kernels needs g++"
@@ -102,7 +102,7 @@ def _defines(options: tuple[str, ...]) -> list[str]:
 
 @cache
 def _compile(code: str, options: tuple[str, ...], folder: Path) -> tuple[Path, dict[str, int], dict[str, int]]:
-    """Build the library of these kernels, unless it is there; return its path, launch bounds and blocks of clusters."""
+    """Build the library of these kernels if necessary; return its path, launch bounds and blocks per cluster."""
     if re.search(r"^\s*#\s*include", code, re.MULTILINE):
         raise CompileException("kernels should include nothing: NVRTC has no headers to give")
     defines = _defines(options)
@@ -124,7 +124,7 @@ def _compile(code: str, options: tuple[str, ...], folder: Path) -> tuple[Path, d
     key = hashlib.sha256("\0".join([text, *_FLAGS, _compiler_version()]).encode()).hexdigest()[:24]
     library = folder / f"kernels-{key}.so"
     with library.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # of processes that want the same, one builds it
+        fcntl.flock(file, fcntl.LOCK_EX)  # only one process builds a library
         if not library.exists():
             source, unfinished = library.with_suffix(".ii"), library.with_suffix(".unfinished")
             source.write_text(text, encoding="utf-8")
@@ -136,7 +136,7 @@ def _compile(code: str, options: tuple[str, ...], folder: Path) -> tuple[Path, d
 
 @cache
 def _symbols(library: Path) -> str:
-    """Return the table of symbols; nothing where no tool tells it."""
+    """Return the symbol table, or an empty text if no tool is available."""
     if shutil.which("nm") is None:
         return ""
     return subprocess.run(["nm", "-S", str(library)], capture_output=True, text=True, check=True).stdout
@@ -170,7 +170,7 @@ class RawModule:
             raise CompileException(why)
         self.code, self.options, self.backend = code, options, backend
         self._library: Any = None
-        self._dynamic: dict[str, int] = {}  # of kernels: all that come from a module under a name are one function
+        self._dynamic: dict[str, int] = {}  # by kernel: all functions of a module with the same name are one
 
     def compile(self, log_stream: object = None) -> None:
         with _lock:
@@ -183,8 +183,8 @@ class RawModule:
                 self._library = library
 
     def _static_shared(self, kernel: str) -> int:
-        """Bytes of the `__shared__` variables that a kernel declares itself, without those of functions it calls."""
-        # Static variables of functions are mangled as _ZZ <function> E <name>, and none but shared ones are in kernels.
+        """Return the bytes of `__shared__` variables that a kernel declares itself, without functions it calls."""
+        # Static variables of functions are mangled as _ZZ <function> E <name>; in kernels, all of them are shared.
         found = re.findall(rf"^\S+ (\S+) [dDbB] _ZZ{len(kernel)}{kernel}E", _symbols(self._path), re.MULTILINE)
         return sum(int(size, 16) for size in found)
 
@@ -280,7 +280,7 @@ class RawKernel:
             raise CUDADriverError(f"{self.name}: write beside an array, of the arguments {names or 'none'}")
 
     def _place(self, code: int, address: int) -> str:
-        """Say in which line of the source a signal came up, if it did."""
+        """Return the source line of a signal, if there was one."""
         text = f" at {address:#x}" if address and not code else ""
         if code and shutil.which("addr2line"):
             command = ["addr2line", "-e", str(self._module._path), hex(code - 1)]
@@ -338,7 +338,7 @@ _VECTORS = {"int2": "i4", "uint2": None, "float2": "f4", "double2": "f8", "int4"
 def _fits(dtype: np.dtype, wanted: str) -> bool:
     if wanted == "void":
         return True
-    if wanted in _VECTORS:  # an unsigned vector is how bytes of any kind are moved
+    if wanted in _VECTORS:  # unsigned vectors move bytes of any type
         return _VECTORS[wanted] is None or dtype == np.dtype(_VECTORS[wanted])
     return dtype == np.dtype(wanted) or dtype.name in _ALSO.get(wanted, ())
 

@@ -1,7 +1,7 @@
-"""Device memory: every allocation lies between two fences, is counted, and begins as poison.
+"""Device memory: every allocation is counted, lies between two guard pages, and is filled with poison values.
 
-What a kernel reads or writes beyond the end of an array falls on a fence, unless it stays within the last 15 bytes;
-those, and the rest of the page before the array, are canaries that `check_canaries` looks at.
+Accesses beyond the end of an array hit a guard page, except within the last 15 bytes; these, and the rest of the page
+before the array, are canaries that `check_canaries` verifies.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OutOfMemoryError(MemoryError):
 
 
 OutOfMemoryError.__module__ = "cupy.cuda.memory"
-#: What RMM says, as a plain MemoryError, when its pool is full.
+#: RMM's message, in a plain MemoryError, when its pool is full.
 RMM_MESSAGE = (
     "std::bad_alloc: out_of_memory: RMM failure at:/rmm/mr/pool_memory_resource.hpp:257: Maximum pool size exceeded "
     "(failed to allocate 1.000000 MiB): No room in arena"
@@ -47,7 +47,7 @@ RMM_MESSAGE = (
 
 
 class Pool:
-    """CuPy's memory pool: it keeps what was freed until `free_all_blocks`, and takes no more than the device has."""
+    """CuPy's memory pool: it keeps freed memory until `free_all_blocks`, and is limited by the device memory."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -105,7 +105,7 @@ pool = Pool(1 << 30)
 
 @contextmanager
 def workspace(n_bytes: int) -> Iterator[None]:
-    """Memory that a library takes from the pool by itself: where there is none, CuPy raises what it is told in C++."""
+    """Take memory from the pool as a C++ library does; CuPy raises the library's error if there is not enough."""
     try:
         pool._take(n_bytes)
     except MemoryError:
@@ -121,7 +121,7 @@ _live_lock = threading.RLock()
 
 
 class Memory:
-    """One allocation on the device, freed when the last array over it goes."""
+    """One allocation on the device, freed with the last array that uses it."""
 
     def __init__(self, n_bytes: int) -> None:
         self.n_bytes = n_bytes
@@ -145,25 +145,23 @@ class Memory:
         self.__array_interface__ = {"data": (self.ptr, False), "shape": (n_bytes,), "typestr": "|u1", "version": 3}
         with _live_lock:
             _live[id(self)] = self
-        # The pool may hand out memory that earlier work of the current stream still uses: that work comes before.
+        # The pool may return memory that earlier work of the current stream still uses; that work comes first.
         streams.operate([(self, self.ptr, self.ptr + n_bytes, True)])
 
     def is_intact(self) -> bool:
-        (before, n_before), (behind, n_behind) = self._canaries  # spelled out: after each launch, of all there are
+        (before, n_before), (behind, n_behind) = self._canaries  # unrolled: runs often
         return not (_libc.memcmp(before, _CANARIES, n_before) or _libc.memcmp(behind, _CANARIES, n_behind))
 
     def __del__(self) -> None:
-        if self._start and _libc is not None:  # None while the interpreter ends
-            with (
-                _live_lock
-            ):  # an object is among the living until its finalizer ends, and munmap lets other threads run
+        if self._start and _libc is not None:  # None during interpreter shutdown
+            with _live_lock:  # the object stays registered until its finalizer ends, and munmap lets other threads run
                 _live.pop(id(self), None)
                 _libc.munmap(self._start, self._length)
             pool._give_back(self.counted)
 
 
 def empty(shape: Any, dtype: Any, order: str = "C") -> np.ndarray:
-    """Return a poisoned array in device memory, as NumPy sees it."""
+    """Return a poisoned array in device memory, as a NumPy array."""
     dtype = np.dtype(dtype)
     if dtype.hasobject or dtype.kind not in "biufc":
         raise ValueError(f"Unsupported dtype {dtype}")
@@ -178,13 +176,13 @@ def empty(shape: Any, dtype: Any, order: str = "C") -> np.ndarray:
 
 
 def poison(array: np.ndarray) -> None:
-    """Fill an array with NaN, or bytes of 0x7f where there is no NaN."""
+    """Fill an array with NaN, or with bytes 0x7f if its dtype has no NaN."""
     raw = array.reshape(-1, order="A").view(np.uint8) if array.size else array
     raw[...] = 0xFF if array.dtype.kind in "fc" else 0x7F
 
 
 def owner(array: np.ndarray) -> Memory:
-    """Return the allocation an array lies in."""
+    """Return the allocation that contains an array."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -213,12 +211,12 @@ _pinned: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDiction
 
 
 def pin(array: np.ndarray) -> None:
-    """Note that an array on the host is pinned, and so are its views."""
+    """Mark a host array, and its views, as pinned."""
     _pinned[id(array)] = array
 
 
 def is_pinned(array: np.ndarray) -> bool:
-    """Tell whether an array lies in pinned memory, from which the device copies in its own time."""
+    """Return whether an array is in pinned memory, from which the device copies asynchronously."""
     base: Any = array
     while isinstance(base, np.ndarray):
         if _pinned.get(id(base)) is base:
@@ -228,6 +226,6 @@ def is_pinned(array: np.ndarray) -> bool:
 
 
 def check_canaries() -> list[int]:
-    """Return the addresses of the allocations beside which something was written."""
+    """Return the addresses of the allocations with overwritten canaries."""
     with _live_lock:
         return [memory.ptr for memory in list(_live.values()) if not memory.is_intact()]

@@ -1,4 +1,4 @@
-"""Names of CuPy, RMM, dask-cuda and NVML that source uses, and how it calls them: found by reading, without running."""
+"""Uses of names of CuPy, RMM, dask-cuda and NVML in source code, and their calls, by static analysis."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = {"cupy", "cupyx", "cupy_backends", "rmm", "dask_cuda", "pynvml"}
-#: Expressions that are CuPy where an engine computes on a GPU.
+#: Expressions that are CuPy in an engine for GPUs.
 _MODULES = {"xp": "cupy", "self.xp": "cupy", "engine.xp": "cupy", "self.engine.xp": "cupy"}
-#: What functions return, where it is asked for more.
+#: Return types of functions whose results have further names used.
 _RETURNED = {
     "cupy.get_default_memory_pool": "cupy.cuda.MemoryPool",
     "cupy.get_default_pinned_memory_pool": "cupy.cuda.PinnedMemoryPool",
@@ -40,9 +40,9 @@ class Use:
     where : str
         File and line.
     n_positional : int or None
-        Arguments it is called with; None where it is not called, or with a sequence of them.
+        Number of positional arguments; None if it is not called, or with an unpacked sequence.
     keywords : tuple of str
-        Names of the others.
+        Names of the keyword arguments.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Use:
 
 
 class _Scope:
-    """What the names of a file stand for, by its imports and by what is assigned to attributes."""
+    """Meaning of the names in a file, from its imports and its assignments to attributes."""
 
     def __init__(self, tree: ast.AST) -> None:
         self.known = dict(_MODULES)
@@ -64,14 +64,14 @@ class _Scope:
         self._take_assigned(tree, ast.Attribute)
 
     def within(self, function: ast.AST) -> _Scope:
-        """The scope of a function, with what it assigns to names of its own."""
+        """Return the scope of a function, with the assignments to its local names."""
         inner = copy.copy(self)
         inner.known = dict(self.known)
         inner._take_assigned(function, ast.Name)
         return inner
 
     def _take_assigned(self, tree: ast.AST, kind: type[ast.expr]) -> None:
-        """Note what names or attributes hold that always hold the same."""
+        """Record names or attributes that always have the same meaning."""
         made: dict[str, set[str | None]] = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], kind):
@@ -79,7 +79,7 @@ class _Scope:
         self.known |= {text: of for text, (of, *others) in made.items() if of is not None and not others}
 
     def resolve(self, node: ast.AST) -> str | None:
-        """The dotted name that an expression stands for, or the class of what it gives."""
+        """Return the dotted name of an expression, or the class of its value."""
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Name) and node.func.id == "import_module":
                 (text,) = (ast.literal_eval(a) if isinstance(a, ast.Constant) else "" for a in node.args[:1])
@@ -119,7 +119,7 @@ def uses_in(source: str, file: str) -> Iterator[Use]:
 
 
 def _functions(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield the functions and methods of a file, inner ones within theirs; and every other statement by itself."""
+    """Yield the functions and methods of a file, including their inner ones, and every other statement separately."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.ClassDef):
             yield from _functions(node)
@@ -128,7 +128,7 @@ def _functions(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def uses_of(files: list[Path]) -> list[Use]:
-    """All uses in some files, each once."""
+    """Return all uses in some files, each once."""
     texts = {f"{file.parent.name}/{file.name}": file.read_text(encoding="utf-8") for file in files}
     asked = {name: text for name, text in texts.items() if any(word in text for word in (*PACKAGES, "xp."))}
     return sorted(
@@ -137,7 +137,7 @@ def uses_of(files: list[Path]) -> list[Use]:
 
 
 def problem(use: Use, fact: dict[str, Any] | None) -> str | None:
-    """What is wrong with a use, given what the package says of the name; None where nothing is."""
+    """Return the error of a use, given the package's description of the name, or None."""
     if fact is None:
         return f"{use.where}: there is no {use.name}"
     parameters = fact["parameters"]

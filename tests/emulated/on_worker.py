@@ -1,4 +1,4 @@
-"""A Dask preload: the worker it is given to computes on an emulated GPU."""
+"""A Dask preload that makes a worker compute on an emulated GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 
 def dask_setup(worker: Any) -> None:
-    """Put the emulator in place before the worker's first task."""
+    """Install the emulator before the worker's first task."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.emulated import kernels
     from tests.emulated.plugin import install

@@ -1,4 +1,4 @@
-"""The fixture `emulated_cuda`: within a test that asks for it, `import cupy` gives the emulated CuPy."""
+"""The fixture `emulated_cuda`: in tests that use it, `import cupy` imports the emulated CuPy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _module(name: str, **contents: Any) -> ModuleType:
 
 
 def _make_modules() -> dict[str, ModuleType]:
-    """Make the modules that take the place of CuPy's, by name."""
+    """Create the modules that replace CuPy's, by name."""
     cublas = _module(
         "cupy_backends.cuda.libs.cublas",
         gemmEx=runtime.gemm_ex,
@@ -88,29 +88,29 @@ _MODULES = _make_modules()
 
 
 class Emulator:
-    """What a test may ask of the emulated device."""
+    """Controls of the emulated device for tests."""
 
     pool = memory.pool
 
     def limit_memory(self, n_bytes: int) -> None:
-        """Set the bytes of memory that the device has; 1 GiB unless told."""
+        """Set the memory of the device in bytes; 1 GiB by default."""
         memory.pool._capacity = n_bytes
 
     def lose_context_by_faults(self) -> None:
-        """Have a kernel that fails take the context with it; see `renew_context`."""
+        """Let a failing kernel destroy the context; see `renew_context`."""
         streams.loses_context = True
 
     def renew_context(self) -> None:
-        """Have a context again, as another process has."""
+        """Create a new context, as in a new process."""
         streams.lost = None
 
     def allocate_with(self, allocator: Literal["cupy", "rmm"]) -> None:
-        """Choose who allocates, which shows where memory runs out: by an error of CuPy's, or by a plain MemoryError."""
+        """Choose the allocator, which determines the out-of-memory error: CuPy's, or a plain MemoryError."""
         memory.pool._allocator = allocator
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Put the emulated CuPy in place until `monkeypatch` is undone."""
+    """Install the emulated CuPy until `monkeypatch` is undone."""
     monkeypatch.setenv("HKM_DEVICE", "cuda")
     for name in [name for name in sys.modules if name.split(".")[0] in ("cupy", "cupyx", "cupy_backends")]:
         monkeypatch.delitem(sys.modules, name)
@@ -120,7 +120,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
     monkeypatch.setattr(memory.pool, "_capacity", 1 << 30)
     monkeypatch.setattr(memory.pool, "_limit", 0)
     monkeypatch.setattr(memory.pool, "_allocator", "cupy")
-    # Kernels are tested anyway, and slow here; tests/gpu/test_cuda_forms.py is about what is left out.
+    # Kernels are tested elsewhere, and slow here; tests/gpu/test_cuda_forms.py tests what is left out.
     monkeypatch.setattr("hkm_dask.search.cuda.forms._fault", lambda *_: None)
     monkeypatch.setattr("hkm_dask.search.cuda.forms.APART", False)  # other processes have no emulator
     monkeypatch.setattr(streams, "loses_context", False)
@@ -130,7 +130,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
 
 
 def forget() -> None:
-    """Clear what hkm_dask remembers of the device: the caches of its modules about CUDA."""
+    """Clear the caches of hkm_dask's CUDA modules, which describe the device."""
     for name, module in list(sys.modules.items()):
         if name in ("hkm_dask.compute.backend", "hkm_dask.search.worker") or (
             name.startswith("hkm_dask.") and "cuda" in name
@@ -144,7 +144,7 @@ def forget() -> None:
 
 @pytest.fixture(scope="session")
 def built_kernels(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where compiled kernels are kept by their content: for all processes of all sessions, where pytest keeps anything.
+    """Return the folder for compiled kernels, by content: in pytest's cache, for all processes and sessions.
 
     `pytest --cache-clear` removes them.
     """

@@ -1,7 +1,7 @@
-"""Describe names of the real CuPy, which needs no driver for it: dotted names in on stdin, what they are out as JSON.
+"""Describe names of the real CuPy, without a driver: reads dotted names from stdin, and writes descriptions as JSON.
 
-It runs in a process of its own, since it puts an empty library in place of cuBLAS: to import a module of CuPy's that is
-linked against it, and read the enumerations, none of its functions is needed.
+It runs in a separate process, because it replaces cuBLAS with an empty library: none of its functions is needed to
+import a CuPy module that is linked against it, and to read the enumerations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 
 def _import(name: str) -> Any:
-    """Import the module or get the attribute of this dotted name."""
+    """Return the module or attribute with a dotted name."""
     parts = name.split(".")
     for n in range(len(parts), 0, -1):
         try:
@@ -35,7 +35,7 @@ def _import(name: str) -> Any:
 
 
 def _parameters(thing: Any) -> dict[str, Any] | None:
-    """Names of the parameters, and how many need a value, from a signature or the first line of Cython's docstrings."""
+    """Return the parameters, and how many are required, from a signature or the first line of a Cython docstring."""
     try:
         listed = inspect.signature(thing).parameters.values()
     except (TypeError, ValueError):
@@ -70,7 +70,7 @@ def _from_docstring(text: str) -> dict[str, Any] | None:
 
 
 def describe(name: str) -> dict[str, Any] | None:
-    """Tell what a name is; None where there is nothing of that name."""
+    """Describe a name; None if it does not exist."""
     try:
         thing = _import(name)
     except AttributeError:
@@ -83,7 +83,7 @@ def describe(name: str) -> dict[str, Any] | None:
 
 
 def _attributes() -> list[str]:
-    """Keys of `Device.attributes`: CuPy fills it with every member of this enumeration."""
+    """Return the keys of `Device.attributes`, which has every member of this enumeration."""
     from cupy_backends.cuda.api import _runtime_enum
 
     prefix = "cudaDevAttr"
@@ -91,7 +91,7 @@ def _attributes() -> list[str]:
 
 
 def ask(names: Iterable[str]) -> dict[str, Any]:
-    """What the real CuPy says: "names", a description of each or None, and "attributes", those of a device."""
+    """Return descriptions by the real CuPy: "names", with a description of each or None, and device "attributes"."""
     command, asked = [sys.executable, str(Path(__file__))], json.dumps(sorted(set(names)))
     done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

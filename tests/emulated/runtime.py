@@ -21,7 +21,7 @@ CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
 
 
 class Device:
-    """The one device."""
+    """The only device."""
 
     attributes = {  # noqa: RUF012
         "ComputeMode": 0,
@@ -70,7 +70,7 @@ class Device:
 
 
 def memory_information() -> tuple[int, int]:
-    """Return the bytes of the device that nobody holds, and all of them."""
+    """Return the free and the total bytes of device memory."""
     return memory.pool._capacity - memory.pool.total_bytes(), memory.pool._capacity
 
 
@@ -104,19 +104,19 @@ def empty_pinned(shape: Any, dtype: Any = float, order: str = "C") -> np.ndarray
 
 
 class PinnedMemory:
-    """Pinned host memory, poisoned; what it holds is had by `PinnedMemoryPointer`."""
+    """Poisoned pinned host memory; `PinnedMemoryPointer` gives access to it."""
 
     def __init__(self, size: int, flags: int = 0) -> None:
         self._array = empty_pinned(size, np.uint8)
 
 
 def pinned_memory_pointer(mem: PinnedMemory, offset: int) -> np.ndarray:
-    """Return pinned memory from an offset on, as something to be given as a buffer."""
+    """Return pinned memory from an offset on, as a buffer."""
     return mem._array[offset:]
 
 
 class PinnedMemoryPool:
-    """`cupy.get_default_pinned_memory_pool()`: there is nothing in it."""
+    """`cupy.get_default_pinned_memory_pool()`, always empty."""
 
     def free_all_blocks(self) -> None:
         """Do nothing."""
@@ -129,12 +129,12 @@ def zeros_pinned(shape: Any, dtype: Any = float, order: str = "C") -> np.ndarray
     return out
 
 
-# cuBLAS: matrices are column-major, so element (i, j) lies at i + j * ld
+# cuBLAS: matrices are column-major, so element (i, j) is at i + j * ld
 
 CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_OP_C = 0, 1, 2
 # CUDA_R_32F, _64F, _16F, _16BF: NumPy has no bfloat16, which is the upper half of a float32
 _DATA_TYPES = {0: np.dtype(np.float32), 1: np.dtype(np.float64), 2: np.dtype(np.float16), 14: np.dtype(np.uint16)}
-# CUBLAS_COMPUTE_32F, _PEDANTIC and _FAST_TF32, and _64F: types of operands and result, and the type computed in
+# CUBLAS_COMPUTE_32F, _PEDANTIC and _FAST_TF32, and _64F: types of operands and result, and the computation type
 _COMPUTES = {
     68: ((0, 2, 14), 0, np.float32), 69: ((0,), 0, np.float32), 77: ((0,), 0, np.float32), 70: ((1,), 1, np.float64),
 }  # fmt: skip
@@ -152,7 +152,7 @@ def _matrix(ptr: int, n_rows: int, n_columns: int, leading: int, dtype: np.dtype
 
 
 def _as_multiplied(matrix: np.ndarray, data_type: int, compute_type: int, computed_in: type) -> np.ndarray:
-    """Give the values that are multiplied: TF32 cuts all but 10 bits off a float32."""
+    """Return the values that are multiplied: TF32 truncates the mantissa of float32 to 10 bits."""
     if data_type == 14:
         return (matrix.astype(np.uint32) << 16).view(np.float32)
     values = matrix.astype(computed_in)
@@ -163,7 +163,7 @@ def gemm_ex(
     handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha: int, A: int, Atype: int, lda: int,
     B: int, Btype: int, ldb: int, beta: int, C: int, Ctype: int, ldc: int, computeType: int, algo: int,
 ) -> None:  # fmt: skip
-    """Compute C = alpha op(A) op(B) + beta C; `alpha` and `beta` point to the type computed in, on the host."""
+    """Compute C = alpha op(A) op(B) + beta C; `alpha` and `beta` point to host values of the computation type."""
     if handle != Device.cublas_handle:
         raise ValueError("CUBLAS_STATUS_NOT_INITIALIZED")
     types, result_type, computed_in = _COMPUTES.get(computeType, ((), None, np.float32))

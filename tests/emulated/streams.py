@@ -1,8 +1,8 @@
-"""Streams and events. What a stream is told to do happens at once, but what was not told to wait is found out.
+"""Streams and events. Operations run at once, but missing synchronization is detected.
 
-Every stream and event carries a vector clock: how far it knows each stream to have come. Two operations on the same
-bytes of device memory, one of them a write, should be ordered by these clocks, or a GPU might run them in either order.
-Copies from and to pinned memory are put off until something waits for them, so that a buffer used too early shows.
+Every stream and event has a vector clock: the progress of each stream that it knows of. Two operations on the same
+bytes of device memory, one of them a write, must be ordered by these clocks; otherwise a GPU might run them in either
+order. Copies from and to pinned memory are deferred until something waits for them, to reveal buffers used too early.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Clock = dict[int, int]
 
 
 class StreamRaceError(RuntimeError):
-    """Two streams use the same memory without one waiting for the other."""
+    """Two streams used the same memory without synchronization."""
 
 
 class Access(NamedTuple):
-    """One use of some bytes of an allocation, by what a stream did as its operation number `tick`."""
+    """One use of some bytes of an allocation, by operation number `tick` of a stream."""
 
     low: int
     high: int
@@ -35,14 +35,14 @@ class Access(NamedTuple):
 _lock = threading.RLock()
 _numbers = itertools.count()
 _streams: dict[int, Stream] = {}
-_host: Clock = {}  # what is known to be over
-#: Whether a kernel that fails takes the context with it, as on a device; the error of all that is asked of it then.
+_host: Clock = {}  # operations known to be complete
+#: Whether a failing kernel destroys the context, as on a device; and the error of all later calls.
 loses_context = False
 lost: Exception | None = None
 
 
 def raise_if_lost() -> None:
-    """Raise the error that a lost context answers everything with."""
+    """Raise the error that every call to a lost context gives."""
     if lost is not None:
         raise lost
 
@@ -107,7 +107,7 @@ class Stream:
         return self
 
     def _begin(self) -> int:
-        """Begin an operation after what the host knows, and what a null stream orders, and return its number."""
+        """Begin an operation after those the host knows of, and those ordered by a null stream; return its number."""
         self._clock[self._number] = self._clock.get(self._number, 0) + 1
         _merge(self._clock, _host)
         if self is Stream.null:
@@ -122,7 +122,7 @@ class Stream:
         self._pending.append((tick, work))
 
     def _catch_up(self, tick: int) -> None:
-        """Do what was put off, up to an operation."""
+        """Run deferred work up to an operation."""
         while self._pending and self._pending[0][0] <= tick:
             self._pending.pop(0)[1]()
 
@@ -131,7 +131,7 @@ class Stream:
         return not self._pending
 
     def synchronize(self) -> None:
-        if self is Stream.null:  # others are waited for by threads of their own, or at the end of a pass
+        if self is Stream.null:  # other streams are awaited by separate threads, or at the end of a pass
             costs.synchronized()
         with _lock:
             self._begin()
@@ -171,7 +171,7 @@ def _catch_up(clock: Clock) -> None:
 
 
 def _arrive(clock: Clock) -> None:
-    """Let the host know that all of a clock is over."""
+    """Record for the host that all operations of a clock are complete."""
     with _lock:
         _catch_up(clock)
         _merge(_host, clock)
@@ -187,20 +187,20 @@ def synchronize_device() -> None:
 def operate(
     uses: list[tuple[Any, int, int, bool]], stream: Stream | None = None, work: Callable[[], None] | None = None
 ) -> None:
-    """Note an operation on a stream, the current one by default.
+    """Record an operation on a stream, by default the current one.
 
     Parameters
     ----------
     uses : list of (Memory, int, int, bool)
-        Allocation, first address, address after the last, whether it is written to.
+        Allocation, first address, end address, and whether it is written to.
     stream : Stream, optional
     work : callable, optional
-        Put off until something waits for the operation; by default the caller does the work at once.
+        Work deferred until something waits for the operation; by default the caller does the work at once.
 
     Raises
     ------
     StreamRaceError
-        Another stream uses the memory and is not waited for.
+        If another stream uses the memory without synchronization.
     """
     raise_if_lost()
     with _lock:

@@ -1,4 +1,4 @@
-"""`cuTensorMapEncodeTiled` of the CUDA driver, for what hopper_on_cpu.h knows to copy."""
+"""`cuTensorMapEncodeTiled` of the CUDA driver, for the copies that hopper_on_cpu.h supports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def encode_tiled(
     dims: Sequence[int], strides: Sequence[int], box: Sequence[int], steps: Sequence[int], interleave: int,
     swizzle: int, promotion: int, fill: int,
 ) -> int:  # fmt: skip
-    """Describe a matrix of float16, and refuse what the driver refuses."""
+    """Describe a float16 matrix; raises an error for arguments that the driver rejects."""
     at, start = tensor_map.value or 0, address.value or 0
     if (data_type, rank.value, interleave, swizzle, fill, list(steps)) != (6, 2, 0, 3, 0, [1, 1]):
         raise NotImplementedError("the emulator copies matrices of float16, in lines swizzled by 128 bytes")

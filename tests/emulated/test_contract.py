@@ -1,4 +1,4 @@
-"""All that is asked of CuPy, RMM, dask-cuda and NVML is there, in the wheels themselves, with these parameters."""
+"""All names of CuPy, RMM, dask-cuda and NVML that the code uses exist in their wheels, with these parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The emulator itself: kernels do here what they do on a GPU, and what a GPU punishes or leaves open is found."""
+"""The emulator itself: kernels behave as on a GPU, and errors and undefined behavior are detected."""
 
 from __future__ import annotations
 

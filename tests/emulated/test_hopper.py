@@ -1,4 +1,4 @@
-"""A kernel for Hopper that is broken on purpose fails on the emulator; unbroken, it finds the two best scores."""
+"""On the emulator, the Hopper kernel finds the two best scores, and fails if it is broken on purpose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("emulated_cuda")
 
 
 def _two_best(unit: int, n_launches: int = 1) -> tuple[np.ndarray, ...]:
-    """The best and second best score of every row, and the column of the best; of rows that do not stay."""
+    """Return the two best scores of every row, and the column of the best; for rows that do not keep their label."""
     import cupy
 
     rng = np.random.default_rng(0)

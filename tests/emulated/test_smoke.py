@@ -1,4 +1,4 @@
-"""The emulator runs a kernel, and finds what a GPU would not forgive; all of it is tested by `pytest --slow`."""
+"""The emulator runs a kernel, and detects errors that would crash a GPU; `pytest --slow` tests all of it."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The emulator offers nothing that the real CuPy lacks: names, parameters, device attributes, numbers."""
+"""The emulator offers nothing that the real CuPy lacks: names, parameters, device attributes, constants."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ OWN_CLASSES = {
     for kind in vars(module).values()
     if inspect.isclass(kind) and not kind.__module__.startswith("numpy") and not issubclass(kind, BaseException)
 }
-#: Classes whose objects come out of functions, by the names of CuPy's.
+#: Classes whose objects are returned by functions, by their names in CuPy.
 CLASSES = {
     "cupy.RawKernel": kernels.RawKernel,
     "cupy.cuda.MemoryPool": memory.Pool,
     "cupy.cuda.PinnedMemoryPool": runtime.PinnedMemoryPool,
     "cupy.cuda.MemoryPointer": arrays.MemoryPointer,
 }
-#: What the emulator has besides, and why.
+#: Names that only the emulator has, with the reason.
 EMULATOR_ONLY: dict[str, str] = {}
 
 
 def objects() -> dict[str, object]:
-    """One object of every class, for what its `__init__` gives it."""
+    """Return one object of every class, to find the attributes set by `__init__`."""
     module = kernels.RawModule(code='extern "C" __global__ void nothing() {}')
     return {
         "cupy.RawModule": module,
@@ -56,7 +56,7 @@ def objects() -> dict[str, object]:
 
 
 def offered() -> Iterator[tuple[str, Any]]:
-    """All that the emulator offers, by the name in CuPy: modules, what they hold, and what classes hold."""
+    """Yield everything the emulator offers, by its name in CuPy: modules, and the members of modules and classes."""
     classes = dict(CLASSES)
     for name, module in plugin._MODULES.items():
         yield name, module
@@ -74,7 +74,7 @@ def offered() -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture(scope="module")
 def real(built_kernels: Path) -> dict[str, Any]:
-    """What the real CuPy says of the names that the emulator offers."""
+    """Return the descriptions of these names by the real CuPy."""
     return real_cupy.ask(name for name, _ in offered())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 @cache
 def _module(name: str) -> tuple[Path, ast.Module] | None:
-    """The file of a module, its stub if there is one, and what stands in it; packages are found, and none imported."""
+    """Return the file of a module, or of its stub, and the parsed content, without importing the package."""
     top, *rest = name.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or spec.origin is None:
@@ -33,14 +33,14 @@ def _module(name: str) -> tuple[Path, ast.Module] | None:
 
 
 def source_of(name: str) -> str:
-    """The text of a module."""
+    """Return the source of a module."""
     found = _module(name)
     assert found is not None, name
     return found[0].read_text(encoding="utf-8")
 
 
 def _member(module: str, body: list[ast.stmt], name: str) -> tuple[str, ast.AST] | None:
-    """Where a name of a module or class is defined, through imports and bases."""
+    """Find the definition of a name of a module or class, through imports and bases."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             return module, node
@@ -61,7 +61,7 @@ def _member(module: str, body: list[ast.stmt], name: str) -> tuple[str, ast.AST]
 
 
 def _package(module: str, node: ast.ImportFrom) -> str:
-    """The absolute name of what is imported from."""
+    """Return the absolute name of the module imported from."""
     if not node.level:
         return node.module or ""
     found = _module(module)
@@ -71,7 +71,7 @@ def _package(module: str, node: ast.ImportFrom) -> str:
 
 
 def _find(name: str) -> tuple[str, ast.AST] | None:
-    """The module and the definition of a dotted name."""
+    """Return the module and the definition of a dotted name."""
     parts = name.split(".")
     n = next((n for n in range(len(parts), 0, -1) if _module(".".join(parts[:n])) is not None), 0)
     if not n:
@@ -97,7 +97,7 @@ def _find(name: str) -> tuple[str, ast.AST] | None:
 
 
 def describe(name: str) -> dict[str, Any] | None:
-    """Tell what a name is, as `real_cupy.describe` does; None where there is nothing of that name."""
+    """Describe a name as `real_cupy.describe` does; None if it does not exist."""
     found = _find(name)
     if found is None:
         return None

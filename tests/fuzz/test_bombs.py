@@ -1,4 +1,4 @@
-"""Small files that would take gigabytes or minutes are refused before the work, in a process with 1 GiB to spare."""
+"""Small files that would need gigabytes or minutes are refused at once, in a process with 1 GiB of free memory."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Every parser of bytes from outside works on damaged input, or refuses it in clear lines and leaves nothing behind."""
+"""Every parser of external bytes accepts damaged input, or refuses it with a clear message and leaves no files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipelines.fuzz.bench import Bench
 from pipelines.fuzz.parsers import PARSERS
 
-#: Inputs per parser; `python pipelines/fuzz/run.py` gives them thousands.
+#: Inputs per parser; `python pipelines/fuzz/run.py` uses thousands.
 N_INPUTS = 15
 
 

@@ -1,4 +1,4 @@
-"""Kernels broken on purpose, by substitutions in their source; which one is broken is chosen when it runs."""
+"""Kernels broken on purpose by substitutions in their source; the active one is selected at run time."""
 
 import ctypes
 import os

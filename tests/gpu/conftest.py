@@ -1,4 +1,4 @@
-"""Every test here runs on the GPU where there is one, and on the emulator of `tests/emulated` where there is none."""
+"""All tests here run on a GPU if there is one, otherwise on the emulator of `tests/emulated`."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator

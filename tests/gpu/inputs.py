@@ -1,4 +1,4 @@
-"""Rows for the tests of the GPU path, and both devices side by side."""
+"""Rows for the tests of the GPU path, and engines for both devices."""
 
 import uuid
 from collections.abc import Callable

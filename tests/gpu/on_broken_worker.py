@@ -1,4 +1,4 @@
-"""A Dask preload: the worker it is given to checks its kernels on an emulated GPU, of which one may be broken."""
+"""A Dask preload that makes a worker check its kernels on an emulated GPU, with one possibly broken."""
 
 import sys
 from pathlib import Path

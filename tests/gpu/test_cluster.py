@@ -1,4 +1,4 @@
-"""GPU workers in processes of their own: emulated ones everywhere, a LocalCUDACluster where there are GPUs."""
+"""GPU workers in separate processes: emulated ones everywhere, a LocalCUDACluster on machines with GPUs."""
 
 import subprocess
 import sys

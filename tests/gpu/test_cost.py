@@ -1,4 +1,4 @@
-"""What the model of a run says of starting kernels, against what the emulator counts; see hierarchy/test_cost.py."""
+"""The cost model's number of kernel launches, against the emulator's count; see hierarchy/test_cost.py."""
 
 from pathlib import Path
 from typing import Any

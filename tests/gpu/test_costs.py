@@ -1,4 +1,4 @@
-"""What a pass costs beside its arithmetic: launches, synchronizations, bytes sent to the device."""
+"""Overhead of a pass: launches, synchronizations, bytes sent to the device."""
 
 import itertools
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The CUDA search against the CPU's: labels and distances are the same bits, because both measure in the same order."""
+"""The CUDA search gives the same bits as the CPU's, because both compute distances in the same order."""
 
 from collections.abc import Callable
 from typing import Any

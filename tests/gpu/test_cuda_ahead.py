@@ -1,4 +1,4 @@
-"""Kernels are checked beside a command that starts workers, which wait for what is found out and do not do it again."""
+"""Kernels are checked while a command starts workers, which wait for the result instead of checking again."""
 
 import subprocess
 import threading

@@ -1,4 +1,4 @@
-"""The check of a form finds kernels that were broken on purpose, and nothing in sound ones."""
+"""The check of a form detects kernels broken on purpose, and accepts correct ones."""
 
 from typing import Any
 

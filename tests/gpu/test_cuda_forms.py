@@ -1,4 +1,4 @@
-"""Which form a search takes: one that is right on this device, and the fastest of those where a trial can tell."""
+"""Choice of the form of a search: correct on this device, and the fastest if a trial can decide."""
 
 import os
 import sys
@@ -146,7 +146,7 @@ def test_a_fault_that_takes_the_context_with_it_is_noted_for_the_next_process(
     break_kernels(monkeypatch, "an illegal address on 120 rows", half=True)
     emulator.lose_context_by_faults()
     search, tile, centroids = search_of(groups(120, 24, np.float16))
-    said = r"nearest_two failed .* costs this process its GPU; restart it: the next one leaves that kernel"
+    said = r"nearest_two failed .* costs this process its GPU; restart it: the next one skips that kernel"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no other form is blamed
         with pytest.raises(ComputeError, match=said):
@@ -180,7 +180,7 @@ def test_a_kernel_that_never_ends_here_is_noted_and_told_while_it_is_waited_for(
     cuda_forms.find_fault_here("the kernel", ONE, 0, never_ends)
     fault = "did not end within 0 s"
     (message,) = said
-    assert message.startswith(f"the kernel {fault}, which costs this process its GPU; restart it: the next one leaves")
+    assert message.startswith(f"the kernel {fault}, which costs this process its GPU; restart it: the next one skips")
     again = cuda_forms.find_fault_here("the kernel", ONE, 0, never_ends)
     assert again is not None
     assert again.startswith(f"{fault} in a process before (see {tmp_path}")

@@ -1,4 +1,4 @@
-"""The fused search on Hopper: what the compilers make of it, and the same bits as on the CPU."""
+"""The fused search on Hopper: compiled code, and the same bits as on the CPU."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The CUDA kernels: what the compiler says of them, and their sums and distances, the same bits as the CPU's."""
+"""The CUDA kernels: compiler output, and the same bits of sums and distances as on the CPU."""
 
 import ctypes
 import re

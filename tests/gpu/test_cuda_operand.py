@@ -1,4 +1,4 @@
-"""Rows and centroids as tensor cores take them: what that loses of them is bounded."""
+"""Rows and centroids converted for tensor cores: the loss is bounded."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Greedy walks on a device: the choices of the processors, and what these leave, bit by bit."""
+"""Greedy walks on a device: the same choices as on the CPU, and the same remaining distances, bit by bit."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The steps of `pipelines/gpu` and the suites they run, small: time on a device is too dear to find out there."""
+"""The steps of `pipelines/gpu` and their suites at small sizes, because time on a device is expensive."""
 
 import json
 from pathlib import Path

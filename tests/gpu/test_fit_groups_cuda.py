@@ -1,4 +1,4 @@
-"""Clusters split on a device, all at once: the same parts, to the bit, as one by one on the CPU."""
+"""Clusters split on a device in batches: bitwise the same parts as one by one on the CPU."""
 
 import itertools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Random numbers of rows: the same bits on a device and on a processor."""
+"""Random numbers of rows: the same bits on a device and on a CPU."""
 
 from typing import Any
 

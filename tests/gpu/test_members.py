@@ -1,4 +1,4 @@
-"""Members in the order of their clusters, sorted on a device: the order of the processors."""
+"""Members sorted by cluster on a device: the same order as on the CPU."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The whole method on a device: the same labels and centroids, to the bit, as on the CPU."""
+"""The whole method on a device: bitwise the same labels and centroids as on the CPU."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Lloyd's iteration by ranges of clusters on a device has the bits of the CPU's over all clusters at once."""
+"""Lloyd's iteration by ranges of clusters on a device gives the same bits as on the CPU over all clusters."""
 
 from typing import Any
 

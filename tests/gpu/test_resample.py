@@ -1,4 +1,4 @@
-"""Members picked on a device: those of the CPU, and no more than those comes to the host."""
+"""Members chosen on a device: the same as on the CPU, and only those are copied to the host."""
 
 from typing import Any
 

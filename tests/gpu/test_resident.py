@@ -1,4 +1,4 @@
-"""Rows that lie on the device are taken from there."""
+"""Rows in device memory are used from there."""
 
 from typing import Any
 

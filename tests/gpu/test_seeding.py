@@ -1,4 +1,4 @@
-"""Seeding on a device: the candidates that a walk on the CPU accepts, by searches of the device."""
+"""Seeding on a device: the same candidates as accepted by a walk on the CPU."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Blocks of rows on a device: resident, streamed, and when its memory runs out."""
+"""Blocks of rows on a device: resident, streamed, and out of memory."""
 
 from collections import deque
 from typing import Any

@@ -1,4 +1,4 @@
-"""Stores altered so that every checksum is right again: only what they say can give them away."""
+"""Stores altered with all checksums corrected, so that only their contents can reveal it."""
 
 import json
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Trees of known labels, made by hand without any clustering."""
+"""Trees with known labels, written without clustering."""
 
 import functools
 from collections.abc import Callable, Sequence

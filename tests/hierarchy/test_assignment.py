@@ -1,4 +1,4 @@
-"""New samples on a tree, against float64 by hand."""
+"""Assigning new samples to a tree, against float64 by hand."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A tree whose clusters are shared out in ranges has the bits of one whose workers hold them all."""
+"""A tree built by ranges of clusters has the same bits as one whose workers hold all clusters."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Members chosen of what parts picked, against Python's sort; ties, and clusters that no task may hold."""
+"""Members chosen from those of all parts, against Python's sort; with ties, and clusters too large for a task."""
 
 import tracemalloc
 

@@ -1,4 +1,4 @@
-"""Workers sort and choose for the driver of a cluster, which holds and sends nothing that grows with the rows."""
+"""Workers sort and choose, and the driver of a cluster holds and sends nothing that grows with the rows."""
 
 import tracemalloc
 from pathlib import Path

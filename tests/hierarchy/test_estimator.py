@@ -1,4 +1,4 @@
-"""`HierarchicalKMeans` against the tree that `build_hierarchy` makes, and against arrays of other kinds."""
+"""`HierarchicalKMeans` against `build_hierarchy`, and with other kinds of arrays."""
 
 import pickle
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Levels that are fit on a sample of the rows, all of which get their clusters."""
+"""Levels fitted on a sample of the rows, with all rows assigned."""
 
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,8 @@ def test_it_is_said_and_resumes_and_gives_the_same_bits(
     with subscribe(lambda event: told.append(event.fields["message"]) if event.kind == "note" else None):
         hkm.build_hierarchy(pool, tmp_path / "tree.zarr", config_of())
     assert told == [
-        "the levels are fit on 160 of 500 rows, taken at random",
-        "all 500 rows are given their nearest cluster of level 1",
+        "clustering a random sample of 160 of 500 rows",
+        "assigning all 500 rows to their nearest level-1 cluster",
     ]
     facts = info.describe(tmp_path / "tree.zarr")
     assert facts["config"]["fit_sample"] == FIT

@@ -1,4 +1,4 @@
-"""The arrays of a level, against groups made in Python."""
+"""The arrays of a level, against groups computed in Python."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Shapes of the levels of a run, and memory that they are said to take."""
+"""Shapes of the levels of a run, and their planned memory."""
 
 import pytest
 

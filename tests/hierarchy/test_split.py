@@ -1,4 +1,4 @@
-"""Splitting clusters: what travels, what is left behind, and the same bits wherever it runs."""
+"""Splitting clusters: data sent, files left, and the same bits wherever it runs."""
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence

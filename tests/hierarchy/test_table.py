@@ -1,4 +1,4 @@
-"""An exported table is what pool and tree hold, row by row, whatever the blocks; x and y are principal components."""
+"""Exported tables equal pool and tree row by row, for any block size; x and y are principal components."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the tests of ingesting make and read."""
+"""Inputs and outputs of the ingestion tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Folders of shards, of clip-retrieval and of Hugging Face are read in order, with what is known of their rows."""
+"""Folders of shards, of clip-retrieval and of Hugging Face are read in order, with the metadata of their rows."""
 
 import json
 import re

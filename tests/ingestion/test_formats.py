@@ -1,4 +1,4 @@
-"""Embeddings of every format are read with their ids, or are refused with the reason."""
+"""Embeddings of every format are read with their ids, or refused with the reason."""
 
 import zipfile
 from collections.abc import Callable

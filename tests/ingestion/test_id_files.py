@@ -1,4 +1,4 @@
-"""Ids in a file of their own are those of the rows, in order, or are refused with the reason."""
+"""Ids in a separate file belong to the rows in order, or are refused with the reason."""
 
 from pathlib import Path
 

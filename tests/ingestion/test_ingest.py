@@ -1,4 +1,4 @@
-"""Ingest keeps every row and every id, tells the truth about them, and leaves nothing half-made."""
+"""Ingest keeps every row and every id, reports correctly, and leaves nothing partial."""
 
 import contextlib
 import json

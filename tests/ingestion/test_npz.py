@@ -1,4 +1,4 @@
-"""Members of `.npz` files: what is damaged or lies is refused in one line, before anything is unpacked."""
+"""Members of `.npz` files: damaged or false ones are refused in one line, before decompression."""
 
 import contextlib
 import shutil

@@ -1,4 +1,4 @@
-"""Tensors of safetensors are rows, with every value of every type they may have; what lies about itself is refused."""
+"""Safetensors are read as rows, with all values of all dtypes; false headers are refused."""
 
 import json
 from pathlib import Path

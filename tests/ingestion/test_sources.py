@@ -1,4 +1,4 @@
-"""Sources are one table with ids and columns, or are refused with the reason."""
+"""Sources form one table with ids and columns, or are refused with the reason."""
 
 import itertools
 from collections.abc import Callable

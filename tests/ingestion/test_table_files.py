@@ -1,4 +1,4 @@
-"""Columns of CSV files, against Python's own reader of them."""
+"""Columns of CSV files, against Python's csv reader."""
 
 import csv
 import math

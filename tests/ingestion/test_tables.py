@@ -1,4 +1,4 @@
-"""Columns of parquet and Arrow become rows, ids and columns of a pool, exactly, or are refused with the reason."""
+"""Columns of Parquet and Arrow become exact rows, ids and columns of a pool, or are refused with the reason."""
 
 import itertools
 from collections.abc import Callable
@@ -172,7 +172,7 @@ TABLE = {
         ({"column": "vector"}, r"column='vector' should be a column of .*a.parquet \(v, w, text, .*\); choose one"),
         ({"column": "text"}, r"a.parquet\[text\]: type=string should be a list of numbers; choose another column"),
         ({"column": "words"}, r"a.parquet\[words\]: type=list<.*> should be a list of numbers"),
-        ({"column": "ragged"}, r"row 2 of .*a.parquet\[ragged\]: n_features=1 should be 2 as in the rows before it; m"),
+        ({"column": "ragged"}, r"row 2 of .*a.parquet\[ragged\]: n_features=1 should be 2 as in the rows before it; f"),
         ({"column": "empty"}, r"a.parquet\[empty\]: all lists are missing; choose another column"),
         ({"column": "v", "ids": "url"}, "ids='url' should be a column of"),
         ({"column": "v", "ids": "when"}, r"ids='when' of .*: type=timestamp.* should be integers or strings"),

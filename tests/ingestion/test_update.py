@@ -1,4 +1,4 @@
-"""New samples join a tree, against a tree made by hand from float64."""
+"""Adding new samples to a tree, against a tree computed in float64."""
 
 import contextlib
 import os
@@ -192,7 +192,9 @@ def test_the_command_says_how_many_of_the_pool_a_tree_has(folder: Path) -> None:
     words = ["update", *(str(folder / name) for name in ("cosine.zarr", "pool.zarr", "new.zarr"))]
     said = CliRunner().invoke(main, words)
     assert n < N
-    assert f"cosine.zarr: {n + ADDED} of the pool's {N + ADDED} samples, of which {ADDED} joined in the" in said.output
+    assert (
+        f"cosine.zarr: {n + ADDED} of the pool's {N + ADDED} samples, of which {ADDED} were added in the" in said.output
+    )
 
 
 def test_the_command_and_two_updates(folder: Path) -> None:
@@ -222,7 +224,10 @@ def test_the_command_and_two_updates(folder: Path) -> None:
             lambda folder: make_pool(folder / "w.zarr", rows(3)[:, :4].copy(), "w"),
             "n_features=4 of .* should be 5, as in",
         ),
-        (lambda folder: make_pool(folder / "w.zarr", rows(3, 9), "a"), "id='a0' and 8 more should come once"),
+        (
+            lambda folder: make_pool(folder / "w.zarr", rows(3, 9), "a"),
+            "id='a0' and 8 more should not be in the pool already",
+        ),
         (lambda folder: hkm.ingest(rows(3, 9), folder / "w.zarr", ids=np.arange(9)), "should have the columns score"),
     ],
 )

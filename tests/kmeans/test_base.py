@@ -1,4 +1,4 @@
-"""What the estimators share: limits that hold for every kind of input, and weights."""
+"""Shared parts of the estimators: limits for every kind of input, and weights."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""`KMeans` against scikit-learn, brute force and itself on arrays of other kinds."""
+"""`KMeans`, against scikit-learn, brute force, and itself on other kinds of arrays."""
 
 import copy
 import pickle

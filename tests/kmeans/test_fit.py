@@ -1,4 +1,4 @@
-"""A whole k-means: the same bits for any number of threads, from anywhere, resumed or not; and the hard cases."""
+"""A whole k-means: the same bits with any threads and from any source, also when resumed; and hard cases."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Many small k-means in one call: each is the k-means of its own rows."""
+"""Many small k-means in one call, each equal to the k-means of its rows alone."""
 
 import numpy as np
 import pytest

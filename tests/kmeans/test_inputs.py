@@ -1,4 +1,4 @@
-"""Inputs of every kind made into rows, and answers of the kind that was asked with."""
+"""Inputs of every kind are converted to rows, and outputs have the same kind."""
 
 from pathlib import Path
 

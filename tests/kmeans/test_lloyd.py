@@ -1,4 +1,4 @@
-"""Lloyd's iteration equals a six-line NumPy version and scikit-learn, bitwise the same however the rows are cut."""
+"""Lloyd's iteration equals a six-line NumPy version and scikit-learn, with the same bits for any chunking."""
 
 from collections.abc import Callable
 from pathlib import Path

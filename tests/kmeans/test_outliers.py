@@ -1,4 +1,4 @@
-"""Rows far from all others: the others are clustered as without them, or the far ones are refused by number."""
+"""Rows far from all others: clustered as if they were absent, or refused by row number."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -401,7 +401,7 @@ def test_rows_too_close_together_for_float32_are_told(scale: float, n_told: int,
         hkm.build_hierarchy(rows, tmp_path / "tree.zarr", hkm.Config.from_flags((10,), n_resamples=0))
     messages = [event.fields["message"] for event in told if event.kind == "warning"]
     assert len(messages) == n_told
-    assert all("float32 cannot hold squared distances of so little" in message for message in messages)
+    assert all("float32 cannot hold such small squared distances" in message for message in messages)
 
 
 def test_ordinary_rows_are_not_passed_over_again(runner: Runner) -> None:

@@ -1,4 +1,4 @@
-"""Labels of given centroids: those of a brute-force search in float64, whatever is known before."""
+"""Labels for given centroids equal those of a brute-force search in float64, with any previous knowledge."""
 
 from collections.abc import Callable
 

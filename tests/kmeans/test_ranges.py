@@ -1,4 +1,4 @@
-"""Lloyd's iteration by ranges of clusters has the bits of the one that holds them all."""
+"""Lloyd's iteration by ranges of clusters gives the same bits as with all clusters at once."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Steps for a process of its own, which should start at once: nothing but what they need is imported here."""
+"""Steps for a child process, with few imports so that it starts at once."""
 
 import os
 import signal

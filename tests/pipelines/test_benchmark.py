@@ -1,4 +1,4 @@
-"""The benchmark runs from end to end on next to nothing; how long anything takes is not for tests to judge."""
+"""The benchmark runs from end to end on tiny inputs; no test evaluates times."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Builds under faults end in the bits of a quiet one, and nothing is left behind."""
+"""Builds under faults give the same bits as an undisturbed one, and leave nothing behind."""
 
 import errno
 import json
@@ -50,8 +50,8 @@ def test_what_is_wrong_is_counted(tmp_path: Path) -> None:
 def test_a_flaky_store_fails_by_errors_that_may_pass(tmp_path: Path) -> None:
     script = f"""
 import os
-from pipelines.chaos.driver import fail_now_and_then
-fail_now_and_then(0.5, 3)
+from pipelines.chaos.driver import make_store_flaky
+make_store_flaky(0.5, 3)
 fd = os.open({str(tmp_path / "file")!r}, os.O_WRONLY | os.O_CREAT)
 failed = 0
 for _ in range(200):
@@ -73,9 +73,9 @@ def test_a_disk_that_is_full_stays_as_full(tmp_path: Path) -> None:
     script = f"""
 import resource
 from pathlib import Path
-from pipelines.chaos.driver import be_full_from_now_on
+from pipelines.chaos.driver import limit_file_size
 resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
-be_full_from_now_on(Path({str(tmp_path / "full")!r}))
+limit_file_size(Path({str(tmp_path / "full")!r}))
 print(resource.getrlimit(resource.RLIMIT_FSIZE))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""The simulator of a cluster: small cases by hand, nothing lost, nothing done twice; hosts in network namespaces."""
+"""The cluster simulator: small cases by hand, nothing lost or repeated; hosts in network namespaces."""
 
 import json
 import os

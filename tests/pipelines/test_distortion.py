@@ -1,4 +1,4 @@
-"""K-means on a line against brute force: scipy for single clusters, all cuts for small inputs, KMeans for s = 2."""
+"""One-dimensional k-means, against SciPy for single clusters, brute force, and KMeans for s = 2."""
 
 import itertools
 

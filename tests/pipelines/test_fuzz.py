@@ -1,4 +1,4 @@
-"""The command of the fuzzers counts what parsers make of damaged input, in processes with little memory."""
+"""The fuzzing command counts outcomes of damaged input, in processes with limited memory."""
 
 import json
 from pathlib import Path

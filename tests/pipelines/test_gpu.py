@@ -1,4 +1,4 @@
-"""Steps end within their time, and what they found by then is kept; tables say what was measured and what was not."""
+"""Steps end within their time limits and keep their results so far; tables distinguish measured and unmeasured."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""pipelines/images: the whole way on images that are made here, most of them alike."""
+"""pipelines/images from end to end, on synthetic images, most of them alike."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The long-tail pipeline: its pools, its even draw, and one small study the whole way."""
+"""The long-tail pipeline: its pools, its even draw, and one small study from end to end."""
 
 import json
 import sys

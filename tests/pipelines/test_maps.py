@@ -1,4 +1,4 @@
-"""Maps of what was kept, pixel by pixel."""
+"""Maps of selected patches, pixel by pixel."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Ways to draw beside the tree, against a few lines of NumPy, and their comparison on a small pool."""
+"""Methods of drawing other than the tree, against a few lines of NumPy, and their comparison on a small pool."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The table of mutants is up to date, and a mutant that no test notices is told."""
+"""The table of mutants is up to date, and surviving mutants are reported."""
 
 import ast
 import json
@@ -135,8 +135,8 @@ def test_what_becomes_of_mutants_is_told(tmp_path: Path) -> None:
         ["broken", "1", "nameless"],
     ]
     assert lines[0].endswith("test_small.py::test_odd")
-    assert no_text == "odd: n_times=0 should be 1 for its text in small.py; mend cases.toml"
-    assert wrong == "n_failed=1 should be 0 of 1 tests without a mutant; mend it"
+    assert no_text == "odd: n_times=0 should be 1 for its text in small.py; correct cases.toml"
+    assert wrong == "n_failed=1 should be 0 of 1 tests without a mutant; fix it"
     assert hung == "True"
     assert {name: (root / name).read_text() for name in files} == files
 

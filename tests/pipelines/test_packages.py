@@ -1,4 +1,4 @@
-"""Every pipeline is a package with the same two ways to start it, and imports without optional packages."""
+"""Every pipeline is a package that can be started in the same two ways, and imports without optional packages."""
 
 import runpy
 import subprocess

@@ -1,4 +1,4 @@
-"""Plans are set beside runs phase by phase, and what they are told by is quoted."""
+"""Plans are compared with runs phase by phase, and the results are quoted."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Recipes of clusters name commands and options that exist; nothing is started."""
+"""The cluster recipes use existing commands and options; nothing is started."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""Figures in the documents are those of the recorded results, and no other number in a README claims to be one."""
+"""Figures in documents are those of recorded results, and READMEs have no other numbers that look like results."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The satellite pipeline, on an island of a few pixels and, where it is installed, on the Blue Marble."""
+"""The satellite pipeline, on an island of a few pixels and, if installed, on the Blue Marble."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The simulations make what they say, small; at the paper's size the slow tests hold what is reached."""
+"""The simulations at small size; the slow tests check the results at the paper's size."""
 
 import itertools
 import json

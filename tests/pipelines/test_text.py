@@ -1,4 +1,4 @@
-"""pipelines/text: WordNet is read as its manual says, and the whole way works on texts of one's own."""
+"""pipelines/text: WordNet is read according to its manual, and your own texts work from end to end."""
 
 import json
 import sys

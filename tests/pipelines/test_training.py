@@ -1,4 +1,4 @@
-"""Models trained on draws: pools, the network against NumPy, and one tiny study the whole way. Torch is optional."""
+"""Training on draws: pools, the network against NumPy, and one tiny study from end to end. Torch is optional."""
 
 import shutil
 import sys

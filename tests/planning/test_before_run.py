@@ -1,4 +1,4 @@
-"""What begins before the workers of a run do."""
+"""Work that starts before the workers of a run."""
 
 import subprocess
 from pathlib import Path

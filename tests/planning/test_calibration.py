@@ -1,4 +1,4 @@
-"""Rates are those that made the times, and what a file of them says is checked."""
+"""Rates explain the measured times, and files of rates are checked."""
 
 import json
 from dataclasses import replace

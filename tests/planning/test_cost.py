@@ -1,4 +1,4 @@
-"""The model of a run counts what a run does, and predicts what its structure costs."""
+"""The cost model counts the work of a run, and predicts the cost of its structure."""
 
 from collections import Counter
 from dataclasses import replace

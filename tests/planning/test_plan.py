@@ -1,4 +1,4 @@
-"""A plan says what the build itself goes by, and what it then reads and writes."""
+"""A plan agrees with the build itself, and with the bytes it reads and writes."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Work on processors is counted as a run does it: pairs of rows and centroids, part by part."""
+"""CPU work is counted as in a run: pairs of rows and centroids, part by part."""
 
 from functools import partial
 from pathlib import Path

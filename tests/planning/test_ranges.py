@@ -1,4 +1,4 @@
-"""A plan says into how many ranges clusters are shared out, and what that costs."""
+"""A plan has the number of ranges of clusters, and their cost."""
 
 from pathlib import Path
 

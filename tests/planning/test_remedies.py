@@ -1,4 +1,4 @@
-"""What is said to fit does, by the check of the build."""
+"""Settings that are suggested to fit do fit, according to the check of the build."""
 
 import re
 from dataclasses import replace

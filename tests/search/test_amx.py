@@ -1,4 +1,4 @@
-"""The matrix unit makes the same scores as vectors do, bit for bit."""
+"""The matrix unit computes the same scores as vector instructions, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nearest centroid is the nearest in float64, with ties to the lowest index, in any form and however cut."""
+"""The nearest centroid is the nearest in float64, with ties to the lowest index, in any form and chunking."""
 
 import math
 

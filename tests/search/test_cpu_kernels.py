@@ -1,4 +1,4 @@
-"""The inner loops of the search and of the sums, against loops anyone can read."""
+"""The inner loops of search and sums, against simple loops."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Centering, against NumPy; what quantizing loses is held against its bounds by the tests of the search."""
+"""Centering, against NumPy; the tests of the search check the bounds of quantization."""
 
 import itertools
 

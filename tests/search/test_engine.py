@@ -1,4 +1,4 @@
-"""A pass over a part: tiles hold the rows, what is remembered is taken once, the form of the search does not matter."""
+"""A pass over a part: tiles hold the rows, cached labels are used once, the form of the search does not matter."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The geometry: its measures equal NumPy's, its scales never overflow, its directions are principal."""
+"""The geometry: measures equal NumPy's, scales never overflow, directions are principal components."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The greedy walk against a straightforward NumPy version on the same draws."""
+"""The greedy walk, against a simple NumPy version with the same draws."""
 
 import math
 

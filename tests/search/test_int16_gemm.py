@@ -1,4 +1,4 @@
-"""Scores are exact sums of products of 16-bit integers, whichever instructions make them."""
+"""Scores are exact sums of products of 16-bit integers, with any instruction set."""
 
 import os
 import subprocess

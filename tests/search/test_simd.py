@@ -1,4 +1,4 @@
-"""The vector instructions do what a loop over the lanes does."""
+"""The vector instructions give the same results as a loop over the lanes."""
 
 import numpy as np
 from hypothesis import given

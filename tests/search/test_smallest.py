@@ -1,4 +1,4 @@
-"""Counting and choosing among the rows of clusters, against sorting in Python; on a device: tests/gpu."""
+"""Counting and choosing among the rows of clusters, against sorting in Python; for devices, see tests/gpu."""
 
 import heapq
 

@@ -1,4 +1,4 @@
-"""Bytes of an iteration, by hand."""
+"""Bytes of an iteration, computed by hand."""
 
 from hkm_dask.search.cuda.traffic import Shares, lloyd_traffic
 

@@ -1,4 +1,4 @@
-"""Searches are made once, belong to their arrays and geometry, and take the form that was fastest."""
+"""Searches are created once, belong to their arrays and geometry, and use the fastest form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What our page of the dashboard takes from the events of a real run, and from the tasks of the scheduler."""
+"""Our page of the dashboard, with the events of a real run and the tasks of the scheduler."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Texts of rows: lines of a file and a column, read and searched like a list."""
+"""Texts of rows: lines of a file, or a column, read and searched like a list."""
 
 import json
 import time

@@ -64,11 +64,11 @@ def tell_workers(client: Client, environment: dict[str, str]) -> None:
             self.previous: dict[str, str | None] = {}
 
         def setup(self, worker: Any) -> None:
-            told = self.environment
+            values = self.environment
             if _is_cuda_worker(worker) and _PROCESSORS not in os.environ:
-                told = {_PROCESSORS: str(_share_of_processors(os.environ.get("CUDA_VISIBLE_DEVICES", ""))), **told}
-            self.previous = {name: os.environ.get(name) for name in told}
-            os.environ.update(told)
+                values = {_PROCESSORS: str(_share_of_processors(os.environ.get("CUDA_VISIBLE_DEVICES", ""))), **values}
+            self.previous = {name: os.environ.get(name) for name in values}
+            os.environ.update(values)
 
         def teardown(self, worker: Any) -> None:
             for name, value in self.previous.items():

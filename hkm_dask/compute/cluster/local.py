@@ -38,11 +38,11 @@ _LOCAL: dict[str, Any] = {
     "dashboard_address": "127.0.0.1:0",
     "silence_logs": logging.CRITICAL,
 }
-#: Settings of workers on this machine. They are not paused, as memory is planned, and caches would stay while a worker
-#: is paused. Dask's profiler samples threads 10 times a second: 100 times take 2 % of a core.
-_OF_WORKERS = {"distributed.worker.memory.pause": False, "distributed.worker.profile.interval": "100ms"}
+#: Settings of workers on this machine. Pausing is disabled because memory is planned, and a paused worker would keep
+#: its caches. Dask's profiler samples threads only 10 times a second: 100 times take 2 % of a core.
+_WORKER_SETTINGS = {"distributed.worker.memory.pause": False, "distributed.worker.profile.interval": "100ms"}
 #: Settings of workers and scheduler, which check for blocked event loops: 50 times a second take another 2 %.
-_OF_SERVERS = {"distributed.admin.tick.interval": "500ms"}
+_SERVER_SETTINGS = {"distributed.admin.tick.interval": "500ms"}
 #: Seconds without a heartbeat after which a process on this machine is killed and restarted; Dask's default is 300.
 _WORKER_TTL = 30
 #: Seconds within which a worker on this machine must start; after which a missing one is reported; and to wait for one
@@ -79,7 +79,7 @@ def local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> I
         try:
             yield client
         finally:
-            cluster.sync(_end_those_that_start, cluster)
+            cluster.sync(_kill_starting_workers, cluster)
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def _settings() -> Iterator[None]:
     import distributed  # noqa: F401  else its other settings would go with this one in the end
 
     one_arena = {"distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1}  # see `allocator`
-    settings = {"distributed.deploy.lost-worker-timeout": "365 days"} | _OF_SERVERS | one_arena
+    settings = {"distributed.deploy.lost-worker-timeout": "365 days"} | _SERVER_SETTINGS | one_arena
     with dask.config.set(settings), spawned_end_with_parent():
         yield
 
@@ -127,7 +127,7 @@ def _start(n_workers: int, n_threads: int, memory_limit: int | None) -> LocalClu
                     memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
                     scheduler_kwargs={"worker_ttl": _worker_ttl()},
                     death_timeout=_START_SECONDS,
-                    config=_OF_WORKERS | _OF_SERVERS,
+                    config=_WORKER_SETTINGS | _SERVER_SETTINGS,
                     **_LOCAL | {"threads_per_worker": n_threads},
                 )
         except _DiedAsItStarted:
@@ -137,8 +137,8 @@ def _start(n_workers: int, n_threads: int, memory_limit: int | None) -> LocalClu
     raise AssertionError("the last start returns or raises")
 
 
-async def _end_those_that_start(cluster: Any) -> None:
-    """Kill workers that have not started, which Dask would wait for before closing them: one may be frozen."""
+async def _kill_starting_workers(cluster: Any) -> None:
+    """Kill workers that are still starting, which Dask would let start before it closes them: one may be frozen."""
     from distributed import Status
 
     for nanny in cluster.workers.values():
@@ -151,9 +151,7 @@ async def _end_those_that_start(cluster: Any) -> None:
 @contextmanager
 def _starting(n_workers: int) -> Iterator[None]:
     """Report workers that are slow to start; raises ComputeError if one never does, as Dask would wait forever."""
-    slow = (
-        f"workers have not started after {_SLOW_START_SECONDS} s; one that has not after {_START_SECONDS} s is given up"
-    )
+    slow = f"workers have not started after {_SLOW_START_SECONDS} s; waiting up to {_START_SECONDS} s"
     told = threading.Timer(_SLOW_START_SECONDS, emit, ("warning",), {"message": slow})
     told.daemon = True
     told.start()

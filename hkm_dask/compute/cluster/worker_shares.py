@@ -67,17 +67,17 @@ class WorkerShares:
         """Choose a worker for each of some positions in [0, 1); `threads` are those of the current workers."""
         self._assign(threads)
         chosen, within = _find(places, [share.weight for share in self._shares])
-        there = [share for share in self._shares if share.worker in threads]
-        stand_ins, _ = _find(within, [share.weight for share in there])
+        present = [share for share in self._shares if share.worker in threads]
+        stand_ins, _ = _find(within, [share.weight for share in present])
         return [
-            (self._shares[i] if self._shares[i].worker in threads else there[j]).worker
+            (self._shares[i] if self._shares[i].worker in threads else present[j]).worker
             for i, j in zip(chosen.tolist(), stand_ins.tolist(), strict=True)
         ]
 
     def _assign(self, threads: Mapping[str, int]) -> None:
-        """Give shares to new workers, and give up those without a replacement."""
-        there = [share for share in self._shares if share.worker in threads]
-        speed = float(np.median([share.weight / share.n_threads for share in there or self._shares]))
+        """Give shares to workers that have joined, and give up shares that were vacant for too long."""
+        present = [share for share in self._shares if share.worker in threads]
+        speed = float(np.median([share.weight / share.n_threads for share in present or self._shares]))
         vacant = [share for share in self._shares if share.worker not in threads]
         for worker in sorted(set(threads) - {share.worker for share in self._shares}):
             share = _Share(worker, threads[worker], speed * threads[worker])

@@ -1,4 +1,4 @@
-"""Workers that die while all of them are asked or told something."""
+"""Workers that die during a call to all workers."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""A real cluster of two processes does what threads do, bit by bit, and its failures are told."""
+"""A real cluster of two processes gives the same bits as threads, and reports its failures."""
 
 import os
 import pickle

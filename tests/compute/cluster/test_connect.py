@@ -1,4 +1,4 @@
-"""Where work runs: each place opens, closes, and says what is wrong with it."""
+"""Where work runs: each place opens, closes, and reports its errors."""
 
 import gc
 import json

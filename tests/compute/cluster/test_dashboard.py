@@ -1,4 +1,4 @@
-"""Our page in the dashboard of a real scheduler: it answers, shows a run, and no run needs it."""
+"""Our page in the dashboard of a real scheduler: it responds and shows a run, but runs do not depend on it."""
 
 import asyncio
 import sys

@@ -1,9 +1,9 @@
-"""CUDA workers and others: real processes, started as dask-cuda starts them, with stand-ins for what needs a GPU.
+"""CUDA workers and others: real processes, started as by dask-cuda, with stubs for packages that need a GPU.
 
-Workers that join a cluster are forked, so that each of them does not import everything again.
+Workers that join a cluster are forked, so that they need not import everything again.
 
-The stand-ins are packages of the names `dask_cuda` and `cupy` that lie first on the path. They have what is asked of
-them before a worker computes; no result depends on them.
+The stubs are packages `dask_cuda` and `cupy` that come first on the path. They have the names that are used before a
+worker computes; no result depends on them.
 """
 
 import importlib.util

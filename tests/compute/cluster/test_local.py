@@ -1,4 +1,4 @@
-"""Clusters on this machine: where they listen, and workers that fail to start, freeze, or lose their driver."""
+"""Clusters on this machine: listening addresses, and workers that fail to start, freeze, or lose their driver."""
 
 import os
 import signal
@@ -95,7 +95,7 @@ def test_a_worker_that_dies_as_it_starts_is_started_again(monkeypatch: pytest.Mo
     assert "a worker died while starting; all workers are restarted" in told
     monkeypatch.setattr(local_cluster, "_STARTS", 1)
     killing = stop_next_workers(signal.SIGKILL, [])
-    with pytest.raises(ComputeError, match="workers=1 should start within 300 s: one died; look for what ended it"):
+    with pytest.raises(ComputeError, match="workers=1 should start within 300 s: one died; find out what ended it"):
         open_place(workers=1)
     killing.join()
 
@@ -114,7 +114,7 @@ def test_a_worker_that_is_frozen_while_it_starts_is_told_and_given_up(monkeypatc
     ):
         open_place(workers=1, memory_limit="800MiB")
     freezing.join()
-    assert told == ["workers have not started after 1 s; one that has not after 4 s is given up"]
+    assert told == ["workers have not started after 1 s; waiting up to 4 s"]
     assert psutil.wait_procs(frozen, timeout=10)[1] == []
 
 

@@ -1,4 +1,4 @@
-"""Schedulers and workers that were started by hand, as the commands of Dask: what a run does that loses them."""
+"""Schedulers and workers started by hand with Dask's commands, and runs that lose them."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Who has which rows: shares as wide as workers are fast, and as few rows as may be that change hands."""
+"""Assignment of rows to workers: in proportion to their speed, with as few moves as possible."""
 
 import os
 import signal

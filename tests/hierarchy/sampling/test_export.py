@@ -235,7 +235,7 @@ def test_a_read_only_folder_is_refused() -> None:
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders may not be entered by everybody
         Path(folder).chmod(0o555)
         for name in ("out.npy", "absent/out.npy"):
-            with nobody(), pytest.raises(InputError, match="should be in a folder that can be written; "):
+            with nobody(), pytest.raises(InputError, match="should be in a writable folder; "):
                 check_target(Path(folder, name))
 
 

@@ -1,4 +1,4 @@
-"""Draws from clusters of the top level that are never sorted: as a sort has them, in the memory of a few blocks."""
+"""Draws from unsorted top-level clusters: the same as with a sort, within a few blocks of memory."""
 
 import tracemalloc
 from functools import partial

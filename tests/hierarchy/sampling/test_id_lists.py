@@ -1,4 +1,4 @@
-"""Lists of ids, whatever they come in."""
+"""Lists of ids in all supported formats."""
 
 import re
 from pathlib import Path

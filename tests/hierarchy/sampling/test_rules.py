@@ -1,4 +1,4 @@
-"""Draws by rules: clusters and ids left out, weights, the best by a column, caps and quotas."""
+"""Draws with rules: excluded clusters and ids, weights, the best by a column, caps and quotas."""
 
 import re
 from collections.abc import Callable
@@ -320,7 +320,7 @@ def test_all_problems_are_told_at_once(tree: xr.DataTree) -> None:
         )  # fmt: skip
     assert [line.split(" should")[0] for line in error.value.problems] == [
         "exclude='2.1'", "exclude='3:0'", "only='1:30'", "weights='2:7'", "weights of 1:1", "max_per=0 of domian",
-        "quotas of source add up to 80 rows, they", "by='scor'", "size=0",
+        "quotas of source add up to 80 rows but", "by='scor'", "size=0",
     ]  # fmt: skip
     assert "did you mean score?" in str(error.value)
 

@@ -1,4 +1,4 @@
-"""Shares by weight, against the rule in fractions."""
+"""Shares by weight, against the rule in exact fractions."""
 
 from fractions import Fraction
 

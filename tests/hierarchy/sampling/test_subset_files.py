@@ -1,4 +1,4 @@
-"""Subsets as `hkm sample` writes them."""
+"""Subset files written by `hkm sample`."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Sorting in shares, against NumPy's sort of everything at once; ties, empty clusters and one that is most of all."""
+"""Sorting in shares, against NumPy's sort of everything; with ties, empty clusters and a dominant one."""
 
 import tracemalloc
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rows put in order, against sorting in Python."""
+"""Ordered rows, against sorting in Python."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Groups of neighbors, their turns at the centers, and starts that use all distinct points there are."""
+"""Groups of neighbors, their assignment to centers, and seedings that use all distinct points."""
 
 import numpy as np
 import pytest

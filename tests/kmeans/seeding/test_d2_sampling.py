@@ -1,4 +1,4 @@
-"""The law of D² sampling against exact probabilities."""
+"""The distribution of D² sampling, against exact probabilities."""
 
 import itertools
 import math

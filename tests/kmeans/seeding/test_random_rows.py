@@ -1,4 +1,4 @@
-"""Rows drawn at random: each as often as it should be, in any number of parts."""
+"""Random rows: drawn with the right frequencies, for any number of parts."""
 
 import tracemalloc
 from collections import Counter

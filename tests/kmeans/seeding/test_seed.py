@@ -1,4 +1,4 @@
-"""Seeding: starts that are what they say."""
+"""Seeding: every method returns initial centroids as documented."""
 
 import warnings
 from collections.abc import Callable

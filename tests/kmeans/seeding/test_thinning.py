@@ -1,4 +1,4 @@
-"""Thinning against a walk through the candidates, one by one."""
+"""Thinning, against a walk through the candidates one by one."""
 
 import numpy as np
 import pytest

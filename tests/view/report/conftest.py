@@ -1,4 +1,4 @@
-"""A pool with images, captions and columns, some of them hostile, a tree on it, and a draw."""
+"""A pool with images, captions and columns, some of them hostile, a tree, and a draw."""
 
 import io
 import zipfile

@@ -1,4 +1,4 @@
-"""Columns compared, against counts by hand."""
+"""Comparison of columns, against counts by hand."""
 
 from collections import Counter
 from pathlib import Path

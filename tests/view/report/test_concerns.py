@@ -1,4 +1,4 @@
-"""Warnings, each where its rule holds and only there."""
+"""Warnings appear exactly when their rule applies."""
 
 import dataclasses
 import re

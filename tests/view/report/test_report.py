@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(made: Made, tmp
         (InputError, r"or a column of the pool \(caption, kind, score", {"captions": "tittle"}),
         (InputError, "none of them can be read", {"images": tmp_path / "empty"}),
         (InputError, "should be a folder or a .zip", {"images": tmp_path / "images.tar"}),
-        (StoreError, "content is another; give that one", {"pool": other.path}),
+        (StoreError, "content differs; give that one", {"pool": other.path}),
     ]:
         with pytest.raises(error, match=wanted):
             hkm.report(made.tree, **{"out": out, **options})  # type: ignore[arg-type]

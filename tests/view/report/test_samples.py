@@ -1,4 +1,4 @@
-"""What stands for a row in a report."""
+"""Representation of rows in a report."""
 
 from pathlib import Path
 
