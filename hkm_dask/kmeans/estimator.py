@@ -178,8 +178,8 @@ class KMeans(Clusterer):
             )
         geometry = self._geometry(rows, runner, n_clusters, start, weights)
         far = far_rows_warning(counted, geometry, n_clusters=n_clusters, runner=runner)
-        for said in filter(None, (far, rounded_rows_warning(counted, geometry))):
-            warnings.warn(said, stacklevel=3)
+        for message in filter(None, (far, rounded_rows_warning(counted, geometry))):
+            warnings.warn(message, stacklevel=3)
         init, key = self.init if isinstance(self.init, str) else "", stream_key(self._seed(), "kmeans")
         settings = Settings(n_clusters, init, int(self.max_iter), self.tol, key)
         progress = None if start is None else Progress(start)

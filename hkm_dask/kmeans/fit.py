@@ -82,11 +82,11 @@ class Hooks:
     #: Gets the outcome of each iteration, from which an interrupted k-means can resume; not called by one-task fits.
     moved: Callable[[LloydStep], None] | None = None
 
-    def hear(self, what: str, *told: Any) -> None:
-        """Call the hook named `what`, if it is set, with the arguments `told`."""
-        hook = getattr(self, what)
+    def hear(self, name: str, *values: Any) -> None:
+        """Call the hook `name` with these values, if it is set."""
+        hook = getattr(self, name)
         if hook is not None:
-            hook(*told)
+            hook(*values)
 
     def on_iteration(self, i: int, step: LloydStep) -> None:
         """Pass the outcome of an iteration to its hooks."""

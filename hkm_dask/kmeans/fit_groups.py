@@ -131,7 +131,7 @@ def fit_batch(
             while outcomes:
                 fits |= {group: outcome for group, outcome in outcomes.items() if isinstance(outcome, Fit)}
                 wanted = {group: outcome for group, outcome in outcomes.items() if isinstance(outcome, MapReduce)}
-                totals = passes.make({group: wish.task for group, wish in wanted.items()})
+                totals = passes.make({group: request.task for group, request in wanted.items()})
                 pending, answers = [steps[group] for group in wanted], [totals[group] for group in wanted]
                 outcomes = dict(zip(wanted, threads.map(_advance, pending, wanted.values(), answers), strict=True))
     finally:  # no thread is advancing any of them now
@@ -142,11 +142,11 @@ def fit_batch(
     return GroupFits(centroids, *passes.nearest(centroids))
 
 
-def _advance(steps: Steps[Fit], wish: MapReduce | None = None, total: Any = None) -> MapReduce | Fit:
+def _advance(steps: Steps[Fit], request: MapReduce | None = None, total: Any = None) -> MapReduce | Fit:
     """Send a k-means the total of the pass it asked for; returns the next pass that it needs, or its result."""
     with on_host():
         try:
-            return next(steps) if wish is None else steps.send(wish.finish(total))
+            return next(steps) if request is None else steps.send(request.finish(total))
         except StopIteration as done:
             outcome: Fit = done.value
             return outcome

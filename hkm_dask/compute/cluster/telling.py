@@ -25,7 +25,7 @@ class Listener:
 
     def __init__(self, client: Client) -> None:
         self._client, self._topic = client, f"hkm-told-{uuid.uuid4().hex}"
-        self._name, self._hear = "", lambda *told: None
+        self._name, self._hear = "", lambda *values: None
         self._thread = ThreadPoolExecutor(1, "hkm-hear")
         client.subscribe_topic(self._topic, self._receive)
 
@@ -49,10 +49,10 @@ class Listener:
             self._name = ""
 
     def _receive(self, event: tuple[float, Any]) -> None:
-        name, told = event[1]
+        name, messages = event[1]
         if name == self._name:  # not from a worker that was considered dead
-            for one in told:
-                self._thread.submit(self._hear, *one)
+            for values in messages:
+                self._thread.submit(self._hear, *values)
 
 
 def _run_telling(task: Callable[..., Any], topic: str, name: str, item: Any) -> Any:
@@ -61,9 +61,9 @@ def _run_telling(task: Callable[..., Any], topic: str, name: str, item: Any) -> 
 
     worker, waiting, last = get_worker(), list[tuple[Any, ...]](), time.monotonic()
 
-    def tell(*told: Any) -> None:
+    def tell(*values: Any) -> None:
         nonlocal waiting, last
-        waiting.append(told)
+        waiting.append(values)
         if time.monotonic() - last > _SEND_EVERY:
             worker.log_event(topic, (name, waiting))
             waiting, last = [], time.monotonic()
