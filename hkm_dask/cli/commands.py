@@ -22,6 +22,7 @@ from hkm_dask.cli.options import (
     column_option,
     ids_file_option,
     ids_option,
+    overwrite_option,
     place_options,
     read_settings,
     settings_options,
@@ -86,6 +87,7 @@ def demo(out: Path, quick: bool, place: Place) -> None:
 )
 @click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or Inf instead of refusing them.")
 @click.option("--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB.")
+@overwrite_option
 @output_option
 @place_options
 def ingest(sources: tuple[str, ...], pool: Location, place: Place, output: Output, **options: Any) -> None:
@@ -128,11 +130,12 @@ main.add_command(embed)
 @click.option("--removed", type=STORE, metavar="FILE", help="Write the rows removed, in such a file, too.")
 @click.option("--groups", type=STORE, metavar="FILE.parquet", help="Write the groups of near-duplicates, too.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Keys every random number.")
+@overwrite_option
 @output_option
 @place_options
 def dedup(
     store: Location, threshold: float, out: Location, keep: str, by: str | None, subset: Path | None,
-    removed: Location | None, groups: Location | None, seed: int, output: Output, place: Place,
+    removed: Location | None, groups: Location | None, seed: int, overwrite: bool, output: Output, place: Place,
 ) -> None:  # fmt: skip
     """Keep one row of each group of near-duplicates.
 
@@ -143,13 +146,13 @@ def dedup(
     with output.progress():
         from hkm_dask.curation import dedup as curation
 
-        curation.check_targets(out, removed, groups)
+        curation.check_targets(out, removed, groups, overwrite=overwrite)
     with output.run(place) as runner:
         found = curation.dedup(
             store, threshold, keep=keep, by=by, subset=subset, seed=seed, client=runner.client,
             memory_limit=place.memory_limit,
         )  # fmt: skip
-        found.save(out, removed=removed, groups=groups)
+        found.save(out, removed=removed, groups=groups, overwrite=overwrite)
     output.answer(found.facts(), f"{out}: {found}")
 
 
@@ -251,8 +254,9 @@ def info(store: Location, as_json: bool) -> None:
 @click.argument("out", type=STORE, metavar="OUT.parquet")
 @click.option("--embeddings", is_flag=True, help="With the embeddings, as a column of vectors.")
 @click.option("--xy", is_flag=True, help="With x and y: the first two principal components, for a scatter plot.")
+@overwrite_option
 @output_option
-def export(store: Location, out: Location, embeddings: bool, xy: bool, output: Output) -> None:
+def export(store: Location, out: Location, output: Output, **options: bool) -> None:
     """Write all rows of a pool, a tree or an assignment as a table.
 
     Its columns are row, id, the columns of the pool, and of a tree or an assignment the cluster at every level and the
@@ -261,7 +265,7 @@ def export(store: Location, out: Location, embeddings: bool, xy: bool, output: O
     with output.progress():
         from hkm_dask.hierarchy.table import export as run_export
 
-        run_export(store, out, embeddings=embeddings, xy=xy)
+        run_export(store, out, **options)
     import pyarrow.parquet as pq
 
     with out.open("rb") as opened, pq.ParquetFile(opened) as file:
@@ -372,6 +376,7 @@ def verify(
 @click.option("--label-names", type=PATH, metavar="FILE.json", help="Names of the classes.")
 @click.option("--captions", metavar="FILE|COLUMN", help="A caption for each sample: a file of texts, or a column.")
 @click.option("--images", type=PATH, metavar="FOLDER", help="The images that ids or a column name: a folder or .zip.")
+@overwrite_option
 @output_option
 def report(tree: Location, out: Path, output: Output, **options: Any) -> None:
     """Report on a tree and on a draw from it, as one HTML file.

@@ -63,6 +63,9 @@ ids_file_option = click.option(
     metavar="FILE",
     help="The ids in a file: .npy, .txt, or the column --ids of a .csv, .tsv, .parquet or .arrow.",
 )
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace what is there; it stays until the new one is complete."
+)
 column_option = click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
 
 

@@ -94,28 +94,32 @@ class Deduplication:
 
     def save(
         self, out: str | os.PathLike[str], *, removed: str | os.PathLike[str] | None = None,
-        groups: str | os.PathLike[str] | None = None,
+        groups: str | os.PathLike[str] | None = None, overwrite: bool = False,
     ) -> None:  # fmt: skip
         """Write `rows`, and if wanted the `removed` ones and the `table`.
 
         `out` and `removed` are ``.npy`` of row numbers, ``.txt`` of ids, or ``.parquet`` or ``.csv`` of both and of
         the pool's further columns, as `write_subset` writes them; `groups` is a ``.parquet``. Each file appears whole
-        or not at all. Raises InputError where one cannot be new; see `check_targets`.
+        or not at all. Raises InputError where one cannot be new, unless `overwrite`; see `check_targets`.
         """
-        check_targets(out, removed, groups)
+        check_targets(out, removed, groups, overwrite=overwrite)
         if self.pool is not None:
             self.pool.check_unchanged()
-        write_pool_rows(out, self.rows, self.pool)
+        write_pool_rows(out, self.rows, self.pool, overwrite=overwrite)
         if removed is not None:
-            write_pool_rows(removed, self.removed, self.pool)
+            write_pool_rows(removed, self.removed, self.pool, overwrite=overwrite)
         if groups is not None:
-            write_whole(location(groups), lambda partial: self.table().to_parquet(partial, index=False), new=True)
+            write_whole(
+                location(groups), lambda partial: self.table().to_parquet(partial, index=False), new=not overwrite
+            )
 
 
 def check_targets(
     out: str | os.PathLike[str],
     removed: str | os.PathLike[str] | None = None,
     groups: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Refuse, with an InputError, files that could not be written, before any work is done for them.
 
@@ -130,7 +134,7 @@ def check_targets(
         if len({location(path).absolute() for path, *_ in given}) < len(given):
             raise InputError("out, removed and groups should be different files; rename one")
 
-    check_all(*(partial(check_target, *target) for target in given), check_different)
+    check_all(*(partial(check_target, *target, overwrite=overwrite) for target in given), check_different)
 
 
 def dedup(

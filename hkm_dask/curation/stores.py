@@ -45,13 +45,14 @@ class CuratedStore:
     def chosen(self, subset: Any) -> NDArray[np.int64]:
         """Row numbers of a subset, sorted, each once: in memory, or in a file as `read_rows` takes it."""
         if isinstance(subset, str | os.PathLike):
-            rows = read_rows(subset, self.rows.n_rows, pool=self.pool)
-            once = np.unique(rows)
-            if len(once) < len(rows):
-                repeats = f"{len(rows) - len(once):,} of the {len(rows):,} rows of {subset} are there before"
-                emit("warning", message=f"{repeats}: each is looked at once")
-            return once
-        return check_rows(np.asarray(subset), self.rows.n_rows)
+            rows, where = read_rows(subset, self.rows.n_rows, pool=self.pool), f" of {subset}"
+        else:
+            rows, where = check_rows(np.sort(np.asarray(subset)), self.rows.n_rows), ""
+        once = np.unique(rows)
+        if len(once) < len(rows):
+            repeats = f"{len(rows) - len(once):,} of the {len(rows):,} rows{where} are there before"
+            emit("warning", message=f"{repeats}: each is looked at once")
+        return once
 
     def some(self, index: NDArray[np.int64] | None) -> tuple[Rows, Rows]:
         """Rows by their sorted numbers, or all, as stored and of length 1."""

@@ -184,7 +184,9 @@ def _obstacles(folder: Location, target: Location, config: Config, source: Clust
         return [f"{folder} should be a tree of hkm_dask, it is something else; give another path"]
     made = attributes.get("format_version", layout.FORMAT_VERSION)
     if made != layout.FORMAT_VERSION:
-        return [f"{folder}: format_version={made} should be {layout.FORMAT_VERSION} for this hkm_dask; use --restart"]
+        return [
+            f"{folder}: format_version={made} should be {layout.FORMAT_VERSION} for this hkm_dask; use restart=True"
+        ]
     lines = config.difference(Config.from_json(attributes["config"])) if "config" in attributes else []
     # A subset is known by what it holds, wherever its file lies now.
     lines = [line for line in lines if not line.startswith("subset: ")]
@@ -194,7 +196,7 @@ def _obstacles(folder: Location, target: Location, config: Config, source: Clust
             lines.append(f"{name}: contents {stored[:12] or 'none'} in the tree, {asked[:12] or 'none'} asked for")
     if lines:
         begun, remedy = ("made", "replace") if finished else ("begun", "discard")
-        lines.append(f"{folder} should have been {begun} with the same settings; use --restart to {remedy} it")
+        lines.append(f"{folder} should have been {begun} with the same settings; use restart=True to {remedy} it")
     return lines
 
 

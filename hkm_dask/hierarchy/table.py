@@ -40,6 +40,7 @@ def export(
     *,
     embeddings: bool = False,
     xy: bool = False,
+    overwrite: bool = False,
 ) -> Location:
     """Write what is known of every row to a parquet file, for tools that read tables.
 
@@ -51,12 +52,14 @@ def export(
     store : path or xarray.DataTree
         A pool, or a tree that lies on disk, or an assignment.
     out : path
-        The file to write, ``.parquet``; must not be there yet.
+        The file to write, ``.parquet``; must not be there yet, unless `overwrite`.
     embeddings : bool, default False
         A column ``vector`` of float32, shape (n_features,).
     xy : bool, default False
         Columns ``x`` and ``y`` (float32): the first two principal components of all rows, for a scatter plot. Takes a
         pass over the embeddings more, with n_features² multiplications per row, and n_features² float64 of memory.
+    overwrite : bool, default False
+        Replace a file that is there; it stays until the new one is whole.
 
     Returns
     -------
@@ -79,7 +82,7 @@ def export(
     ...     pq.read_table(export(pool.path, f"{folder}/rows.parquet", embeddings=True)).column_names
     ['row', 'id', 'vector']
     """
-    target = check_target(out, (".parquet",))
+    target = check_target(out, (".parquet",), overwrite=overwrite)
     table = _Table.open(store, embeddings)
     if embeddings or xy:
         taken = ", ".join(name for name in _OWN if name in table.vectors().columns)
@@ -87,7 +90,7 @@ def export(
             raise InputError(f"the pool has columns {taken} of its own; rename them, or export without vectors")
     if xy:
         table = replace(table, projection=principal_axes(table.vectors()))
-    files.write_whole(target, lambda partial: write_table(partial, table.blocks()), new=True)
+    files.write_whole(target, lambda partial: write_table(partial, table.blocks()), new=not overwrite)
     return target
 
 

@@ -292,3 +292,29 @@ def test_progress_goes_to_stderr_while_a_command_runs(
     assert {"run_started", "level_started", "step_started", "iteration", "step_finished", "run_finished"} <= kinds
     emit("warning", message="nobody listens any more")
     assert "nobody" not in hkm("--version").err
+
+
+def test_what_is_there_is_replaced_where_that_is_asked_for(
+    hkm: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", embeddings())
+    commands = [
+        "ingest a.npy pool.zarr", "dedup pool.zarr --threshold 0.999 --out kept.npy --removed r.txt --groups g.parquet",
+        "cluster pool.zarr tree.zarr --n-clusters 20,5 --n-resamples 0", "sample tree.zarr --size 20 --out draw.csv",
+        "export tree.zarr rows.parquet", "report tree.zarr --out report.html",
+    ]  # fmt: skip
+    for command in commands:
+        assert hkm(*command.split()).code == 0
+    first = Path("draw.csv").read_bytes()
+    for command in commands:
+        if not command.startswith("cluster"):
+            code, _, err = hkm(*command.split())
+            assert (code, "or --overwrite\n" in err) == (1, True)
+            assert hkm(*command.split(), "--overwrite").code == 0
+    assert Path("draw.csv").read_bytes() == first
+    assert hkm("sample", "tree.zarr", "--size", "10", "--out", "draw.csv", "--overwrite", "--seed", "1").code == 0
+    assert len(Path("draw.csv").read_text().splitlines()) == 11
+    Path("folder.csv").mkdir()
+    code, _, err = hkm("sample", "tree.zarr", "--size", "10", "--out", "folder.csv", "--overwrite")
+    assert (code, "--out='folder.csv' should be a file to be overwritten, it is none" in err) == (1, True)

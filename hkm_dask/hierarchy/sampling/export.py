@@ -37,10 +37,17 @@ _NO_POOL = ", or write row numbers to .npy, which need no pool"
 Columns = dict[str, np.ndarray]
 
 
-def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFIXES, name: str = "out") -> Location:
+def check_target(
+    path: str | os.PathLike[str],
+    suffixes: Collection[str] = SUFFIXES,
+    name: str = "out",
+    *,
+    overwrite: bool = False,
+) -> Location:
     """Refuse a file, by the name of its argument, that could not be written, before any work is done for it.
 
-    InputError where its suffix is not one of `suffixes`, it is there already, or nothing can be written there.
+    InputError where its suffix is not one of `suffixes`, it is there already (with `overwrite`: and is no file), or
+    nothing can be written there.
 
     >>> check_target("subset.xlsx")
     Traceback (most recent call last):
@@ -51,8 +58,10 @@ def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFI
     problem = None
     if target.suffix not in suffixes:
         problem = f"end in {'one of ' * (len(suffixes) > 1)}{', '.join(suffixes)}; rename it"
-    elif target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target):
-        problem = "be a new file; remove it or choose another name"
+    elif not overwrite and (target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target)):
+        problem = "be a new file; choose another name, or overwrite=True"
+    elif not isinstance(target, ObjectPath) and os.path.lexists(target) and not target.is_file():
+        problem = "be a file to be overwritten, it is none; choose another name"
     elif not isinstance(target, ObjectPath):
         problem = files.folder_problem(target.parent)
     if problem is not None:
@@ -61,7 +70,11 @@ def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFI
 
 
 def write_subset(
-    path: str | os.PathLike[str], rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str]
+    path: str | os.PathLike[str],
+    rows: np.ndarray,
+    tree: xr.DataTree | str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
 ) -> Location:
     """Write a subset of a pool, in the form that the file's suffix asks for; the file appears whole or not at all.
 
@@ -76,19 +89,21 @@ def write_subset(
     ============  ====================================================================================================
 
     `rows` are sorted row numbers of the pool, one maybe more than once, and `tree` the hierarchy they were drawn from.
-    InputError where the file is there already, or the rows should be otherwise; StoreError where the tree or its pool
-    cannot be read, or the disk is full.
+    InputError where the file is there already, unless `overwrite`, or the rows should be otherwise; StoreError where
+    the tree or its pool cannot be read, or the disk is full.
     """
-    target = check_target(path)
+    target = check_target(path, overwrite=overwrite)
     subset = _Subset.open(rows, tree, with_pool=target.suffix != ".npy")
-    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, subset), new=True)
+    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, subset), new=not overwrite)
     return target
 
 
-def write_pool_rows(path: str | os.PathLike[str], rows: np.ndarray, pool: Pool | None) -> Location:
+def write_pool_rows(
+    path: str | os.PathLike[str], rows: np.ndarray, pool: Pool | None, *, overwrite: bool = False
+) -> Location:
     """Write rows of a pool as `write_subset` does, without what only a tree knows of them; None is for an array."""
-    target = check_target(path)
-    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, _Subset(rows, None, pool)), new=True)
+    target, subset = check_target(path, overwrite=overwrite), _Subset(rows, None, pool)
+    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, subset), new=not overwrite)
     return target
 
 

@@ -35,6 +35,7 @@ def report(
     label_names: _Path | None = None,
     captions: _Path | None = None,
     images: _Path | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a report on a hierarchy, and on a draw from it, as one HTML file.
 
@@ -47,7 +48,7 @@ def report(
     tree : DataTree or path
         On disk.
     out : path
-        The ``.html`` file to write; must not be there yet.
+        The ``.html`` file to write; must not be there yet, unless `overwrite`.
     pool : path, optional
         Where the pool of the tree is now. Without it, where it was; where it is gone, what needs it is left out.
     subset : path or array of int, shape (n,), optional
@@ -61,6 +62,8 @@ def report(
         ``text`` or ``title``, or its ids.
     images : path, optional
         The folder or ``.zip`` of the images that the pool's ids, or its column ``path``, name.
+    overwrite : bool, default False
+        Replace a file that is there.
 
     Returns
     -------
@@ -85,7 +88,7 @@ def report(
     ...     "60 drawn" in page.read_text()
     True
     """
-    target = check_target(out, (".html", ".htm"))
+    target = check_target(out, (".html", ".htm"), overwrite=overwrite)
     opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
     where = str(opened.encoding.get("source") or "a tree in memory")
     of_tree = find_pool(opened.attrs, pool)
