@@ -37,7 +37,7 @@ from hkm_dask.hierarchy import level_arrays
 from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.hierarchy.checkpoint import Checkpoints, StepHistory
 from hkm_dask.hierarchy.level_plans import level_plans, level_stages, resample_size, shareable, with_ranges
-from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_source
+from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, n_clustered, open_source
 from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.hierarchy.step import ResamplingStep, Step, StepHooks
 from hkm_dask.kmeans.fit import Fit, Settings
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 def build_hierarchy(
     pool: Any,
     tree: str | os.PathLike[str],
-    config: Config,
+    config: Config | None = None,
     *,
     client: Client | None = None,
     memory_limit: int | str | None = None,
@@ -72,7 +72,8 @@ def build_hierarchy(
         What `ingest` made, or rows in memory or in a Zarr array.
     tree : path
         Where to put it: a path, or a URL like ``s3://bucket/tree.zarr``.
-    config : Config
+    config : Config, optional
+        By default `Config.advised` for so many rows, as ``hkm cluster`` takes it without numbers.
     client : distributed.Client, optional
         Where to run; by default distributed's current client, else threads of this process.
     memory_limit : int or str, optional
@@ -109,6 +110,8 @@ def build_hierarchy(
     ...     tree.hkm.n_clusters
     (30, 6)
     """
+    if config is None:
+        config = Config.advised(n_clustered(pool))
     path = write_hierarchy(pool, tree, config, client=client, memory_limit=memory_limit, restart=restart)
     # Importing xarray takes longer than opening, and who only writes a tree need not.
     from hkm_dask.hierarchy.tree.tree import open_hierarchy

@@ -555,3 +555,11 @@ def test_a_level_keeps_what_its_steps_took_those_of_earlier_runs_too(tmp_path: P
         assert took[-n_again:] == [round(seconds, 3) for seconds in again[:n_again]]
         assert sum(took) <= tree[level].attrs["seconds"] + 0.002
         again = again[n_again:]
+
+
+def test_without_a_configuration_the_advice_is_taken(tmp_path: Path) -> None:
+    x = blobs(300)
+    tree = build_hierarchy(x, tmp_path / "tree.zarr")
+    assert tree.hkm.n_clusters == (60, 30, 10)
+    assert Config.from_json(tree.attrs["config"]) == Config.advised(300)
+    xr.testing.assert_identical(build_hierarchy(x, tmp_path / "tree.zarr"), tree)
