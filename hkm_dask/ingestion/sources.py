@@ -179,6 +179,8 @@ def open_sources(
     wanted = Wanted(name if file is None else None, column, () if of_file else keep, scratch)
     total = Sources(open_each(partial(_open, wanted=wanted), given))
     _tell_repeated(total.tables)
+    if ids is None and file is None and not keep:
+        _tell_left(total.tables)
     if file is not None:
         total.ids = file.ids(total.n_rows)
         total.columns |= file.columns(keep)
@@ -193,6 +195,13 @@ def _tell_repeated(tables: Sequence[EmbeddingTable]) -> None:
     counts = Counter(table.name for table in tables if not isinstance(table.rows, ArrayRows))
     if twice := [name for name, n in counts.items() if n > 1]:
         emit("warning", message=f"rows are there as often as their source is given: {first_few(twice)} more than once")
+
+
+def _tell_left(tables: Sequence[EmbeddingTable]) -> None:
+    """Name the columns that stay behind where none was asked for: who has ids wants to know of them."""
+    if left := list(dict.fromkeys(name for table in tables for name in table.left)):
+        options = "--ids takes one of them as ids, --keep carries others along"
+        emit("note", message=f"embeddings alone are taken, and not the columns {first_few(left)}; {options}")
 
 
 def _check_keep(keep: Sequence[str]) -> None:

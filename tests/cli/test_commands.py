@@ -84,7 +84,8 @@ def test_it_runs_as_a_module() -> None:
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["cluster", "p.zarr"], "Missing argument 'TREE.zarr'"),
-        (["ingest", "p.zarr"], "Missing argument 'SOURCE...'"),
+        (["ingest", "a.npy"], "Missing argument 'POOL.zarr'; what is to be made comes last, after each SOURCE."),
+        (["embed", "raster", "a.tif", "--size", "8", "--model", "hog"], "Missing argument 'POOL.zarr'; what is"),
         (
             ["cluster", "p", "t", "--config", "c.yaml", "--n-clusters", "5"],
             "Give --config FILE or --n-clusters K,K,..., ",
