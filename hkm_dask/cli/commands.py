@@ -24,6 +24,7 @@ from hkm_dask.cli.options import (
     ids_option,
     overwrite_option,
     place_options,
+    pool_option,
     read_settings,
     settings_options,
 )
@@ -130,12 +131,14 @@ main.add_command(embed)
 @click.option("--removed", type=STORE, metavar="FILE", help="Write the rows removed, in such a file, too.")
 @click.option("--groups", type=STORE, metavar="FILE.parquet", help="Write the groups of near-duplicates, too.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Keys every random number.")
+@pool_option
 @overwrite_option
 @output_option
 @place_options
 def dedup(
     store: Location, threshold: float, out: Location, keep: str, by: str | None, subset: Path | None,
-    removed: Location | None, groups: Location | None, seed: int, overwrite: bool, output: Output, place: Place,
+    removed: Location | None, groups: Location | None, seed: int, pool: Location | None, overwrite: bool,
+    output: Output, place: Place,
 ) -> None:  # fmt: skip
     """Keep one row of each group of near-duplicates.
 
@@ -150,7 +153,7 @@ def dedup(
     with output.run(place) as runner:
         found = curation.dedup(
             store, threshold, keep=keep, by=by, subset=subset, seed=seed, client=runner.client,
-            memory_limit=place.memory_limit,
+            memory_limit=place.memory_limit, pool=pool,
         )  # fmt: skip
         found.save(out, removed=removed, groups=groups, overwrite=overwrite)
     output.answer(found.facts(), f"{out}: {found}")
@@ -254,9 +257,10 @@ def info(store: Location, as_json: bool) -> None:
 @click.argument("out", type=STORE, metavar="OUT.parquet")
 @click.option("--embeddings", is_flag=True, help="With the embeddings, as a column of vectors.")
 @click.option("--xy", is_flag=True, help="With x and y: the first two principal components, for a scatter plot.")
+@pool_option
 @overwrite_option
 @output_option
-def export(store: Location, out: Location, output: Output, **options: bool) -> None:
+def export(store: Location, out: Location, output: Output, **options: Any) -> None:
     """Write all rows of a pool, a tree or an assignment as a table.
 
     Its columns are row, id, the columns of the pool, and of a tree or an assignment the cluster at every level and the
@@ -371,7 +375,7 @@ def verify(
 @click.argument("tree", type=STORE, metavar="TREE.zarr")
 @click.option("--out", type=PATH, required=True, metavar="FILE.html", help="Where to write the report.")
 @click.option("--subset", type=PATH, metavar="FILE", help="The draw, a file of `hkm sample`.")
-@click.option("--pool", type=STORE, metavar="POOL.zarr", help="Where the pool of the tree lies now.")
+@pool_option
 @click.option("--labels", metavar="FILE|COLUMN", help="A class of each sample: an .npy of numbers, or a column.")
 @click.option("--label-names", type=PATH, metavar="FILE.json", help="Names of the classes.")
 @click.option("--captions", metavar="FILE|COLUMN", help="A caption for each sample: a file of texts, or a column.")
@@ -401,7 +405,7 @@ def report(tree: Location, out: Path, output: Output, **options: Any) -> None:
 @click.option(
     "--out", type=PATH, metavar="FILE", default=Path("weights.csv"), help="Where marks are saved, and read again."
 )
-@click.option("--pool", type=STORE, metavar="POOL.zarr", help="Where the pool of the tree lies now.")
+@pool_option
 @click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="0 takes one that is free.")
 @click.option(
     "--host", default="127.0.0.1", metavar="ADDRESS", help="Let other machines in: not on a network you share."

@@ -66,6 +66,7 @@ ids_file_option = click.option(
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace what is there; it stays until the new one is complete."
 )
+pool_option = click.option("--pool", type=STORE, metavar="POOL.zarr", help="Where the pool of the tree lies now.")
 column_option = click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask.cli.options import PATH, STORE, Clusters, Count, OfColumn, overwrite_option
+from hkm_dask.cli.options import PATH, STORE, Clusters, Count, OfColumn, overwrite_option, pool_option
 from hkm_dask.cli.output import Output, output_option
 
 if TYPE_CHECKING:
@@ -63,9 +63,12 @@ if TYPE_CHECKING:
     help="Rows, or shares, of values of a column: CSV with value,quota in its first line.",
 )
 @click.option("--seed", type=int, default=0, metavar="N", help="Keys every random number.")
+@pool_option
 @overwrite_option
 @output_option
-def sample(tree: Location, size: int, out: Location, overwrite: bool, output: Output, **options: Any) -> None:
+def sample(
+    tree: Location, size: int, out: Location, pool: Location | None, overwrite: bool, output: Output, **options: Any
+) -> None:
     """Draw a balanced subset from a tree.
 
     The rows are sorted, and none comes twice unless --multiplier allows it. An .npy file has their numbers in the
@@ -88,7 +91,7 @@ def sample(tree: Location, size: int, out: Location, overwrite: bool, output: Ou
         from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
         export.check_target(out, overwrite=overwrite)
-        opened = open_hierarchy(tree)
+        opened = open_hierarchy(tree, pool=pool)
         rows = draw(opened, size, **options)
         export.write_subset(out, rows, opened, overwrite=overwrite)
     output.answer({"out": str(out), "n_rows": len(rows)}, f"{out}: {len(rows):,} rows")

@@ -28,7 +28,9 @@ from hkm_dask.data.summary import Summary, aligned
 from hkm_dask.errors import InputError, StoreError, check_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.sampling.eligible import count_rows, leaf_sizes
+from hkm_dask.hierarchy.sampling.export import pool_is_gone
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.kmeans.predict import nearest_labels
 from hkm_dask.metrics import size_balance
 
@@ -160,10 +162,13 @@ def _open(
     pools: list[Any] = [*([] if pool is None else [pool]), *(x for x in (a, b) if _format(x) == layout.POOL_FORMAT)]
     if not trees and not pools:
         raise InputError("tree=None should be the tree that the rows are of; give it, or a pool for no clusters")
+    trees = [open_hierarchy(tree) if isinstance(tree, str | os.PathLike) else tree for tree in trees]
     first = (trees or pools)[0]
-    opened, known_as = open_store(first), _name(first) or "the first"
+    known_as = _name(first) or "the first"
+    place = pools[0] if pools and any(pool_is_gone(tree.attrs) for tree in trees) else None  # it was moved there
+    opened = open_store(first, place)
     for store in (*trees, *pools):
-        other, name = open_store(store).pool, _name(store) or "the other"
+        other, name = open_store(store, place).pool, _name(store) or "the other"
         if other is None or opened.pool is None or other.fingerprint != opened.pool.fingerprint:
             raise InputError(f"{name} should be of the same pool as {known_as}; compare rows of one pool")
         if other.n_samples != opened.pool.n_samples:
@@ -193,7 +198,7 @@ def _name(store: Any) -> str:
 def _rows_of(subset: Any, opened: CuratedStore) -> NDArray[np.int64] | None:
     """Row numbers of a subset; None for all rows."""
     if _format(subset) in (layout.TREE_FORMAT, layout.POOL_FORMAT):
-        return open_store(subset).clustered()
+        return open_store(subset, opened.pool).clustered()
     rows = opened.chosen(subset)
     if not len(rows):
         raise InputError("n_rows=0 should be at least 1 on both sides; draw again")

@@ -147,6 +147,7 @@ def dedup(
     seed: int = 0,
     client: Client | None = None,
     memory_limit: int | str | None = None,
+    pool: str | os.PathLike[str] | None = None,
 ) -> Deduplication:
     """Find the near-duplicates of a pool or a tree, and keep one row of each group of them.
 
@@ -175,6 +176,8 @@ def dedup(
         Where to run; by default distributed's current client, else threads of this process.
     memory_limit : int or str, optional
         Bytes this process may hold, when it runs on threads.
+    pool : path, optional
+        Where the pool of a tree lies now.
 
     Returns
     -------
@@ -201,7 +204,7 @@ def dedup(
     >>> found.rows.tolist(), found.removed.tolist(), len(found.groups)
     ([1, 2, 4], [0, 3], 2)
     """
-    opened = open_store(store)
+    opened = open_store(store, pool)
     _check(threshold, keep, by, seed, opened.pool)
     index = opened.clustered() if subset is None else opened.chosen(subset)
     with runner_for(client, memory_limit) as runner:

@@ -66,8 +66,8 @@ class CuratedStore:
             self.pool.check_unchanged()
 
 
-def open_store(store: Any) -> CuratedStore:
-    """Open a pool, a tree with its pool, or rows that `as_rows` takes.
+def open_store(store: Any, pool: Any = None) -> CuratedStore:
+    """Open a pool, a tree with its pool, which may lie at `pool` now, or rows that `as_rows` takes.
 
     InputError for rows with NaN or Inf, or a tree that was built from an array; StoreError where the store or the pool
     of a tree is missing, damaged or another one.
@@ -75,9 +75,10 @@ def open_store(store: Any) -> CuratedStore:
     if isinstance(store, str | os.PathLike) and stored_format(location(store)) == layout.TREE_FORMAT:
         store = open_hierarchy(store)
     if isinstance(store, xr.DataTree):
-        pool = pool_of_tree(store.attrs, ", or make the tree again")
-        if pool is None:
+        place = pool.path if isinstance(pool, Pool) else pool
+        known = pool_of_tree(store.attrs, ", or make the tree again", place)
+        if known is None:
             raise InputError("the tree was built from an array, not from a pool; ingest the array and cluster the pool")
-        return CuratedStore(pool.rows(), pool, TreeArrays(store))
+        return CuratedStore(known.rows(), known, TreeArrays(store))
     source = open_source(store, Config.from_flags((1,)))
     return CuratedStore(source.rows, source.pool, None)

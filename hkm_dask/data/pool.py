@@ -266,4 +266,5 @@ def _for_pandas(values: np.ndarray) -> Any:
         return data
     if data.dtype.kind in "ib":
         return (pd.arrays.IntegerArray if data.dtype.kind == "i" else pd.arrays.BooleanArray)(data, missing)
-    return np.where(missing, np.nan if data.dtype.kind == "f" else None, data)
+    blank: Any = np.nan if data.dtype.kind == "f" else None
+    return np.where(missing, blank, data)

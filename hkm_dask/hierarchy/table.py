@@ -40,6 +40,7 @@ def export(
     *,
     embeddings: bool = False,
     xy: bool = False,
+    pool: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Location:
     """Write what is known of every row to a parquet file, for tools that read tables.
@@ -58,6 +59,8 @@ def export(
     xy : bool, default False
         Columns ``x`` and ``y`` (float32): the first two principal components of all rows, for a scatter plot. Takes a
         pass over the embeddings more, with n_features² multiplications per row, and n_features² float64 of memory.
+    pool : path, optional
+        Where the pool of a tree or an assignment lies now.
     overwrite : bool, default False
         Replace a file that is there; it stays until the new one is whole.
 
@@ -83,7 +86,7 @@ def export(
     ['row', 'id', 'vector']
     """
     target = check_target(out, (".parquet",), overwrite=overwrite)
-    table = _Table.open(store, embeddings)
+    table = _Table.open(store, embeddings, pool)
     if embeddings or xy:
         taken = ", ".join(name for name in _OWN if name in table.vectors().columns)
         if taken:
@@ -106,7 +109,9 @@ class _Table:
     projection: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def open(cls, store: str | os.PathLike[str] | xr.DataTree, embeddings: bool) -> _Table:
+    def open(
+        cls, store: str | os.PathLike[str] | xr.DataTree, embeddings: bool, place: str | os.PathLike[str] | None
+    ) -> _Table:
         if not isinstance(store, xr.DataTree):
             path = location(store, "store")
             if files.stored_format(path) == layout.POOL_FORMAT:
@@ -117,10 +122,11 @@ class _Table:
                 n_levels = sum(str(name).startswith("level_") for name in found.data_vars)
                 names = [*(f"level_{level}" for level in range(1, n_levels + 1)), DISTANCE]
                 assigned = {name: chunks.open_array(path / name) for name in names}
-                return cls(found.sizes[layout.SAMPLE], pool_of_tree(found.attrs), None, embeddings, assigned)
+                known = pool_of_tree(found.attrs, path=place)
+                return cls(found.sizes[layout.SAMPLE], known, None, embeddings, assigned)
             store = open_hierarchy(path)
         tree = TreeArrays(store)
-        return cls(stored_array(tree, "labels").spec.shape[0], pool_of_tree(store.attrs), tree, embeddings)
+        return cls(stored_array(tree, "labels").spec.shape[0], pool_of_tree(store.attrs, path=place), tree, embeddings)
 
     def vectors(self) -> Pool:
         """The pool, to read embeddings from."""

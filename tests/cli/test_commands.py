@@ -319,3 +319,25 @@ def test_what_is_there_is_replaced_where_that_is_asked_for(
     Path("folder.csv").mkdir()
     code, _, err = hkm("sample", "tree.zarr", "--size", "10", "--out", "folder.csv", "--overwrite")
     assert (code, "--out='folder.csv' should be a file to be overwritten, it is none" in err) == (1, True)
+
+
+def test_commands_take_the_place_of_a_pool_that_was_moved(
+    hkm: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", embeddings())
+    for command in ("ingest a.npy pool.zarr", "cluster pool.zarr tree.zarr --n-clusters 20,5 --n-resamples 0"):
+        assert hkm(*command.split()).code == 0
+    Path("pool.zarr").rename("moved.zarr")
+    np.save("rows.npy", np.arange(5))
+    for command in (
+        "sample tree.zarr --size 20 --out draw.csv", "dedup tree.zarr --threshold 0.9 --out kept.npy",
+        "export tree.zarr rows.parquet", "compare rows.npy tree.zarr --sample 0",
+    ):  # fmt: skip
+        code, _, err = hkm(*command.split())
+        assert (code, f"{tmp_path / 'pool.zarr'} is missing; " in err, "--pool says where it is now" in err) == (
+            1,
+            1,
+            1,
+        )
+        assert hkm(*command.split(), "--pool", "moved.zarr").code == 0

@@ -13,7 +13,8 @@ from typing import IO, Any
 import numpy as np
 import xarray as xr
 
-from hkm_dask.data import chunks, files
+from hkm_dask.data import chunks, files, layout
+from hkm_dask.data.files import similar_store
 from hkm_dask.data.layout import MIB
 from hkm_dask.data.npy import npy_pieces
 from hkm_dask.data.objects import Location, ObjectPath, location
@@ -291,6 +292,9 @@ def pool_of_tree(
     where = path or attributes.get("pool")
     if not where:
         return None
+    if path is None and pool_is_gone(attributes):
+        other = similar_store(location(where), layout.POOL_FORMAT)
+        raise StoreError(f"{where} is missing; {other}pool (--pool) says where it is now{otherwise}")
     pool = open_pool(where)
     wanted = attributes.get("pool_fingerprint")
     n_known = pool.n_known_as(str(wanted)) if wanted else pool.n_samples
