@@ -96,8 +96,8 @@ def ingest(
         several.
     keep : sequence of str, optional
         Further columns of parquet, Arrow or a pool, or members of ``.npz`` and tensors with a value per row, to carry
-        to the pool and to every subset: numbers, text, true or false. Missing values stay missing. A pool's own columns
-        come along unasked where every source has them.
+        to the pool and to every subset: numbers, text, true or false; dates and times as text. Missing values stay
+        missing. A pool's own columns come along unasked where every source has them.
     ids_file : path, optional
         The ids of all rows, for sources that have none: a ``.npy``, a ``.txt`` with one per line, or a table (CSV or
         TSV with a header, parquet, Arrow), whose column is `ids`, and whose further columns `keep` names. A column of a

@@ -103,8 +103,8 @@ def write_pool_rows(
     path: str | os.PathLike[str], rows: np.ndarray, pool: Pool | None, *, overwrite: bool = False
 ) -> Location:
     """Write rows of a pool as `write_subset` does, without what only a tree knows of them; None is for an array."""
-    target, subset = check_target(path, overwrite=overwrite), _Subset(rows, None, pool)
-    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, subset), new=not overwrite)
+    target, kept = check_target(path, overwrite=overwrite), _Subset(rows, None, pool)
+    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, kept), new=not overwrite)
     return target
 
 
