@@ -109,7 +109,7 @@ def resume_tree(path: Path) -> None:
     try:
         make_tree(path, CONFIG)
     except InputError as error:
-        assert "use --restart to discard it" in str(error)  # noqa: PT017
+        assert "use restart=True to discard it" in str(error)  # noqa: PT017
         make_tree(path, CONFIG, restart=True)
 
 

@@ -460,7 +460,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
     with pytest.raises(InputError, match=message) as error:
         build_hierarchy(pool, begun, CONFIG.model_copy(update=change))
     assert len(error.value.problems) == 2
-    assert error.value.problems[1].endswith("use --restart to discard it")
+    assert error.value.problems[1].endswith("use restart=True to discard it")
     assert contents(begun.parent) == before  # refused, and nothing lost
 
 

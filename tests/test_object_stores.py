@@ -369,7 +369,7 @@ def test_what_is_no_store_of_ours_is_not_touched(bucket: ObjectPath, on_disk: Pa
 def test_another_tree_that_was_begun_is_told(bucket: ObjectPath, on_disk: Path, object_store: ObjectStore) -> None:
     pool, tree = str(on_disk / "pool.zarr"), f"{bucket}/tree.zarr"
     run_forked(build, pool, tree, **object_store.environment(), HKM_FAILPOINT="step")
-    with pytest.raises(InputError, match=r"(?s)seed: 0 .*begun with the same settings; use --restart to discard it"):
+    with pytest.raises(InputError, match=r"(?s)seed: 0 .*begun with the same settings; use restart=True to discard it"):
         build(pool, tree, seed=1)
     build(pool, tree, True, 1)
     assert hkm.open_hierarchy(tree).attrs["seed"] == 1

@@ -22,7 +22,9 @@ from hkm_dask.cli.options import (
     column_option,
     ids_file_option,
     ids_option,
+    overwrite_option,
     place_options,
+    pool_option,
     read_settings,
     settings_options,
 )
@@ -86,6 +88,7 @@ def demo(out: Path, quick: bool, place: Place) -> None:
 )
 @click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or Inf instead of failing.")
 @click.option("--chunk-mb", type=float, metavar="N", help="Storage chunk size in MiB.")
+@overwrite_option
 @output_option
 @place_options
 def ingest(sources: tuple[str, ...], pool: Location, place: Place, output: Output, **options: Any) -> None:
@@ -128,11 +131,14 @@ main.add_command(embed)
 @click.option("--removed", type=STORE, metavar="FILE", help="Also write the rows removed, in the same formats.")
 @click.option("--groups", type=STORE, metavar="FILE.parquet", help="Also write the groups of near-duplicates.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Random seed.")
+@pool_option
+@overwrite_option
 @output_option
 @place_options
 def dedup(
     store: Location, threshold: float, out: Location, keep: str, by: str | None, subset: Path | None,
-    removed: Location | None, groups: Location | None, seed: int, output: Output, place: Place,
+    removed: Location | None, groups: Location | None, seed: int, pool: Location | None, overwrite: bool,
+    output: Output, place: Place,
 ) -> None:  # fmt: skip
     """Keep one row per group of near-duplicates.
 
@@ -143,13 +149,13 @@ def dedup(
     with output.progress():
         from hkm_dask.curation import dedup as curation
 
-        curation.check_targets(out, removed, groups)
+        curation.check_targets(out, removed, groups, overwrite=overwrite)
     with output.run(place) as runner:
         found = curation.dedup(
             store, threshold, keep=keep, by=by, subset=subset, seed=seed, client=runner.client,
-            memory_limit=place.memory_limit,
+            memory_limit=place.memory_limit, pool=pool,
         )  # fmt: skip
-        found.save(out, removed=removed, groups=groups)
+        found.save(out, removed=removed, groups=groups, overwrite=overwrite)
     output.answer(found.facts(), f"{out}: {found}")
 
 
@@ -255,8 +261,10 @@ def info(store: Location, as_json: bool) -> None:
 @click.argument("out", type=STORE, metavar="OUT.parquet")
 @click.option("--embeddings", is_flag=True, help="Include the embeddings, as a column of vectors.")
 @click.option("--xy", is_flag=True, help="Include x and y, the first two principal components, for a scatter plot.")
+@pool_option
+@overwrite_option
 @output_option
-def export(store: Location, out: Location, embeddings: bool, xy: bool, output: Output) -> None:
+def export(store: Location, out: Location, output: Output, **options: Any) -> None:
     """Write all rows of a pool, tree or assignment as Parquet.
 
     The columns are row, id, the columns of the pool, and, for a tree or an assignment, the cluster at every level and
@@ -265,7 +273,7 @@ def export(store: Location, out: Location, embeddings: bool, xy: bool, output: O
     with output.progress():
         from hkm_dask.hierarchy.table import export as run_export
 
-        run_export(store, out, embeddings=embeddings, xy=xy)
+        run_export(store, out, **options)
     import pyarrow.parquet as pq
 
     with out.open("rb") as opened, pq.ParquetFile(opened) as file:
@@ -373,11 +381,12 @@ def verify(
 @click.argument("tree", type=STORE, metavar="TREE.zarr")
 @click.option("--out", type=PATH, required=True, metavar="FILE.html", help="File for the report.")
 @click.option("--subset", type=PATH, metavar="FILE", help="Subset to compare with the pool, a file of `hkm sample`.")
-@click.option("--pool", type=STORE, metavar="POOL.zarr", help="Current path of the tree's pool.")
+@pool_option
 @click.option("--labels", metavar="FILE|COLUMN", help="Class of each sample: an .npy file of integers, or a column.")
 @click.option("--label-names", type=PATH, metavar="FILE.json", help="Names of the classes.")
 @click.option("--captions", metavar="FILE|COLUMN", help="Caption of each sample: a file of texts, or a column.")
 @click.option("--images", type=PATH, metavar="FOLDER", help="Folder or .zip of images, named by ids or a column.")
+@overwrite_option
 @output_option
 def report(tree: Location, out: Path, output: Output, **options: Any) -> None:
     """Write an HTML report on a tree and a subset.
@@ -406,7 +415,7 @@ def report(tree: Location, out: Path, output: Output, **options: Any) -> None:
     default=Path("weights.csv"),
     help="File in which marks are saved, and from which they are loaded.",
 )
-@click.option("--pool", type=STORE, metavar="POOL.zarr", help="Current path of the tree's pool.")
+@pool_option
 @click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="0 selects a free port.")
 @click.option(
     "--host",

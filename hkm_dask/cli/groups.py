@@ -30,7 +30,16 @@ class Command(click.Command):
             if has_several and (n := given.count(option)) > 1:
                 fact = f"{option.opts[-1]} is given {n} times but should be given once"
                 raise click.UsageError(f"{fact}; separate its values by commas.", ctx)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.MissingParameter as error:
+            # The first value goes to the last argument, so click reports the repeatable one as missing.
+            *_, last = (param for param in self.params if isinstance(param, click.Argument))
+            if error.param is None or error.param.nargs != -1:
+                raise
+            before = error.param.make_metavar(ctx).removesuffix("...")
+            fact = f"Missing argument '{last.make_metavar(ctx)}'"
+            raise click.UsageError(f"{fact}; the output comes last, after each {before}.", ctx) from None
 
 
 class OrderedGroup(click.Group):

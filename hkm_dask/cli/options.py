@@ -63,6 +63,10 @@ ids_file_option = click.option(
     metavar="FILE",
     help="File of ids: .npy, .txt, or column --ids of a .csv, .tsv, .parquet or .arrow file.",
 )
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace an existing output once the new one is complete."
+)
+pool_option = click.option("--pool", type=STORE, metavar="POOL.zarr", help="Current path of the tree's pool.")
 column_option = click.option("--column", metavar="NAME", help="Column or array of the embeddings.")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask.cli.options import PATH, STORE, Clusters, Count, OfColumn
+from hkm_dask.cli.options import PATH, STORE, Clusters, Count, OfColumn, overwrite_option, pool_option
 from hkm_dask.cli.output import Output, output_option
 
 if TYPE_CHECKING:
@@ -61,8 +61,12 @@ if TYPE_CHECKING:
     help="Rows or shares per value of a column: CSV with the header value,quota.",
 )
 @click.option("--seed", type=int, default=0, metavar="N", help="Random seed.")
+@pool_option
+@overwrite_option
 @output_option
-def sample(tree: Location, size: int, out: Location, output: Output, **options: Any) -> None:
+def sample(
+    tree: Location, size: int, out: Location, pool: Location | None, overwrite: bool, output: Output, **options: Any
+) -> None:
     """Draw a balanced subset from a tree.
 
     Rows are sorted, and not repeated unless --multiplier allows it. An .npy file holds row numbers of the pool, .txt
@@ -84,8 +88,8 @@ def sample(tree: Location, size: int, out: Location, output: Output, **options: 
         from hkm_dask.hierarchy.sampling.sample import sample as draw
         from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
-        export.check_target(out)
-        opened = open_hierarchy(tree)
+        export.check_target(out, overwrite=overwrite)
+        opened = open_hierarchy(tree, pool=pool)
         rows = draw(opened, size, **options)
-        export.write_subset(out, rows, opened)
+        export.write_subset(out, rows, opened, overwrite=overwrite)
     output.answer({"out": str(out), "n_rows": len(rows)}, f"{out}: {len(rows):,} rows")

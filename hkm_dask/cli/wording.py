@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import click
 
-#: Remedies that only Python has.
-_PYTHON_ONLY = re.compile(r",? or (?:use |give )?overwrite=True|;? ?(?:use|give) overwrite=True")
+#: A remedy that not every command has.
+_OVERWRITE = re.compile(r",? or (?:use |give )?overwrite=True|;? ?(?:use|give) overwrite=True")
 # Not inside a longer name, a path, quotes or code, nor where a setting of --config or --set is meant.
 _BEFORE = r"(?<![\w.\-/'\"`])(?<!did you mean )"
 
@@ -26,7 +26,8 @@ def in_options(message: str, command: click.Command) -> str:
     >>> in_options("give a column with by (--by), or levels each with `exclude_ids: a`", command)
     'give a column with --by, or levels each with `exclude_ids: a`'
     """
-    message = _PYTHON_ONLY.sub("", message)
+    if not any(parameter.name == "overwrite" for parameter in command.params):
+        message = _OVERWRITE.sub("", message)
     for name, option in _options(command.params):
         message = re.sub(rf"{_BEFORE}{name} \({option}\)", option, message)  # both were named
         message = re.sub(rf"with {name}=None\b", f"without {option}", message)

@@ -6,7 +6,7 @@ import itertools
 import json
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -77,6 +77,11 @@ class _Model(BaseModel):
             fields = type(self).model_fields
             problems = problems_of(error, fields, list(Level.model_fields) if "levels" in fields else [])
             raise InputError([*problems, *_rising(settings.get("levels"))]) from None
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """What is not as by default, as scikit-learn shows its estimators."""
+        fields = type(self).model_fields
+        return [(name, value) for name, value in super().__repr_args__() if value != fields[str(name)].default]
 
 
 class Level(_Model):
@@ -158,8 +163,8 @@ class Config(_Model):
     Examples
     --------
     >>> config = Config(levels=[Level(n_clusters=2000), Level(n_clusters=400)])
-    >>> config.levels[1].n_clusters
-    400
+    >>> config
+    Config(levels=(Level(n_clusters=2000), Level(n_clusters=400)))
     >>> Config(metric="cosin", levels=[{"n_clusters": 10, "max_iters": 5}])
     Traceback (most recent call last):
     ...
@@ -201,7 +206,7 @@ class Config(_Model):
     @classmethod
     def from_flags(
         cls,
-        n_clusters: Sequence[int],
+        n_clusters: Sequence[int] | int,
         *,
         overrides: Sequence[str] = (),
         seed: int | None = None,
@@ -215,8 +220,8 @@ class Config(_Model):
 
         Parameters
         ----------
-        n_clusters : sequence of int
-            k of every level, level 1 first.
+        n_clusters : sequence of int, or int
+            k of every level, level 1 first; of one level, its number alone.
         overrides : sequence of str, optional
             Settings that take precedence, like ``"levels.1.max_iter=20"``.
         seed, metric, dtype, subset, fit_sample : optional
@@ -230,7 +235,8 @@ class Config(_Model):
         >>> [(level.n_resamples, level.resample_size) for level in config.levels]
         [(0, 3), (10, 3)]
         """
-        levels: list[dict[str, Any]] = [{"n_clusters": k} for k in n_clusters]
+        of_levels = n_clusters if isinstance(n_clusters, Iterable) else [n_clusters]
+        levels: list[dict[str, Any]] = [{"n_clusters": k} for k in of_levels]
         problems = []
         for name, value in per_level.items():
             if value is None:

@@ -67,7 +67,8 @@ def unknown(name: str, value: object, known: Sequence[str], inner: Sequence[str]
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """Suggest the known name that is closest to a misspelled one, if any."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    same = [one for one in known if one.casefold() == name.casefold()]
+    near = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else None
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
 
 from hkm_dask.compute.cluster.connect import runner_for
 from hkm_dask.compute.keyed_random import random_bits, stream_key
@@ -20,13 +21,16 @@ from hkm_dask.curation.stores import CuratedStore, open_store
 from hkm_dask.data import layout
 from hkm_dask.data.files import stored_format
 from hkm_dask.data.objects import location
+from hkm_dask.data.pool import Pool
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.data.summary import Summary, aligned
 from hkm_dask.errors import InputError, StoreError, check_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.sampling.eligible import count_rows, leaf_sizes
+from hkm_dask.hierarchy.sampling.export import pool_is_gone
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.kmeans.predict import nearest_labels
 from hkm_dask.metrics import size_balance
 
@@ -36,6 +40,7 @@ FREQUENT_VALUES, TOLD_SHARE = 100, 0.005
 _DRAW_BYTES = 8 << 20
 
 Facts = dict[str, Any]
+_Store = str | os.PathLike[str] | Pool | xr.DataTree
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,11 +68,11 @@ class Comparison:
 
 
 def compare(
-    a: str | os.PathLike[str],
-    b: str | os.PathLike[str],
+    a: _Store | ArrayLike,
+    b: _Store | ArrayLike,
     *,
-    tree: str | os.PathLike[str] | None = None,
-    pool: str | os.PathLike[str] | None = None,
+    tree: xr.DataTree | str | os.PathLike[str] | None = None,
+    pool: Pool | str | os.PathLike[str] | None = None,
     threshold: float = 0.95,
     sample: int = 1000,
     seed: int = 0,
@@ -77,12 +82,13 @@ def compare(
 
     Parameters
     ----------
-    a, b : path
-        A file written by ``hkm sample`` or ``hkm dedup`` (row numbers in ``.npy``, rows or ids in ``.parquet`` and
-        ``.csv``, ids in ``.txt``), the pool itself for all its rows, or a tree for the rows that it clusters.
-    tree : path, optional
+    a, b : array of int, path, Pool or DataTree
+        Row numbers of the pool, as returned by `sample`; a file written by ``hkm sample`` or ``hkm dedup`` (row numbers
+        in ``.npy``, rows or ids in ``.parquet`` and ``.csv``, ids in ``.txt``); the pool itself for all its rows; or a
+        tree for the rows that it clusters.
+    tree : DataTree or path, optional
         Tree whose covered clusters are counted; by default, the one given as `a` or `b`.
-    pool : path, optional
+    pool : Pool or path, optional
         Pool of the rows; by default the pool of the tree, or the one given as `a` or `b`.
     threshold : float
         Cosine similarity at or above which two rows of a subset are near-duplicates.
@@ -104,13 +110,24 @@ def compare(
         If neither a tree nor a pool is given, if they belong to different pools, or if a setting is invalid.
     StoreError
         If a store is missing or damaged.
+
+    Examples
+    --------
+    >>> import tempfile, hkm_dask as hkm
+    >>> x = np.random.default_rng(0).normal(size=(300, 2)).astype("float32")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pool = hkm.ingest(x, f"{folder}/pool.zarr")
+    ...     tree = hkm.build_hierarchy(pool, f"{folder}/tree.zarr", hkm.Config.from_flags((30, 6), n_resamples=0))
+    ...     found = compare(hkm.sample(tree, 20), hkm.sample(tree, 20, seed=1), tree=tree)
+    >>> found.facts["a"]["n_rows"], found.facts["b"]["n_rows"]
+    (20, 20)
     """
     problems = check_threshold(threshold) + check_whole(sample=sample, seed=seed)
     if problems:
         raise InputError(problems)
     opened = _open(a, b, tree, pool)
     subsets = {"pool": None, "a": _rows_of(a, opened), "b": _rows_of(b, opened)}
-    names = {"pool": "pool", "a": location(a).name, "b": location(b).name}
+    names = {"pool": "pool", "a": _name(a) or "a", "b": _name(b) or "b"}
     facts: Facts = {"settings": {"threshold": threshold, "sample": min(sample, opened.rows.n_rows), "seed": seed}}
     with runner_for(None, memory_limit) as runner:
         for done, (key, index) in enumerate(subsets.items()):
@@ -135,33 +152,57 @@ def compare(
 
 
 def _open(
-    a: str | os.PathLike[str], b: str | os.PathLike[str], tree: str | os.PathLike[str] | None,
-    pool: str | os.PathLike[str] | None,
+    a: _Store | ArrayLike, b: _Store | ArrayLike, tree: xr.DataTree | str | os.PathLike[str] | None,
+    pool: Pool | str | os.PathLike[str] | None,
 ) -> CuratedStore:  # fmt: skip
     for path in (a, b):
-        if not location(path).exists():
+        if isinstance(path, str | os.PathLike) and not location(path).exists():
             raise StoreError(f"{path} is missing; give a file of row numbers, a pool or a tree")
-    kinds = {path: stored_format(location(path)) for path in (a, b)}
-    trees = [path for path in (tree, a, b) if path is not None and (path is tree or kinds[path] == layout.TREE_FORMAT)]
-    pools = [path for path in (pool, a, b) if path is not None and (path is pool or kinds[path] == layout.POOL_FORMAT)]
+    trees: list[Any] = [*([] if tree is None else [tree]), *(x for x in (a, b) if _format(x) == layout.TREE_FORMAT)]
+    pools: list[Any] = [*([] if pool is None else [pool]), *(x for x in (a, b) if _format(x) == layout.POOL_FORMAT)]
     if not trees and not pools:
-        raise InputError("tree=None should be the tree of the rows; give --tree, or --pool to omit clusters")
-    opened = open_store((trees or pools)[0])
-    for path in (*trees, *pools):
-        other = open_store(path).pool
+        raise InputError("tree=None should be the tree of the rows; give it, or a pool to omit clusters")
+    trees = [open_hierarchy(tree) if isinstance(tree, str | os.PathLike) else tree for tree in trees]
+    first = (trees or pools)[0]
+    known_as = _name(first) or "the first"
+    place = pools[0] if pools and any(pool_is_gone(tree.attrs) for tree in trees) else None  # it was moved there
+    opened = open_store(first, place)
+    for store in (*trees, *pools):
+        other, name = open_store(store, place).pool, _name(store) or "the other"
         if other is None or opened.pool is None or other.fingerprint != opened.pool.fingerprint:
-            raise InputError(f"{path} should be of the same pool as {(trees or pools)[0]}; compare rows of one pool")
+            raise InputError(f"{name} should be of the same pool as {known_as}; compare rows of one pool")
         if other.n_samples != opened.pool.n_samples:
-            n_rows = f"{other.n_samples:,} rows should be the {opened.pool.n_samples:,} of {(trees or pools)[0]}"
-            raise InputError(f"{path}: its {n_rows}; let the tree that lacks some have them, with `hkm update`")
+            n_rows = f"{other.n_samples:,} rows should be the {opened.pool.n_samples:,} of {known_as}"
+            raise InputError(f"{name}: its {n_rows}; let the tree that lacks some have them, with `hkm update`")
     return opened
 
 
-def _rows_of(path: str | os.PathLike[str], opened: CuratedStore) -> NDArray[np.int64] | None:
+def _format(store: Any) -> str:
+    """Return the format of a store, or an empty string if it is not one, such as row numbers."""
+    if isinstance(store, xr.DataTree):
+        return layout.TREE_FORMAT
+    if isinstance(store, Pool):
+        return layout.POOL_FORMAT
+    return stored_format(location(store)) if isinstance(store, str | os.PathLike) else ""
+
+
+def _name(store: Any) -> str:
+    """Return the name of a file or a store; empty if it is in memory."""
+    if isinstance(store, xr.DataTree):
+        store = store.encoding.get("source") or ""
+    elif isinstance(store, Pool):
+        store = store.path
+    return location(store).name if isinstance(store, str | os.PathLike) and store else ""
+
+
+def _rows_of(subset: Any, opened: CuratedStore) -> NDArray[np.int64] | None:
     """Return the row numbers of a subset; None for all rows."""
-    if stored_format(location(path)) in (layout.TREE_FORMAT, layout.POOL_FORMAT):
-        return open_store(path).clustered()
-    return opened.chosen(path)
+    if _format(subset) in (layout.TREE_FORMAT, layout.POOL_FORMAT):
+        return open_store(subset, opened.pool).clustered()
+    rows = opened.chosen(subset)
+    if not len(rows):
+        raise InputError("n_rows=0 should be at least 1 on both sides; draw again")
+    return rows
 
 
 def _overlap(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None, n_rows: int) -> Facts:

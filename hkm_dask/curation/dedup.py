@@ -94,28 +94,33 @@ class Deduplication:
 
     def save(
         self, out: str | os.PathLike[str], *, removed: str | os.PathLike[str] | None = None,
-        groups: str | os.PathLike[str] | None = None,
+        groups: str | os.PathLike[str] | None = None, overwrite: bool = False,
     ) -> None:  # fmt: skip
         """Write `rows`, and optionally the `removed` rows and the `table`.
 
         `out` and `removed` are ``.npy`` files of row numbers, ``.txt`` files of ids, or ``.parquet`` or ``.csv`` files
         of both and the pool's other columns, written by `write_subset`; `groups` is a ``.parquet`` file. Each file is
-        written atomically. Raises InputError if a path is unsuitable or exists; see `check_targets`.
+        written atomically. Raises InputError if a path is unsuitable, or exists and `overwrite` is
+        false; see `check_targets`.
         """
-        check_targets(out, removed, groups)
+        check_targets(out, removed, groups, overwrite=overwrite)
         if self.pool is not None:
             self.pool.check_unchanged()
-        write_pool_rows(out, self.rows, self.pool)
+        write_pool_rows(out, self.rows, self.pool, overwrite=overwrite)
         if removed is not None:
-            write_pool_rows(removed, self.removed, self.pool)
+            write_pool_rows(removed, self.removed, self.pool, overwrite=overwrite)
         if groups is not None:
-            write_whole(location(groups), lambda partial: self.table().to_parquet(partial, index=False), new=True)
+            write_whole(
+                location(groups), lambda partial: self.table().to_parquet(partial, index=False), new=not overwrite
+            )
 
 
 def check_targets(
     out: str | os.PathLike[str],
     removed: str | os.PathLike[str] | None = None,
     groups: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Raise InputError for paths that cannot be written; called before any work is done.
 
@@ -130,7 +135,7 @@ def check_targets(
         if len({location(path).absolute() for path, *_ in given}) < len(given):
             raise InputError("out, removed and groups should be different files; rename one")
 
-    check_all(*(partial(check_target, *target) for target in given), check_different)
+    check_all(*(partial(check_target, *target, overwrite=overwrite) for target in given), check_different)
 
 
 def dedup(
@@ -143,6 +148,7 @@ def dedup(
     seed: int = 0,
     client: Client | None = None,
     memory_limit: int | str | None = None,
+    pool: str | os.PathLike[str] | None = None,
 ) -> Deduplication:
     """Find the near-duplicates of a pool or a tree, and keep one row of each group.
 
@@ -172,6 +178,8 @@ def dedup(
         Where to run; by default distributed's current client if there is one, otherwise threads of this process.
     memory_limit : int or str, optional
         Most bytes that this process may use when it runs on threads.
+    pool : path, optional
+        Current path of the tree's pool.
 
     Returns
     -------
@@ -198,7 +206,7 @@ def dedup(
     >>> found.rows.tolist(), found.removed.tolist(), len(found.groups)
     ([1, 2, 4], [0, 3], 2)
     """
-    opened = open_store(store)
+    opened = open_store(store, pool)
     _check(threshold, keep, by, seed, opened.pool)
     index = opened.clustered() if subset is None else opened.chosen(subset)
     with runner_for(client, memory_limit) as runner:

@@ -45,13 +45,14 @@ class CuratedStore:
     def chosen(self, subset: Any) -> NDArray[np.int64]:
         """Return the sorted, unique row numbers of a subset: an array, or a file that `read_rows` accepts."""
         if isinstance(subset, str | os.PathLike):
-            rows = read_rows(subset, self.rows.n_rows, pool=self.pool)
-            once = np.unique(rows)
-            if len(once) < len(rows):
-                repeats = f"{len(rows) - len(once):,} of the {len(rows):,} rows of {subset} are there before"
-                emit("warning", message=f"{repeats}: each is looked at once")
-            return once
-        return check_rows(np.asarray(subset), self.rows.n_rows)
+            rows, where = read_rows(subset, self.rows.n_rows, pool=self.pool), f" of {subset}"
+        else:
+            rows, where = check_rows(np.sort(np.asarray(subset)), self.rows.n_rows), ""
+        once = np.unique(rows)
+        if len(once) < len(rows):
+            repeats = f"{len(rows) - len(once):,} of the {len(rows):,} rows{where} are there before"
+            emit("warning", message=f"{repeats}: each is looked at once")
+        return once
 
     def some(self, index: NDArray[np.int64] | None) -> tuple[Rows, Rows]:
         """Return the rows with the sorted numbers `index`, or all rows, as stored and scaled to unit length."""
@@ -65,8 +66,8 @@ class CuratedStore:
             self.pool.check_unchanged()
 
 
-def open_store(store: Any) -> CuratedStore:
-    """Open a pool, a tree with its pool, or rows that `as_rows` accepts.
+def open_store(store: Any, pool: Any = None) -> CuratedStore:
+    """Open a pool, a tree with its pool, which may have moved to `pool`, or rows that `as_rows` accepts.
 
     Raises InputError for rows with NaN or Inf and for a tree built from an array; StoreError if the store, or the pool
     of a tree, is missing, damaged or has been replaced.
@@ -74,9 +75,10 @@ def open_store(store: Any) -> CuratedStore:
     if isinstance(store, str | os.PathLike) and stored_format(location(store)) == layout.TREE_FORMAT:
         store = open_hierarchy(store)
     if isinstance(store, xr.DataTree):
-        pool = pool_of_tree(store.attrs, ", or make the tree again")
-        if pool is None:
+        place = pool.path if isinstance(pool, Pool) else pool
+        known = pool_of_tree(store.attrs, ", or make the tree again", place)
+        if known is None:
             raise InputError("the tree was built from an array, not from a pool; ingest the array and cluster the pool")
-        return CuratedStore(pool.rows(), pool, TreeArrays(store))
+        return CuratedStore(known.rows(), known, TreeArrays(store))
     source = open_source(store, Config.from_flags((1,)))
     return CuratedStore(source.rows, source.pool, None)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hkm_dask.data import layout
-from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.chunks import StoredArray, check_rows, open_array
 from hkm_dask.data.files import read_attributes, read_complete, similar_store
 from hkm_dask.data.layout import wip_path
 from hkm_dask.data.objects import each, location, whole_path, zarr_store
@@ -19,6 +19,7 @@ from hkm_dask.data.summary import Summary, size_text
 from hkm_dask.errors import InputError, StoreError
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
 
@@ -157,6 +158,35 @@ class Pool:
                 variables[name] = wide.where(~stored[mask], np.nan if wide.dtype.kind == "f" else None)
         return xr.Dataset(variables, attrs={"pool": self.path, "fingerprint": self.fingerprint})
 
+    def to_pandas(self, rows: np.ndarray | None = None) -> pd.DataFrame:
+        """Ids and columns of all rows, or of row numbers such as `sample` gives, as a data frame without embeddings.
+
+        Its index ``sample`` has the row numbers, as that of ``tree.hkm.path`` does, so that the two join. Missing
+        numbers and truth values are NA, missing texts None. InputError where a row is none of the pool.
+
+        >>> import tempfile, hkm_dask as hkm
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pool = hkm.ingest(np.eye(3), f"{folder}/pool.zarr", ids=["a", "b", "c"])
+        ...     pool.to_pandas([2, 0])["id"].to_dict()
+        {2: 'c', 0: 'a'}
+        """
+        import pandas as pd
+
+        numbers = np.arange(self.n_samples) if rows is None else np.asarray(rows)
+        check_rows(np.sort(numbers, axis=None) if numbers.ndim == 1 else numbers, self.n_samples)
+        ids = self.ids(numbers)
+        columns = ({} if ids is None else {"id": ids}) | {name: self.column(name, numbers) for name in self.columns}
+        index = pd.Index(numbers.astype(np.int64), name=layout.SAMPLE)
+        return pd.DataFrame({name: _for_pandas(values) for name, values in columns.items()}, index=index)
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Samples and features, of the embeddings."""
+        return self.n_samples, self.n_features
+
     def _with_mask(self, name: str, read: Callable[[StoredArray], np.ndarray]) -> np.ndarray:
         # Opening the pool has verified that the mask was not lost: the digest covers all members of the pool.
         mask = f"{name}{layout.MISSING_SUFFIX}"
@@ -225,3 +255,16 @@ def open_pool(path: str | os.PathLike[str]) -> Pool:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise StoreError(f"{folder} is damaged: {error}; {layout.remedy(layout.POOL_FORMAT)}") from error
+
+
+def _for_pandas(values: np.ndarray) -> Any:
+    """A column for pandas, which has no masks for arrays of NumPy."""
+    import pandas as pd
+
+    data, missing = np.ma.getdata(values), np.ma.getmaskarray(values)
+    if not missing.any():
+        return data
+    if data.dtype.kind in "ib":
+        return (pd.arrays.IntegerArray if data.dtype.kind == "i" else pd.arrays.BooleanArray)(data, missing)
+    blank: Any = np.nan if data.dtype.kind == "f" else None
+    return np.where(missing, blank, data)

@@ -199,13 +199,13 @@ def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
         return []  # a run that was stopped before it began
     kind = "is another store" if attributes else "is no pool"
     if attributes.get("format") != layout.POOL_FORMAT or PLAN not in attributes:
-        return [f"{folder} should be a pool that was embedded, it {kind}; give another path, or use --restart"]
+        return [f"{folder} should be a pool that was embedded, it {kind}; give another path, or use restart=True"]
     stored = attributes[PLAN]
     unequal = [key for key in plan if stored.get(key) != plan[key]]
     lines = [f"{key}: {_short(stored.get(key))} there, {_short(plan[key])} asked for" for key in unequal]
     if lines:
         lines.append(
-            f"{folder} should have been made from the same items with the same settings; use --restart to replace it"
+            f"{folder} should have been made from the same items with the same settings; use restart=True to replace it"
         )
     return lines
 

@@ -182,7 +182,7 @@ def _obstacles(folder: Location, identity: dict[str, Any]) -> list[str]:
         if made != asked:
             lines.append(f"{what}: contents {made or 'none'} in {folder.name}, {asked or 'none'} asked for")
     if lines:
-        lines.append(f"{folder} should have been made of the same tree and samples; use --restart to replace it")
+        lines.append(f"{folder} should have been made of the same tree and samples; use restart=True to replace it")
     return lines
 
 

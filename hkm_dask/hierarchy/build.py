@@ -37,7 +37,7 @@ from hkm_dask.hierarchy import level_arrays
 from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.hierarchy.checkpoint import Checkpoints, StepHistory
 from hkm_dask.hierarchy.level_plans import level_plans, level_stages, resample_size, shareable, with_ranges
-from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_source
+from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, n_clustered, open_source
 from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.hierarchy.step import ResamplingStep, Step, StepHooks
 from hkm_dask.kmeans.fit import Fit, Settings
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 def build_hierarchy(
     pool: Any,
     tree: str | os.PathLike[str],
-    config: Config,
+    config: Config | None = None,
     *,
     client: Client | None = None,
     memory_limit: int | str | None = None,
@@ -72,7 +72,8 @@ def build_hierarchy(
         A pool made by `ingest`, or rows in memory or in a Zarr array.
     tree : path
         Path or URL of the new tree, such as ``s3://bucket/tree.zarr``.
-    config : Config
+    config : Config, optional
+        By default `Config.advised` for this number of rows, like ``hkm cluster`` without numbers of clusters.
     client : distributed.Client, optional
         Where to run; by default distributed's current client, otherwise threads of this process.
     memory_limit : int or str, optional
@@ -110,6 +111,8 @@ def build_hierarchy(
     ...     tree.hkm.n_clusters
     (30, 6)
     """
+    if config is None:
+        config = Config.advised(n_clustered(pool))
     path = write_hierarchy(pool, tree, config, client=client, memory_limit=memory_limit, restart=restart)
     # Imported here as it loads xarray, which takes longer than opening a tree, and is not needed to write one.
     from hkm_dask.hierarchy.tree.tree import open_hierarchy
@@ -185,7 +188,9 @@ def _obstacles(folder: Location, target: Location, config: Config, source: Clust
         return [f"{folder} should be a tree of hkm_dask, but is something else; give another path"]
     made = attributes.get("format_version", layout.FORMAT_VERSION)
     if made != layout.FORMAT_VERSION:
-        return [f"{folder}: format_version={made} should be {layout.FORMAT_VERSION} for this hkm_dask; use --restart"]
+        return [
+            f"{folder}: format_version={made} should be {layout.FORMAT_VERSION} for this hkm_dask; use restart=True"
+        ]
     lines = config.difference(Config.from_json(attributes["config"])) if "config" in attributes else []
     # A subset is identified by its content, not by the location of its file.
     lines = [line for line in lines if not line.startswith("subset: ")]
@@ -195,7 +200,7 @@ def _obstacles(folder: Location, target: Location, config: Config, source: Clust
             lines.append(f"{name}: contents {stored[:12] or 'none'} in the tree, {asked[:12] or 'none'} asked for")
     if lines:
         begun, remedy = ("made", "replace") if finished else ("begun", "discard")
-        lines.append(f"{folder} should have been {begun} with the same settings; use --restart to {remedy} it")
+        lines.append(f"{folder} should have been {begun} with the same settings; use restart=True to {remedy} it")
     return lines
 
 

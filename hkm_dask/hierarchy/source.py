@@ -97,7 +97,7 @@ def open_source(pool: Any, config: Config) -> ClusterInput:
     )
 
 
-def n_clustered(pool: str | os.PathLike[str], subset: str | None = None, fit_sample: int | None = None) -> int:
+def n_clustered(pool: Any, subset: str | None = None, fit_sample: int | None = None) -> int:
     """Return the number of rows of a pool, a subset or a sample for fitting, without reading the rows."""
     opened = _opened_pool(pool)
     n_rows = opened.n_samples if opened is not None else as_rows(pool).n_rows

@@ -40,6 +40,8 @@ def export(
     *,
     embeddings: bool = False,
     xy: bool = False,
+    pool: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> Location:
     """Write everything known about each row to a parquet file, for tools that read tables.
 
@@ -52,13 +54,17 @@ def export(
     store : path or xarray.DataTree
         A pool, a tree on disk, or an assignment.
     out : path
-        The ``.parquet`` file to write; it must not exist.
+        The ``.parquet`` file to write; it must not exist unless `overwrite` is true.
     embeddings : bool, default False
         Include a column ``vector`` of float32, shape (n_features,).
     xy : bool, default False
         Include columns ``x`` and ``y`` (float32): the first two principal components of all rows, for a scatter plot.
         Requires one more pass over the embeddings, with n_features² multiplications per row, and n_features² float64
         values of memory.
+    pool : path, optional
+        Current path of the pool of a tree or an assignment.
+    overwrite : bool, default False
+        Replace an existing file once the new one is complete.
 
     Returns
     -------
@@ -81,15 +87,15 @@ def export(
     ...     pq.read_table(export(pool.path, f"{folder}/rows.parquet", embeddings=True)).column_names
     ['row', 'id', 'vector']
     """
-    target = check_target(out, (".parquet",))
-    table = _Table.open(store, embeddings)
+    target = check_target(out, (".parquet",), overwrite=overwrite)
+    table = _Table.open(store, embeddings, pool)
     if embeddings or xy:
         taken = ", ".join(name for name in _OWN if name in table.vectors().columns)
         if taken:
             raise InputError(f"the pool has columns {taken} of its own; rename them, or export without vectors")
     if xy:
         table = replace(table, projection=principal_axes(table.vectors()))
-    files.write_whole(target, lambda partial: write_table(partial, table.blocks()), new=True)
+    files.write_whole(target, lambda partial: write_table(partial, table.blocks()), new=not overwrite)
     return target
 
 
@@ -105,7 +111,9 @@ class _Table:
     projection: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def open(cls, store: str | os.PathLike[str] | xr.DataTree, embeddings: bool) -> _Table:
+    def open(
+        cls, store: str | os.PathLike[str] | xr.DataTree, embeddings: bool, place: str | os.PathLike[str] | None
+    ) -> _Table:
         if not isinstance(store, xr.DataTree):
             path = location(store, "store")
             if files.stored_format(path) == layout.POOL_FORMAT:
@@ -116,10 +124,11 @@ class _Table:
                 n_levels = sum(str(name).startswith("level_") for name in found.data_vars)
                 names = [*(f"level_{level}" for level in range(1, n_levels + 1)), DISTANCE]
                 assigned = {name: chunks.open_array(path / name) for name in names}
-                return cls(found.sizes[layout.SAMPLE], pool_of_tree(found.attrs), None, embeddings, assigned)
+                known = pool_of_tree(found.attrs, path=place)
+                return cls(found.sizes[layout.SAMPLE], known, None, embeddings, assigned)
             store = open_hierarchy(path)
         tree = TreeArrays(store)
-        return cls(stored_array(tree, "labels").spec.shape[0], pool_of_tree(store.attrs), tree, embeddings)
+        return cls(stored_array(tree, "labels").spec.shape[0], pool_of_tree(store.attrs, path=place), tree, embeddings)
 
     def vectors(self) -> Pool:
         """The pool from which embeddings are read."""

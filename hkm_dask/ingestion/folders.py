@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -150,10 +151,13 @@ def _open_clip(path: Path, wanted: Wanted, known: set[Path]) -> list[EmbeddingTa
         held = [name for name in CLIP_FOLDERS if _shards(path / name, ".npy")]
         shards = _shards(path / choose_table(held, wanted.column, path, "subfolders"), ".npy")
     tables = [NpyRows(shard) for shard in shards]
-    if not (wanted.ids or wanted.keep):
-        return [EmbeddingTable(rows, str(shard)) for rows, shard in zip(tables, shards, strict=True)]
     nested = path / CLIP_METADATA
     metadata = _shards(nested, ".parquet") or [f for f in _shards(path, ".parquet") if f.name.startswith(CLIP_METADATA)]
+    if not (wanted.ids or wanted.keep):
+        left: tuple[str, ...] = ()
+        with suppress(InputError):  # it is not asked for
+            left = tuple(ParquetTable(metadata[0]).schema.names) if metadata else ()
+        return [EmbeddingTable(rows, str(shard), left=left) for rows, shard in zip(tables, shards, strict=True)]
     option = f"ids={wanted.ids!r}" if wanted.ids else f"keep={','.join(wanted.keep)!r}"
     if len(metadata) != len(shards):
         inside = path.name in CLIP_FOLDERS and (path.parent / CLIP_METADATA).is_dir()

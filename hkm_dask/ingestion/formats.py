@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from hkm_dask.data.npy import NPY_MAGIC
 from hkm_dask.data.objects import Location, ObjectPath, location, zarr_store
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.rows import NpyRows, Rows, ZarrRows
-from hkm_dask.errors import InputError, NoRowsError
+from hkm_dask.errors import InputError, NoRowsError, check_all
 from hkm_dask.ingestion.npz import member_column, member_ids, member_rows, read_members
 from hkm_dask.ingestion.safetensors import SafetensorsRows, read_tensors, tensor_column, tensor_ids
 from hkm_dask.ingestion.table_files import TableFile, open_table_file
@@ -38,6 +39,8 @@ class EmbeddingTable:
     name: str
     ids: Pieces | None = None
     columns: Mapping[str, Column] = field(default_factory=dict)
+    #: Names of values that could be ids or columns, and were not asked for.
+    left: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -207,10 +210,19 @@ def _open_table(table: TableFile, wanted: Wanted) -> EmbeddingTable:
     return EmbeddingTable(rows, rows.label, *known_of(table, wanted))
 
 
-def known_of(table: TableFile, wanted: Wanted) -> tuple[Pieces | None, dict[str, Column]]:
-    """Return the ids and the kept columns of a table."""
+def known_of(table: TableFile, wanted: Wanted) -> tuple[Pieces | None, dict[str, Column], tuple[str, ...]]:
+    """Return the ids and the kept columns of a table, and the names of the others.
+
+    Raises InputError with all problems at once.
+    """
+    names, lists = [] if wanted.ids is None else [wanted.ids], list_columns(table)
+    # This reads no values.
+    check_all(
+        *(partial(column_ids, table, name) for name in names), *(partial(kept_column, table, k) for k in wanted.keep)
+    )
     ids = None if wanted.ids is None else column_ids(table, wanted.ids)
-    return ids, {name: kept_column(table, name) for name in wanted.keep}
+    left = tuple(name for name in table.schema.names if name not in (*names, *wanted.keep, *lists))
+    return ids, {name: kept_column(table, name) for name in wanted.keep}, left
 
 
 def _open_safetensors(path: Path, wanted: Wanted) -> EmbeddingTable:

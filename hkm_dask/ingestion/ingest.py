@@ -95,8 +95,8 @@ def ingest(
         candidates.
     keep : sequence of str, optional
         Other columns of parquet, Arrow or a pool, or ``.npz`` members and tensors with one value per row, to copy to
-        the pool and to every subset: numbers, text or booleans. Missing values stay missing. The columns of a pool are
-        kept by default if every source has them.
+        the pool and to every subset: numbers, text or booleans; dates and times become text. Missing values stay
+        missing. The columns of a pool are kept by default if every source has them.
     ids_file : path, optional
         The ids of all rows, for sources without ids: a ``.npy``, a ``.txt`` with one id per line, or a table (CSV or
         TSV with a header, parquet, Arrow) with the ids in column `ids` and other columns that `keep` may name. A CSV

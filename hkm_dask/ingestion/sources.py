@@ -179,6 +179,8 @@ def open_sources(
     wanted = Wanted(name if file is None else None, column, () if of_file else keep, scratch)
     total = Sources(open_each(partial(_open, wanted=wanted), given))
     _warn_repeated(total.tables)
+    if ids is None and file is None and not keep:
+        _note_columns_left_out(total.tables)
     if file is not None:
         total.ids = file.ids(total.n_rows)
         total.columns |= file.columns(keep)
@@ -193,6 +195,13 @@ def _warn_repeated(tables: Sequence[EmbeddingTable]) -> None:
     counts = Counter(table.name for table in tables if not isinstance(table.rows, ArrayRows))
     if twice := [name for name, n in counts.items() if n > 1]:
         emit("warning", message=f"rows are there as often as their source is given: {first_few(twice)} more than once")
+
+
+def _note_columns_left_out(tables: Sequence[EmbeddingTable]) -> None:
+    """Name the columns that are left out, for users who did not ask for any but may want their ids."""
+    if left := list(dict.fromkeys(name for table in tables for name in table.left)):
+        options = "--ids COLUMN stores one as ids, --keep stores others"
+        emit("note", message=f"only embeddings are stored, not the columns {first_few(left)}; {options}")
 
 
 def _check_keep(keep: Sequence[str]) -> None:

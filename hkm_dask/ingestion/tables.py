@@ -144,7 +144,8 @@ def _id_pieces(file: TableFile, name: str) -> Iterator[np.ndarray]:
 def kept_column(file: TableFile, name: str) -> Column:
     """Return a column to keep: numbers, text or booleans; missing values stay missing.
 
-    A column that exists only in folder names (``year=2020``) is text.
+    Dates and times become ISO 8601 text, in UTC if they have a time zone, so that it sorts in their order. A column
+    that exists only in folder names (``year=2020``) is text.
     """
     import pyarrow as pa
 
@@ -152,13 +153,14 @@ def kept_column(file: TableFile, name: str) -> Column:
         value = file.partition[name]
         return Column("" if value is None else "O", partial(_constant_pieces, file.n_rows, value))
     kind = _plain_type(file.field("keep", name).type)
-    tests = {"b": pa.types.is_boolean, "i": pa.types.is_integer, "f": pa.types.is_floating, "O": _is_text}
+    tests = {"b": pa.types.is_boolean, "i": pa.types.is_integer, "f": pa.types.is_floating, "O": _is_written}
     code = next((code for code, test in tests.items() if test(kind)), None)
     if pa.types.is_null(kind):
         code = ""
     if code is None:
         raise InputError(
-            f"keep={name!r} of {file.path}: type={kind} should be numbers, text, true or false; convert it to text"
+            f"keep={name!r} of {file.path}: type={kind} should be numbers, text, dates, times, true or false; "
+            "convert it to text"
         )
     return Column(code, partial(_kept_pieces, file, name, code))
 
@@ -210,10 +212,25 @@ def _filled(values: pa.Array, code: str, file: TableFile, name: str) -> np.ndarr
 
     wide = {"b": pa.bool_(), "i": pa.int64(), "f": pa.float64(), "O": pa.large_string()}[code]
     fill = 0.0 if code == "f" else _FILL[code]  # NaN is set later
+    if code == "O" and not _is_text(values.type):
+        return _written(values, f"keep={name!r} of {file.path}").fill_null(fill).to_numpy(zero_copy_only=False)
     try:
         return values.cast(wide).fill_null(fill).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:  # an unsigned integer
         raise InputError(f"keep={name!r} of {file.path} should be below 2**63; convert the column to text") from None
+
+
+def _written(values: pa.Array, label: str) -> pa.Array:
+    """Write dates and times as text; raises InputError for years whose text would not sort in order."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if getattr(values.type, "tz", None) is not None:
+        values = values.cast(pa.timestamp(values.type.unit, "UTC"))
+    texts = values.cast(pa.large_string())
+    if pc.any(pc.match_substring_regex(texts, "^[^0-9]")).as_py():
+        raise InputError(f"{label} should be in the years 0 to 9999 but some are not; fix them, or convert it to text")
+    return texts
 
 
 # --- Arrow types ------------------------------------------------------------------------------------------------------
@@ -238,6 +255,13 @@ def _is_text(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_written(kind: pa.DataType) -> bool:
+    """Whether values are text, or can be written as text that tells all of them."""
+    import pyarrow as pa
+
+    return _is_text(kind) or pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

@@ -84,7 +84,8 @@ def test_it_runs_as_a_module() -> None:
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["cluster", "p.zarr"], "Missing argument 'TREE.zarr'"),
-        (["ingest", "p.zarr"], "Missing argument 'SOURCE...'"),
+        (["ingest", "a.npy"], "Missing argument 'POOL.zarr'; the output comes last, after each SOURCE."),
+        (["embed", "raster", "a.tif", "--size", "8", "--model", "hog"], "Missing argument 'POOL.zarr'; what is"),
         (
             ["cluster", "p", "t", "--config", "c.yaml", "--n-clusters", "5"],
             "Give --config FILE or --n-clusters K,K,..., ",
@@ -295,3 +296,51 @@ def test_progress_goes_to_stderr_while_a_command_runs(
     assert {"run_started", "level_started", "step_started", "iteration", "step_finished", "run_finished"} <= kinds
     emit("warning", message="nobody listens any more")
     assert "nobody" not in hkm("--version").err
+
+
+def test_what_is_there_is_replaced_where_that_is_asked_for(
+    hkm: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", embeddings())
+    commands = [
+        "ingest a.npy pool.zarr", "dedup pool.zarr --threshold 0.999 --out kept.npy --removed r.txt --groups g.parquet",
+        "cluster pool.zarr tree.zarr --n-clusters 20,5 --n-resamples 0", "sample tree.zarr --size 20 --out draw.csv",
+        "export tree.zarr rows.parquet", "report tree.zarr --out report.html",
+    ]  # fmt: skip
+    for command in commands:
+        assert hkm(*command.split()).code == 0
+    first = Path("draw.csv").read_bytes()
+    for command in commands:
+        if not command.startswith("cluster"):
+            code, _, err = hkm(*command.split())
+            assert (code, "or --overwrite\n" in err) == (1, True)
+            assert hkm(*command.split(), "--overwrite").code == 0
+    assert Path("draw.csv").read_bytes() == first
+    assert hkm("sample", "tree.zarr", "--size", "10", "--out", "draw.csv", "--overwrite", "--seed", "1").code == 0
+    assert len(Path("draw.csv").read_text().splitlines()) == 11
+    Path("folder.csv").mkdir()
+    code, _, err = hkm("sample", "tree.zarr", "--size", "10", "--out", "folder.csv", "--overwrite")
+    assert (code, "--out='folder.csv' should be a file to be overwritten, it is none" in err) == (1, True)
+
+
+def test_commands_take_the_place_of_a_pool_that_was_moved(
+    hkm: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", embeddings())
+    for command in ("ingest a.npy pool.zarr", "cluster pool.zarr tree.zarr --n-clusters 20,5 --n-resamples 0"):
+        assert hkm(*command.split()).code == 0
+    Path("pool.zarr").rename("moved.zarr")
+    np.save("rows.npy", np.arange(5))
+    for command in (
+        "sample tree.zarr --size 20 --out draw.csv", "dedup tree.zarr --threshold 0.9 --out kept.npy",
+        "export tree.zarr rows.parquet", "compare rows.npy tree.zarr --sample 0",
+    ):  # fmt: skip
+        code, _, err = hkm(*command.split())
+        assert (code, f"{tmp_path / 'pool.zarr'} is missing; " in err, "--pool says where it is now" in err) == (
+            1,
+            1,
+            1,
+        )
+        assert hkm(*command.split(), "--pool", "moved.zarr").code == 0

@@ -24,4 +24,4 @@ def test_it_prints_a_table_or_json(hkm: Callable[..., Result], pool: Path, small
     assert (code, json.loads(out)["overlap"]["n_rows"]) == (0, 25)
     code, out, err = hkm("compare", folder / "a.npy", folder / "b.npy")
     assert (code, out) == (1, "")
-    assert err.startswith("Error: --tree should be the tree of the rows; give --tree")
+    assert err.startswith("Error: --tree should be the tree of the rows; give it, or a pool to omit clusters")

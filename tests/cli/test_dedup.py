@@ -40,7 +40,7 @@ def test_what_is_wrong_is_told_before_any_work(hkm: Callable[..., Result], pool:
     kept.touch()
     code, out, err = hkm("dedup", pool, "--threshold", 0.9, "--out", kept)
     assert (code, out) == (1, "")
-    assert err == f"Error: --out='{kept}' should be a new file; remove it or choose another name\n"
+    assert err == f"Error: --out='{kept}' should be a new file; choose another name, or --overwrite\n"
     code, out, err = hkm("dedup", pool, "--threshold", 95, "--out", pool.parent / "k.npy", "--keep", "best")
     assert (code, len(err.splitlines())) == (1, 2)
     assert "threshold=95.0 should be a cosine above 0, up to 1; give one like 0.95" in err

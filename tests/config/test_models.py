@@ -424,3 +424,11 @@ def test_the_advice_falls_from_level_to_level_for_any_number_of_samples() -> Non
     )
     assert [level.n_clusters for level in given.levels] == [99, 60, 20]
     assert (given.levels[2].n_resamples, given.levels[2].resample_size, given.metric) == (3, 2, "cosine")
+
+
+def test_what_is_shown_is_what_is_not_as_by_default() -> None:
+    assert repr(Config.from_flags(20, n_resamples=10)) == "Config(levels=(Level(n_clusters=20),))"
+    config = Config.from_flags((100, 20), metric="cosine", n_resamples=(0, 10), seed=0)
+    shown = "Config(metric='cosine', levels=(Level(n_clusters=100, n_resamples=0), Level(n_clusters=20)))"
+    assert repr(config) == shown
+    assert eval(shown) == config

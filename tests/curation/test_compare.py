@@ -119,7 +119,7 @@ def test_a_pool_a_tree_and_a_table_of_a_draw_are_subsets(folder: Path) -> None:
 
 def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path) -> None:
     a, b = folder / "a.npy", folder / "b.npy"
-    with pytest.raises(InputError, match=r"^tree=None should be the tree of the rows; give --tree"):
+    with pytest.raises(InputError, match=r"^tree=None should be the tree of the rows; give it, or a pool"):
         hkm.compare(a, b)
     with pytest.raises(StoreError, match=r"c.npy is missing; give a file of row numbers"):
         hkm.compare(a, folder / "c.npy", pool=folder / "pool.zarr")
@@ -132,3 +132,21 @@ def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path) -> Non
     np.save(tmp_path / "far.npy", np.array([400]))
     with pytest.raises(InputError, match=r"far.npy should be row numbers below 400, 1 are not; is it of this pool"):
         hkm.compare(a, tmp_path / "far.npy", tree=folder / "tree.zarr")
+
+
+def test_rows_and_stores_in_memory_compare_as_their_files_do(folder: Path, found: Comparison, pool: Pool) -> None:
+    rows_a, rows_b = np.load(folder / "a.npy"), np.load(folder / "b.npy")
+    tree = hkm.open_hierarchy(folder / "tree.zarr")
+    in_memory = hkm.compare(rows_a, rows_b, tree=tree, sample=400)
+    assert [in_memory.facts.pop(key)["n_rows"] for key in ("a", "b")] == [100, 50]
+    assert in_memory.facts == {key: facts for key, facts in found.facts.items() if key not in ("a", "b")}
+    assert hkm.compare(pool, rows_a.tolist(), tree=tree, sample=0).facts["b"] == {
+        key: facts for key, facts in (found.facts["a"] | {"name": "b"}).items() if key != "distance"
+    }
+    with pytest.raises(InputError, match="n_rows=0 should be at least 1"):
+        hkm.compare(rows_a, np.zeros(0, np.int64), pool=pool)
+
+
+def test_rows_that_come_twice_are_looked_at_once(pool: Pool) -> None:
+    found = hkm.compare(np.array([3, 3, 9]), np.array([9, 3]), pool=pool, sample=0)
+    assert (found.facts["a"]["n_rows"], found.facts["overlap"]["n_rows"]) == (2, 2)

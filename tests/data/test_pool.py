@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hkm_dask.config import Config
 from hkm_dask.data import layout, store
 from hkm_dask.data.pool import open_pool
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.ingestion.ingest import ingest
 from tests.data.stores import make, table
 
@@ -134,3 +137,31 @@ def test_ids_of_the_same_rows_in_another_pool_are_not_its_own(tmp_path: Path) ->
     assert pool.rows().read(0, 10).tolist() == table().tolist()
     pool.check_unchanged()  # a build goes by the rows
     assert open_pool(pool.path).ids(np.array([1])).tolist() == ["b1"]  # type: ignore[union-attr]
+
+
+def test_a_pool_as_a_data_frame_joins_the_clusters_of_a_tree(tmp_path: Path) -> None:
+    columns = {"n": [1, None, 3], "caption": ["a", None, ""], "nsfw": [None, True, False], "score": [0.5, None, 2.5]}
+    pq.write_table(pa.table({"v": np.eye(3).tolist(), "id": list("xyz"), **columns}), tmp_path / "a.parquet")
+    pool = ingest(tmp_path / "a.parquet", tmp_path / "p.zarr", ids="id", keep=list(columns))
+    assert (len(pool), pool.shape) == (3, (3, 3))
+    frame = pool.to_pandas()
+    assert (frame.index.name, frame.columns.tolist()) == ("sample", ["id", *columns])
+    for name, values in columns.items():
+        assert [None if pd.isna(value) else value for value in frame[name]] == values
+    assert frame.dtypes.astype(str).to_dict() | {"id": "", "caption": ""} == {
+        "id": "", "n": "Int64", "caption": "", "nsfw": "boolean", "score": "float64",
+    }  # fmt: skip
+    tree = build_hierarchy(pool, tmp_path / "t.zarr", Config.from_flags((2, 1), n_resamples=0))
+    drawn = pool.to_pandas([2, 0]).join(tree.hkm.path([0, 2]))
+    assert drawn.index.tolist() == [2, 0]
+    assert drawn["level_2"].tolist() == [0, 0]
+    for rows in ([3], [-1], [0.5], [[0]]):
+        with pytest.raises(InputError, match="give row numbers"):
+            pool.to_pandas(rows)
+
+
+def test_a_pool_of_embeddings_alone_is_a_data_frame_of_row_numbers(tmp_path: Path) -> None:
+    pool = ingest(table(), tmp_path / "p.zarr")
+    assert pool.to_pandas(np.array([4, 2])).index.tolist() == [4, 2]
+    with pytest.raises(InputError, match=r"rows=4\.\.10 should lie within 0\.\.9"):
+        pool.to_pandas([10, 4])

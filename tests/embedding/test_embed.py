@@ -376,7 +376,7 @@ def test_other_settings_are_refused_with_what_differs(tmp_path: Path, finished: 
         with pytest.raises(InputError) as error:
             run(tmp_path / "p.zarr", encoder, **options)
         assert message in error.value.problems
-        assert "should have been made from the same items with the same settings; use --restart" in str(error.value)
+        assert "should have been made from the same items with the same settings; use restart=True" in str(error.value)
     assert contents(kept) == before
     # Where the pool is of other settings, they do not stand in the way of those of its own.
     run(tmp_path / "p.zarr", Same())

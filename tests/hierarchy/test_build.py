@@ -450,7 +450,7 @@ def test_anything_else_is_refused_with_the_difference(
     with pytest.raises(InputError, match=message) as error:
         finished(**change)
     assert len(error.value.problems) == 2
-    assert "use --restart" in error.value.problems[1]
+    assert "use restart=True" in error.value.problems[1]
     assert arrays(tmp_path / "tree.zarr").keys() == before.keys()
     tree = finished(**change, restart=True)
     assert tree.attrs["seed"] == change.get("seed", 0)
@@ -472,7 +472,7 @@ def test_a_tree_of_another_version_is_refused_or_replaced(
 def test_what_was_begun_by_another_version_is_refused(finished: Callable[..., xr.DataTree], tmp_path: Path) -> None:
     (tmp_path / "tree.zarr").rename(tmp_path / "tree.zarr.wip")
     store.create_group(tmp_path / "tree.zarr.wip", {"format_version": 3, "complete": False})
-    with pytest.raises(InputError, match=r"tree.zarr.wip: format_version=3 should be 2 .*; use --restart"):
+    with pytest.raises(InputError, match=r"tree.zarr.wip: format_version=3 should be 2 .*; use restart=True"):
         finished()
     assert finished(restart=True).hkm.n_levels == 2
 
@@ -555,3 +555,11 @@ def test_a_level_keeps_what_its_steps_took_those_of_earlier_runs_too(tmp_path: P
         assert took[-n_again:] == [round(seconds, 3) for seconds in again[:n_again]]
         assert sum(took) <= tree[level].attrs["seconds"] + 0.002
         again = again[n_again:]
+
+
+def test_without_a_configuration_the_advice_is_taken(tmp_path: Path) -> None:
+    x = blobs(300)
+    tree = build_hierarchy(x, tmp_path / "tree.zarr")
+    assert tree.hkm.n_clusters == (60, 30, 10)
+    assert Config.from_json(tree.attrs["config"]) == Config.advised(300)
+    xr.testing.assert_identical(build_hierarchy(x, tmp_path / "tree.zarr"), tree)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import Event, subscribe
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.ingestion.sources import open_sources
 from hkm_dask.ingestion.table_files import ParquetTable
@@ -157,6 +158,7 @@ TABLE = {
     "text": ["a", "b", "c", "d"],
     "big": pa.array([1, 2, 3, 2**63], pa.uint64()),
     "when": pa.array([1, 2, 3, 4], pa.timestamp("s")),
+    "price": pa.array([1, 2, 3, 4], pa.decimal128(9, 2)),
     "words": [["a"], ["b"], [], []],
     "gaps": ["a", None, "c", "d"],
     "ragged": [[1.0, 2.0], [3.0, 4.0], [5.0], [6.0, 7.0]],
@@ -179,8 +181,10 @@ TABLE = {
         ({"column": "v", "ids": "gaps"}, "ids='gaps' of .*: 1 are missing; choose another column"),
         ({"column": "v", "ids": "big"}, "id=9223372036854775808 should be below 2"),
         ({"column": "v", "keep": ["url"]}, "keep='url' should be a column of"),
-        ({"column": "v", "keep": ["w"]}, r"keep='w' of .*: type=list<.*> should be numbers, text, true or false; conv"),
-        ({"column": "v", "keep": ["when"]}, "keep='when' of .* should be numbers, text, true or false; convert"),
+        ({"column": "v", "keep": ["w"]}, r"keep='w' of .*: type=list<.*> should be numbers, text, dates, times, true"),
+        ({"column": "v", "keep": ["price"]}, "keep='price' of .* dates, times, true or false; convert it to text"),
+        ({"column": "v", "ids": "TEXT"}, "ids='TEXT' should be a column of .*; did you mean text?"),
+        ({"column": "v", "ids": "url", "keep": ["txt", "price"]}, "ids='url'(.*\n)keep='txt' .*(.*\n)keep='price'"),
         ({"column": "v", "keep": ["big"]}, r"keep='big' of .*a.parquet should be below 2\*\*63; convert the column"),
         ({"column": "v", "keep": ["row"]}, "keep='row' should not be a name that subsets have of their own; rename"),
         ({"column": "v", "keep": ["text", "text"]}, "keep='text' should come once; leave it out"),
@@ -257,3 +261,47 @@ def test_what_folders_tell_is_a_column(tmp_path: Path) -> None:
         InputError, match=r"ids='source' should be a column in .*, it is in the names of its folders; c"
     ):
         ingest(tmp_path / "t", tmp_path / "q.zarr", ids="source")
+
+
+def test_dates_and_times_are_carried_as_text_that_sorts_as_they_do(tmp_path: Path) -> None:
+    moments = [0, 1_700_000_000_000_001, None, -1]
+    columns = {
+        "utc": pa.array(moments, pa.timestamp("us", "UTC")),
+        "zone": pa.array(moments, pa.timestamp("us", "Europe/Berlin")),
+        "local": pa.array(moments, pa.timestamp("us")),
+        "day": pa.array([0, 19_675, None, -1], pa.date32()),
+        "hour": pa.array([0, 3661, None, 1], pa.time32("s")),
+    }
+    write(pa.table({"v": lists(values(4)), **columns}), tmp_path / "a.parquet")
+    pool = ingest(tmp_path / "a.parquet", tmp_path / "p.zarr", keep=list(columns))
+    assert pool.column("utc").tolist() == pool.column("zone").tolist() == [
+        "1970-01-01 00:00:00.000000Z", "2023-11-14 22:13:20.000001Z", None, "1969-12-31 23:59:59.999999Z",
+    ]  # fmt: skip
+    assert pool.column("day").tolist() == ["1970-01-01", "2023-11-14", None, "1969-12-31"]
+    assert pool.column("hour").tolist() == ["00:00:00.000", "01:01:01.000", None, "00:00:01.000"]
+    del columns["zone"], columns["hour"]  # a zone loses its name, and Arrow reads no hours
+    for name, column in columns.items():
+        back = pa.array(pool.column(name).tolist(), pa.string())
+        assert back.cast(column.type).equals(column), name
+
+
+@pytest.mark.parametrize(("value", "kind"), [(10**18, pa.timestamp("us")), (-(10**17), pa.timestamp("us", "UTC"))])
+def test_dates_beyond_what_text_can_tell_are_refused(tmp_path: Path, value: int, kind: pa.DataType) -> None:
+    write(pa.table({"v": lists(values(2)), "when": pa.array([0, value], kind)}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"keep='when' of .* should be of the years 0 to 9999, some are not; m"):
+        ingest(tmp_path / "a.parquet", tmp_path / "p.zarr", keep=["when"])
+    tidy(tmp_path, "a.parquet")
+
+
+def test_columns_that_stay_behind_unasked_are_named(tmp_path: Path) -> None:
+    write(pa.table({"v": lists(values(4)), "id": list("abcd"), "url": list("wxyz")}), tmp_path / "a.parquet")
+    events: list[Event] = []
+    with subscribe(events.append):
+        ingest(tmp_path / "a.parquet", tmp_path / "q.zarr", ids="id")
+        ingest(tmp_path / "a.parquet", tmp_path / "r.zarr", keep=["url"])
+        assert "note" not in [event.kind for event in events]
+        ingest(tmp_path / "a.parquet", tmp_path / "p.zarr")
+    assert [event.fields["message"] for event in events if event.kind == "note"] == [
+        "only embeddings are stored, not the columns id, url; "
+        "--ids COLUMN stores one as ids, --keep stores others"
+    ]

@@ -13,7 +13,8 @@ from typing import IO, Any
 import numpy as np
 import xarray as xr
 
-from hkm_dask.data import chunks, files
+from hkm_dask.data import chunks, files, layout
+from hkm_dask.data.files import similar_store
 from hkm_dask.data.layout import MIB
 from hkm_dask.data.npy import npy_pieces
 from hkm_dask.data.objects import Location, ObjectPath, location
@@ -37,10 +38,17 @@ _NO_POOL = ", or write row numbers to .npy, which need no pool"
 Columns = dict[str, np.ndarray]
 
 
-def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFIXES, name: str = "out") -> Location:
+def check_target(
+    path: str | os.PathLike[str],
+    suffixes: Collection[str] = SUFFIXES,
+    name: str = "out",
+    *,
+    overwrite: bool = False,
+) -> Location:
     """Reject an output file that could not be written, before any work is done; `name` is the argument's name.
 
-    Raises InputError if its suffix is not one of `suffixes`, it exists already, or its location is not writable.
+    Raises InputError if its suffix is not one of `suffixes`, it exists already (with `overwrite`: and is not a file),
+    or its location is not writable.
 
     >>> check_target("subset.xlsx")
     Traceback (most recent call last):
@@ -51,8 +59,10 @@ def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFI
     problem = None
     if target.suffix not in suffixes:
         problem = f"end in {'one of ' * (len(suffixes) > 1)}{', '.join(suffixes)}; rename it"
-    elif target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target):
-        problem = "be a new file; remove it or choose another name"
+    elif not overwrite and (target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target)):
+        problem = "be a new file; choose another name, or overwrite=True"
+    elif not isinstance(target, ObjectPath) and os.path.lexists(target) and not target.is_file():
+        problem = "be a file to be overwritten, it is none; choose another name"
     elif not isinstance(target, ObjectPath):
         problem = files.folder_problem(target.parent)
     if problem is not None:
@@ -61,7 +71,11 @@ def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFI
 
 
 def write_subset(
-    path: str | os.PathLike[str], rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str]
+    path: str | os.PathLike[str],
+    rows: np.ndarray,
+    tree: xr.DataTree | str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
 ) -> Location:
     """Write a subset of a pool in the format given by the file's suffix; the file appears only when it is complete.
 
@@ -76,19 +90,21 @@ def write_subset(
     ============  ====================================================================================================
 
     `rows` are sorted row numbers of the pool, possibly repeated, and `tree` is the hierarchy they were drawn from.
-    Raises InputError if the file exists or the rows are invalid, and StoreError if the tree or its pool cannot be read,
-    or the disk is full.
+    Raises InputError if the file exists and `overwrite` is false, or the rows are invalid, and StoreError if the tree
+    or its pool cannot be read, or the disk is full.
     """
-    target = check_target(path)
+    target = check_target(path, overwrite=overwrite)
     subset = _Subset.open(rows, tree, with_pool=target.suffix != ".npy")
-    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, subset), new=True)
+    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, subset), new=not overwrite)
     return target
 
 
-def write_pool_rows(path: str | os.PathLike[str], rows: np.ndarray, pool: Pool | None) -> Location:
+def write_pool_rows(
+    path: str | os.PathLike[str], rows: np.ndarray, pool: Pool | None, *, overwrite: bool = False
+) -> Location:
     """Write rows of a pool as `write_subset` does, without columns of a tree; `pool` is None for rows of an array."""
-    target = check_target(path)
-    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, _Subset(rows, None, pool)), new=True)
+    target, kept = check_target(path, overwrite=overwrite), _Subset(rows, None, pool)
+    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, kept), new=not overwrite)
     return target
 
 
@@ -276,6 +292,9 @@ def pool_of_tree(
     where = path or attributes.get("pool")
     if not where:
         return None
+    if path is None and pool_is_gone(attributes):
+        other = similar_store(location(where), layout.POOL_FORMAT)
+        raise StoreError(f"{where} is missing; {other}pool (--pool) says where it is now{otherwise}")
     pool = open_pool(where)
     wanted = attributes.get("pool_fingerprint")
     n_known = pool.n_known_as(str(wanted)) if wanted else pool.n_samples

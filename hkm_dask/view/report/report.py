@@ -35,6 +35,7 @@ def report(
     label_names: _Path | None = None,
     captions: _Path | None = None,
     images: _Path | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a self-contained HTML report on a hierarchy and on a draw from it.
 
@@ -47,7 +48,7 @@ def report(
     tree : DataTree or path
         A tree on disk.
     out : path
-        The ``.html`` file to write; must not exist yet.
+        The ``.html`` file to write; must not exist yet unless `overwrite` is true.
     pool : path, optional
         The pool of the tree, if it was moved. If no pool is found, the parts that need it are left out.
     subset : path or array of int, shape (n,), optional
@@ -61,6 +62,8 @@ def report(
         ``text`` or ``title``, otherwise the ids.
     images : path, optional
         The folder or ``.zip`` of images, named by the pool's ids or its column ``path``.
+    overwrite : bool, default False
+        Replace an existing file.
 
     Returns
     -------
@@ -85,7 +88,7 @@ def report(
     ...     "60 drawn" in page.read_text()
     True
     """
-    target = check_target(out, (".html", ".htm"))
+    target = check_target(out, (".html", ".htm"), overwrite=overwrite)
     opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
     where = str(opened.encoding.get("source") or "a tree in memory")
     of_tree = find_pool(opened.attrs, pool)

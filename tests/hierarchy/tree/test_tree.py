@@ -15,6 +15,7 @@ from hkm_dask.data.pool import open_pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy.assignment import assign
 from hkm_dask.hierarchy.build import build_hierarchy
+from hkm_dask.hierarchy.sampling.export import write_subset
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.hierarchy.verify.verify import verify
@@ -305,3 +306,35 @@ def test_metadata_that_no_reader_understands_is_damage(tmp_path: Path, odd: dict
     (root / "zarr.json").write_text(json.dumps(group))
     with pytest.raises(StoreError, match=r"a.zarr is damaged \(.*\); make it again from its pool"):
         open_hierarchy(root)
+
+
+def test_the_pool_of_a_tree_is_found_where_both_were_moved(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    pool = ingest(np.eye(8), before / "pool.zarr", ids=list("abcdefgh"))
+    build_hierarchy(pool, before / "tree.zarr", Config.from_flags((4, 2), n_resamples=0))
+    before.rename(after)
+    tree = open_hierarchy(after / "tree.zarr")
+    assert tree.attrs["pool"] == str(after / "pool.zarr")
+    write_subset(after / "draw.txt", np.array([1, 3]), tree)
+    assert (after / "draw.txt").read_text() == "b\nd\n"
+    # Where it was again, that is its place; another pool beside the tree is not taken for it.
+    shutil.copytree(after, before)
+    assert open_hierarchy(after / "tree.zarr").attrs["pool"] == str(before / "pool.zarr")
+    shutil.rmtree(before)
+    ingest(np.eye(8)[::-1], after / "pool.zarr", overwrite=True)
+    assert open_hierarchy(after / "tree.zarr").attrs["pool"] == str(before / "pool.zarr")
+
+
+def test_the_place_of_a_pool_under_another_name_is_told(tmp_path: Path) -> None:
+    pool = ingest(np.eye(8), tmp_path / "pool.zarr", ids=list("abcdefgh"))
+    build_hierarchy(pool, tmp_path / "tree.zarr", Config.from_flags((4, 2), n_resamples=0))
+    (tmp_path / "pool.zarr").rename(tmp_path / "moved.zarr")
+    with pytest.raises(StoreError, match=r"pool.zarr is missing; .*pool \(--pool\) says where it is now"):
+        write_subset(tmp_path / "draw.txt", np.array([1, 3]), tmp_path / "tree.zarr")
+    tree = open_hierarchy(tmp_path / "tree.zarr", pool=tmp_path / "moved.zarr")
+    write_subset(tmp_path / "draw.txt", np.array([1, 3]), tree)
+    assert (tmp_path / "draw.txt").read_text() == "b\nd\n"
+    ingest(np.eye(8)[::-1], tmp_path / "other.zarr")
+    other = open_hierarchy(tmp_path / "tree.zarr", pool=tmp_path / "other.zarr")
+    with pytest.raises(StoreError, match="should be the one the tree was built from, but its content is another"):
+        write_subset(tmp_path / "more.txt", np.array([1, 3]), other)
