@@ -1,6 +1,6 @@
-"""The `hkm` command: each subcommand reads its arguments, calls one public function, and prints what came of it."""
+"""The `hkm` command: each subcommand parses its arguments, calls one public function, and prints the result."""
 
-# Whatever takes long to import is imported inside the commands, so that `hkm --help` answers at once.
+# Slow imports are inside the commands, so that `hkm --help` answers at once.
 from __future__ import annotations
 
 from contextlib import nullcontext
@@ -187,8 +187,8 @@ def cluster(pool: Location, tree: Location, restart: bool, place: Place, output:
 
     begun = wip_path(tree).exists() or unfinished_path(tree) == tree
     if tree.exists() and not restart and not begun:
-        # Nothing is computed for a tree that is there: it is the one asked for, or refused. So no workers are started.
-        # Unless a restart was interrupted, whose unfinished tree lies beside it.
+        # A complete tree needs no computation, so no workers are started: it matches the settings, or is refused. The
+        # exception is an interrupted restart, whose unfinished tree is beside the complete one.
         write_hierarchy(pool, tree, config, memory_limit=place.memory_limit)
         output.answer(info.describe(tree), f"{tree}: already complete")
         return
@@ -348,9 +348,7 @@ def update(
 @click.argument("store", type=STORE, metavar="STORE")
 @click.option("--pool", type=STORE, metavar="POOL.zarr", help="Current path of its pool.")
 @click.option("--tree", type=STORE, metavar="TREE.zarr", help="Current path of the tree of an assignment.")
-@click.option(
-    "--sample", type=click.IntRange(min=0), default=1000, metavar="N", help="Rows per level to measure again."
-)
+@click.option("--sample", type=click.IntRange(min=0), default=1000, metavar="N", help="Rows per level to recompute.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Random seed of these rows.")
 @output_option
 def verify(
@@ -383,7 +381,7 @@ def verify(
 @click.option("--subset", type=PATH, metavar="FILE", help="Subset to compare with the pool, a file of `hkm sample`.")
 @pool_option
 @click.option("--labels", metavar="FILE|COLUMN", help="Class of each sample: an .npy file of integers, or a column.")
-@click.option("--label-names", type=PATH, metavar="FILE.json", help="Names of the classes.")
+@click.option("--label-names", type=PATH, metavar="FILE.json", help="Names of the classes, as JSON.")
 @click.option("--captions", metavar="FILE|COLUMN", help="Caption of each sample: a file of texts, or a column.")
 @click.option("--images", type=PATH, metavar="FOLDER", help="Folder or .zip of images, named by ids or a column.")
 @overwrite_option

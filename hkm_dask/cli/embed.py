@@ -1,6 +1,6 @@
 """The commands `hkm embed text`, `hkm embed image` and `hkm embed raster`."""
 
-# Whatever takes long to import is imported inside the commands, so that `hkm --help` answers at once.
+# Slow imports are inside the commands, so that `hkm --help` answers at once.
 from __future__ import annotations
 
 import difflib
@@ -187,14 +187,14 @@ def raster(
 
 
 def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Take the options of a source out of those of a command; the others are those of `embed`."""
+    """Pop the options of a source from those of a command; the rest are arguments of `embed`."""
     return {name: options.pop(name) for name in names}
 
 
 def _check_before_long_passes(
     check_model: Callable[[], object], name: str, sources: Iterable[Path], chunk_mb: float | None
 ) -> None:
-    """Refuse what is wrong at a glance, all of it, before every item is looked at."""
+    """Report all problems that are quick to find, before reading all items."""
     from hkm_dask.data.layout import chunk_rows
     from hkm_dask.errors import InputError, check_all
 

@@ -1,4 +1,4 @@
-"""How commands are registered, listed and ended: in one clear line, whatever happens to them."""
+"""How commands are registered and listed, and how failures become one clear line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DEBUG = "hkm_dask.debug"
 
 
 class Command(click.Command):
-    """A command that refuses an option of several values given twice, of which click would take the last in silence."""
+    """A command that refuses a repeated option with several values; click would silently use the last one."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See `click.Command.parse_args`."""
@@ -43,7 +43,7 @@ class Command(click.Command):
 
 
 class OrderedGroup(click.Group):
-    """A group that lists its commands in the order in which people use them."""
+    """A group that lists its commands in the order of registration, which is that of a typical workflow."""
 
     command_class = Command
 
@@ -53,15 +53,15 @@ class OrderedGroup(click.Group):
 
 
 class Commands(OrderedGroup):
-    """A group whose commands end in one clear line, whatever happens to them."""
+    """A group that turns any failure of a command into one clear line."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep what was asked for, to say how to go on."""
+        """Store the arguments, to print how to resume."""
         ctx.meta[_ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; turn what it raises into lines and an exit code."""
+        """Run the command; turn exceptions into lines and an exit code."""
         from hkm_dask.errors import HkmError, disk_full
 
         try:
@@ -75,7 +75,7 @@ class Commands(OrderedGroup):
         except HkmError as error:
             _fail(ctx, str(error).splitlines())
         except MemoryError:
-            _fail(ctx, ["memory is exhausted; lower --memory-limit, or use fewer --workers"])
+            _fail(ctx, ["out of memory; lower --memory-limit, or use fewer --workers"])
         except Exception as error:
             if disk_full(error):
                 _fail(ctx, ["the disk is full; free space and run the same command again"])
@@ -85,7 +85,7 @@ class Commands(OrderedGroup):
 
 
 def _command(ctx: click.Context) -> click.Command:
-    """The command that was asked for, of however many groups."""
+    """Return the requested command, through any number of groups."""
     command = ctx.command
     for word in ctx.meta[_ARGUMENTS]:
         if isinstance(command, click.Group):
@@ -116,13 +116,13 @@ def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 
 def debug_option() -> click.Option:
-    """Make the option ``--debug``, which every command has."""
+    """Make the option ``--debug`` of every command."""
     help_text = "Show the traceback of an error."
     return click.Option(["--debug"], is_flag=True, expose_value=False, callback=_set_debug, help=help_text)
 
 
 def command_of(group: click.Group, *examples: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a function the command of its name in a group, with ``--debug`` last of its options and examples below."""
+    """Register a function as a command of its name in a group, with ``--debug`` as its last option, and examples."""
     epilog = "\b\nExample:\n" + "\n".join(f"  {example}" for example in examples)
 
     def register(function: Callable[..., None]) -> click.Command:

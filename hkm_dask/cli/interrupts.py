@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: all leave every context on their way out, and only this process heeds them."""
+"""Ctrl-C, SIGTERM and SIGHUP: each exits all contexts, and only this process handles them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from types import FrameType
 
-#: Seconds in which a further signal is the same event: wrappers pass Ctrl-C on to a process that the terminal told too.
+#: Seconds in which a second signal is the same event: wrappers forward Ctrl-C to a process that also got it itself.
 _SAME_EVENT = 1.0
-#: What catches it; frames outside of that are no reason to wait.
+#: The module that catches the exception; frames outside it are no reason to wait.
 _OUTERMOST = "hkm_dask.cli.groups"
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, SIGTERM or SIGHUP, as `number` tells: each unwinds whatever Ctrl-C unwinds."""
+    """Ctrl-C, SIGTERM or SIGHUP, with its `number`: each unwinds the stack as Ctrl-C does."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -30,13 +30,13 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def signals_unwind() -> Iterator[None]:
-    """Have Ctrl-C, SIGTERM and SIGHUP leave every context on their way out; a second one ends the process at once."""
+    """Have Ctrl-C, SIGTERM and SIGHUP exit all contexts; a second one ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     if before[signal.SIGHUP] == signal.SIG_IGN:
-        del before[signal.SIGHUP]  # as nohup has it
+        del before[signal.SIGHUP]  # under nohup
     unwind = _Unwind()
     for number in before:
         signal.signal(number, unwind)
@@ -48,7 +48,7 @@ def signals_unwind() -> Iterator[None]:
 
 
 class _Unwind:
-    """The handler of all signals of a run: the first is raised, which takes the time that closing workers takes."""
+    """The handler of all signals of a run: the first is raised, and unwinding lasts until workers are closed."""
 
     def __init__(self) -> None:
         self._raised: float | None = None
@@ -67,13 +67,13 @@ class _Unwind:
             return
         self._raised = time.monotonic()
         self._let_go_of_closed_terminals()
-        # While a cluster is closed under their feet, Dask's own coroutines complain of it with tracebacks.
+        # Coroutines of Dask that are still running while the cluster closes log tracebacks.
         for name in ("asyncio", "distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         raise Interrupted(number)
 
     def _let_go_of_closed_terminals(self) -> None:
-        # Else whatever is printed on the way out would fail, and with it the way out.
+        # Otherwise printing would fail during unwinding, and so would the rest of it.
         for fd in self._terminals:
             if not os.isatty(fd):
                 null = os.open(os.devnull, os.O_WRONLY)
@@ -93,13 +93,13 @@ class _Unwind:
 
 
 def _would_be_lost(frame: FrameType | None) -> bool:
-    """Whether what is raised in a frame may not arrive, or leave something half done that another thread waits for.
+    """Whether an exception raised in a frame may be lost, or leave something half done that another thread waits for.
 
-    A callback of the compiler swallows it, and a module that was half imported fails in another place. Where it passes
-    through `exec` of a string, as in some imports, CPython ends the process by the signal, whoever caught it.
+    A callback of the compiler swallows it, and a half-imported module fails elsewhere later. If it passes through the
+    `exec` of a string, as in some imports, CPython ends the process by the signal even if the exception was caught.
     """
     while frame is not None and frame.f_globals.get("__name__") != _OUTERMOST:
-        # The outermost frame of `python -c` is a string, too, and no reason to wait.
+        # The outermost frame of `python -c` is also a string, but no reason to wait.
         if frame.f_back and frame.f_code.co_filename.startswith(("<frozen importlib", "<string>")):
             return True
         if frame.f_globals.get("__name__", "").partition(".")[0] in ("numba", "llvmlite"):
@@ -110,16 +110,16 @@ def _would_be_lost(frame: FrameType | None) -> bool:
 
 @contextmanager
 def children_deaf_to_ctrl_c() -> Iterator[None]:
-    """Have processes that are started here leave Ctrl-C and SIGHUP to this one, which closes them.
+    """Have processes started in the context ignore Ctrl-C and SIGHUP; this process closes them.
 
-    A terminal sends them to all at once, and workers would die of it with tracebacks. They inherit the mask of the
-    thread that starts them. Here, both signals wait until the end of the context.
+    A terminal sends signals to all processes at once, and workers would die with tracebacks. They inherit the signal
+    mask of the thread that starts them. In this process, both signals wait until the end of the context.
     """
     from multiprocessing import resource_tracker
 
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     try:
-        # Where a worker is what first needs it, starting it would lift the mask of Ctrl-C.
+        # If a worker were the first to need it, starting it would lift the mask of Ctrl-C.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         yield

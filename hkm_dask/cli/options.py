@@ -1,4 +1,4 @@
-"""The options that commands share: what values they take, where the work runs, and how to cluster."""
+"""The options that commands share: their types, where the work runs, and the settings of clustering."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class LocalPath(click.Path):
 
 
 class StorePath(LocalPath):
-    """A path on this machine, or the URL of a place in an object store."""
+    """A path on this machine, or a URL in an object store."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Tell a URL from a path."""
+        """Distinguish URLs from paths."""
         from hkm_dask.data.objects import ObjectPath, location
 
         place = location(value, str(param.name) if param else "path")
@@ -43,7 +43,7 @@ class StorePath(LocalPath):
 
 
 class Names(click.ParamType):
-    """Names with commas between them."""
+    """Names separated by commas."""
 
     name = "NAMES"
 
@@ -71,12 +71,12 @@ column_option = click.option("--column", metavar="NAME", help="Column or array o
 
 
 def with_options(*options: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command several options, listed in this order."""
+    """Add several options to a command, listed in this order."""
     return lambda command: functools.reduce(lambda given, option: option(given), reversed(options), command)
 
 
 class PerLevel(click.ParamType):
-    """One value for all levels, or several with commas between them, one per level."""
+    """One value for all levels, or one per level, separated by commas."""
 
     def __init__(self, name: str, *, words: Sequence[str] = (), many: bool = False) -> None:
         self.name = name
@@ -94,7 +94,7 @@ class PerLevel(click.ParamType):
 
 
 class Clusters(click.ParamType):
-    """Clusters like 2:19, with commas between them; what is none is for the command to say, all at once."""
+    """Clusters such as 2:19, separated by commas. The command checks them, to report all problems at once."""
 
     name = "LEVEL:NUMBER,..."
 
@@ -104,7 +104,7 @@ class Clusters(click.ParamType):
 
 
 class OfColumn(click.ParamType):
-    """Something for one column, ``COLUMN=SOMETHING``, as a mapping."""
+    """A value for one column, ``COLUMN=VALUE``, as a mapping."""
 
     def __init__(self, value: str, kind: Callable[[str], Any]) -> None:
         self.name = f"COLUMN={value}"
@@ -120,7 +120,7 @@ class OfColumn(click.ParamType):
 
 
 class Size(click.ParamType):
-    """A size like 4GiB, in bytes."""
+    """A size such as 4GiB, in bytes."""
 
     name = "SIZE"
 
@@ -138,7 +138,7 @@ class Size(click.ParamType):
 
 
 class Count(click.ParamType):
-    """A whole number, which may end in k, M or G; one below `least` is refused here, if that is given."""
+    """A whole number, with an optional suffix k, M or G, and an optional minimum."""
 
     name = "N"
 
@@ -146,8 +146,8 @@ class Count(click.ParamType):
         self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it."""
-        # A comma stands before three digits only: 1,5k is 1.5k to many, and not 15k.
+        """Parse the number."""
+        # A comma has to precede three digits: many read 1,5k as 1.5k, not 15k.
         whole, decimals = r"(?:\d{1,3}(?:,\d{3}){1,9}|[\d_]{0,30}\d)", r"\.\d{1,30}"
         found = re.fullmatch(rf"([+-]?(?:{whole}(?:{decimals})?|{decimals}))([kMG]?)", str(value), re.ASCII)
         scale = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
@@ -160,7 +160,7 @@ class Count(click.ParamType):
 
 @dataclass(frozen=True)
 class Place:
-    """Where work runs, as the command line has it."""
+    """Where work runs, as given by options of the command line."""
 
     workers: int | None
     threads_per_worker: int | None
@@ -186,7 +186,7 @@ class Place:
 
     @contextmanager
     def connect(self, *, quiet: bool = False) -> Iterator[Runner]:
-        """Start or find the workers, for as long as the context lasts; say where the dashboard is unless `quiet`."""
+        """Start or find the workers for the context; print the address of the dashboard unless `quiet`."""
         from hkm_dask.compute.cluster.connect import connect
         from hkm_dask.events import emit
 
@@ -205,7 +205,7 @@ class Place:
 
 
 def place_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say where its work runs; it gets them as ``place``."""
+    """Add the options for where work runs to a command, which gets them as ``place``."""
 
     @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run in N processes on this machine.")
     @click.option(
@@ -229,7 +229,7 @@ def place_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_place
 
 
-#: Gives a command the options that `read_settings` takes.
+#: Adds the options that `read_settings` takes to a command.
 settings_options = with_options(
     click.option("--config", type=PATH, metavar="FILE", help="YAML file of settings."),
     click.option(
@@ -285,10 +285,9 @@ def read_settings(
     overrides: tuple[str, ...],
     **given: Any,
 ) -> Config:
-    """Read the settings of a run from its options, or take those advised.
+    """Read the settings of a run from its options, or choose recommended ones.
 
-    `n_clustered` gets a subset and a sample to fit on, and gives the rows that are clustered; `note` gets what is to
-    be said aloud.
+    `n_clustered` returns the number of rows to cluster, given a subset and a sample to fit on. `note` prints a message.
     """
     if config is not None and n_clusters is not None:
         raise click.UsageError(
@@ -309,18 +308,18 @@ def read_settings(
         raise click.UsageError(
             "--n-resamples and --resample-size need --n-clusters; with --config, use --set levels.1.n_resamples=5"
         )
-    # An option beats the file, and --set beats both.
-    last = {override.partition("=")[0].strip() for override in overrides}
+    # An option overrides the file, and --set overrides both.
+    overridden = {override.partition("=")[0].strip() for override in overrides}
     chosen = [
         f"{name}={json.dumps(value, ensure_ascii=False)}"
         for name, value in given.items()
-        if value is not None and name not in last
+        if value is not None and name not in overridden
     ]
     return Config.from_yaml(config, [*chosen, *overrides])
 
 
 def _advised(n_rows: int, note: Callable[[str], None], **given: Any) -> Config:
-    """The settings for so many rows, said aloud."""
+    """Choose and print recommended settings for a number of rows."""
     from hkm_dask.config import Config
 
     config = Config.advised(n_rows, **given)
@@ -329,7 +328,7 @@ def _advised(n_rows: int, note: Callable[[str], None], **given: Any) -> Config:
         "--n-resamples": [level.n_resamples for level in config.levels],
         "--resample-size": [level.resample_size for level in config.levels],
     }
-    for name in ("--n-resamples", "--resample-size"):  # one value will do where all are the same
+    for name in ("--n-resamples", "--resample-size"):  # one value if all are the same
         words[name] = words[name] if len({*words[name]}) > 1 else words[name][:1]
     options = " ".join(f"{name} {','.join(map(str, values))}" for name, values in words.items())
     note(f"For {n_rows:,} {'row' if n_rows == 1 else 'rows'}, recommended: {options}")

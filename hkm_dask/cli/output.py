@@ -1,4 +1,4 @@
-"""What a command tells: events on stderr and its answer on stdout, for people or, with ``--json``, for machines."""
+"""The output of commands: events on stderr and the result on stdout, as text or, with ``--json``, as JSON."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _AS_JSON = "hkm_dask.as_json"
 
 @dataclass(frozen=True)
 class Output:
-    """Where a command puts what it has to tell."""
+    """The output of one command."""
 
     as_json: bool
     started: float = field(default_factory=time.time)
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """Show the events of what runs inside: lines of JSON, or a display for people."""
+        """Show events from inside the context: as lines of JSON, or as a progress display."""
         from hkm_dask.view.progress import show_progress
 
         name = f"hkm {click.get_current_context().info_name}"
@@ -37,12 +37,12 @@ class Output:
 
     @contextmanager
     def run(self, place: Place) -> Iterator[Runner]:
-        """Start or find the workers, and show the events of what they do."""
+        """Start or find the workers, and show their events."""
         with self.progress(), place.connect(quiet=self.as_json) as runner:
             yield runner
 
     def note(self, message: str) -> None:
-        """Say something beside the answer."""
+        """Print a message on stderr."""
         from hkm_dask.events import emit
 
         if not self.as_json:
@@ -52,13 +52,13 @@ class Output:
             emit("note", message=message)
 
     def answer(self, facts: Mapping[str, Any], text: str) -> None:
-        """Give the answer: an object of JSON, or a text."""
+        """Print the result: a JSON object, or text."""
         import json
 
         click.echo(json.dumps(facts, allow_nan=False, indent=2) if self.as_json else text)
 
     def describe(self, store: Location) -> None:
-        """Answer with what a store is."""
+        """Print the description of a store."""
         from hkm_dask.view import info
 
         facts = info.describe(store)
@@ -66,7 +66,7 @@ class Output:
 
 
 def output_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command ``--json``; it gets an `Output` as ``output``."""
+    """Add ``--json`` to a command, which gets an `Output` as ``output``."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print events to stderr and the result to stdout as JSON.")
     @functools.wraps(command)
@@ -78,7 +78,7 @@ def output_option(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def tell_error(ctx: click.Context, message: str) -> None:
-    """Say on stderr why a command fails: a line for people, or an event."""
+    """Print on stderr why a command failed: a line of text, or an event."""
     if not ctx.meta.get(_AS_JSON):
         click.echo(f"Error: {message}", err=True)
         return

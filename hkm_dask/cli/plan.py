@@ -1,4 +1,4 @@
-"""`hkm plan`: what will a run take?"""
+"""`hkm plan`: estimate a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--n-features", type=Count(1), metavar="D", help="Number of features, without a pool.")
 @click.option("--dtype", type=DTYPE, default="float16", help="Storage type, without a pool.")
 @settings_options
-@click.option("--workers", type=click.IntRange(min=1), metavar="W", help="Plan for W processes.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="W", help="Plan for W worker processes.")
 @click.option("--threads-per-worker", type=click.IntRange(min=1), default=1, metavar="T", help="Threads per process.")
 @click.option("--gpu", metavar="NAME[:N]", help="Plan for N GPUs: h200, h100, a100, a100-40gb, l40s or l4.")
 @click.option("--memory", type=Size(), metavar="SIZE", help="Memory limit of one worker, like 16GiB.")

@@ -1,4 +1,4 @@
-"""`hkm sample`: a balanced subset of a tree, by rules."""
+"""`hkm sample`: draw a balanced subset from a tree."""
 
 from __future__ import annotations
 

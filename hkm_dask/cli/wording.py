@@ -1,4 +1,4 @@
-"""Messages of the library in the words of the command line: options in place of arguments of Python functions."""
+"""Translate messages of the library for the command line: options instead of arguments of Python functions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import click
 
 #: A remedy that not every command has.
 _OVERWRITE = re.compile(r",? or (?:use |give )?overwrite=True|;? ?(?:use|give) overwrite=True")
-# Not inside a longer name, a path, quotes or code, nor where a setting of --config or --set is meant.
+# Not inside a longer name, a path, quotes or code, nor in place of a setting of --config or --set.
 _BEFORE = r"(?<![\w.\-/'\"`])(?<!did you mean )"
 
 
 def in_options(message: str, command: click.Command) -> str:
-    """Name options as the command has them.
+    """Replace names of arguments by the options of a command.
 
     >>> import click
     >>> command = click.Command("sample", params=[
@@ -29,19 +29,19 @@ def in_options(message: str, command: click.Command) -> str:
     if not any(parameter.name == "overwrite" for parameter in command.params):
         message = _OVERWRITE.sub("", message)
     for name, option in _options(command.params):
-        message = re.sub(rf"{_BEFORE}{name} \({option}\)", option, message)  # both were named
+        message = re.sub(rf"{_BEFORE}{name} \({option}\)", option, message)  # both are named
         message = re.sub(rf"with {name}=None\b", f"without {option}", message)
         message = re.sub(rf"{_BEFORE}{name}=None\b", option, message)
         message = re.sub(rf"{_BEFORE}{name}=True\b", option, message)
         message = re.sub(rf"{_BEFORE}{name}=(\([^()]*\))", _as_list, message)
         message = re.sub(rf"{_BEFORE}{name}=(?=\S)", f"{option}=", message)
-        if "_" in name:  # no word of English
+        if "_" in name:  # cannot be an English word
             message = re.sub(rf"{_BEFORE}{name}\b(?![=./])", option, message)
     return message
 
 
 def _as_list(found: re.Match[str]) -> str:
-    """Write a tuple as the command line has it."""
+    """Write a tuple as on the command line."""
     return found[0].replace(found[1], re.sub("[ '()]", "", found[1]).rstrip(","))
 
 
@@ -50,6 +50,6 @@ def _options(parameters: Iterable[click.Parameter]) -> list[tuple[str, str]]:
         (name, max(parameter.opts, key=len))
         for parameter in parameters
         if isinstance(parameter, click.Option) and parameter.expose_value
-        # What Python calls it: mostly the name of the option itself.
+        # The name in Python, usually that of the option.
         for name in {str(parameter.name), max(parameter.opts, key=len).strip("-").replace("-", "_")}
     ]

@@ -70,7 +70,7 @@ def test_lists_of_another_length_than_the_levels_are_refused(hkm: Callable[..., 
         (OSError(28, "No space left", "a"), "Error: the disk is full; free space and run the same command again"),
         (OSError("9 requested and 0 written"), "Error: the disk is full; free space and run the same command again"),
         (PermissionError(13, "Permission denied", "a\x1b[2J"), r"Error: a\x1b[2J: Permission denied"),
-        (MemoryError(), "Error: memory is exhausted; lower --memory-limit, or use fewer --workers"),
+        (MemoryError(), "Error: out of memory; lower --memory-limit, or use fewer --workers"),
     ],
 )
 def test_what_nobody_foresaw_is_one_line_too(
