@@ -48,8 +48,8 @@ class CuratedStore:
             rows = read_rows(subset, self.rows.n_rows, pool=self.pool)
             once = np.unique(rows)
             if len(once) < len(rows):
-                repeats = f"{len(rows) - len(once):,} of the {len(rows):,} rows of {subset} are there before"
-                emit("warning", message=f"{repeats}: each is looked at once")
+                repeats = f"{len(rows) - len(once):,} of the {len(rows):,} rows of {subset} are repeats"
+                emit("warning", message=f"{repeats}: each row is used once")
             return once
         return check_rows(np.asarray(subset), self.rows.n_rows)
 

@@ -95,7 +95,7 @@ def test_hopper_at_fault_is_put_aside(cuda: Any, monkeypatch: pytest.MonkeyPatch
     break_hopper(monkeypatch, "another chunk")
     assert forms_here("float16") == ("hopper", *FORMS)
     with pytest.warns(
-        RuntimeWarning, match=r"nearest_two_hopper gave wrong scores .* goes on with the kernel nearest_two"
+        RuntimeWarning, match=r"nearest_two_hopper gave wrong scores .* continues with the kernel nearest_two"
     ):
         assert next(sound_forms(forms_here("float16"), 24, HALF)) == "fused"
 

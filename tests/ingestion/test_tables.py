@@ -214,7 +214,7 @@ def test_damaged_tables_are_refused(tmp_path: Path, suffix: str) -> None:
     data = source.read_bytes()
     for damaged in (data[: len(data) // 2], data[:8] + bytes(len(data) - 8), b""):
         source.write_bytes(damaged)
-        with pytest.raises(InputError, match=rf"a{suffix} should be an? (parquet|Arrow) file, it cannot be read"):
+        with pytest.raises(InputError, match=rf"a{suffix} should be an? (parquet|Arrow) file, but cannot be read"):
             ingest(source, tmp_path / "p.zarr", ids="id")
         tidy(tmp_path, source.name)
 

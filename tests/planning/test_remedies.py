@@ -59,7 +59,7 @@ def test_ten_million_clusters_come_in_two_steps() -> None:
     check = check_of(743_000_000, 1024, 10_000_000, Workers.of_gpus(GPUS["h200"], 128, 256 << 30))
     remedies = list(remedies_for(check))
     assert any("levels.1.n_clusters=1000000 --set levels.1.n_splits=10" in one for one in remedies)
-    assert not any("workers like these" in one for one in remedies)  # every worker has all centroids
+    assert not any("such workers" in one for one in remedies)  # every worker has all centroids
 
 
 @pytest.mark.parametrize("name", ["a100-40gb", "l4"])
