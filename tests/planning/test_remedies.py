@@ -17,7 +17,7 @@ def remedied(check: Check, remedy: str) -> Check:
     """What a remedy says, done."""
     if found := re.match(r"--memory (\d+)MiB", remedy):
         return replace(check, workers=replace(check.workers, memory_limit=int(found[1]) << 20))
-    if found := re.match(r"(\d+) workers", remedy):
+    if found := re.match(r"(\d+) such workers", remedy):
         return replace(check, workers=replace(check.workers, n_workers=int(found[1]), is_cluster=True))
     if remedy.startswith("hkm ingest"):
         rows = PlannedRows(check.rows.n_rows, check.rows.n_features, check.rows.dtype.name)
