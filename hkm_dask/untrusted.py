@@ -113,10 +113,10 @@ def reading(problem: str, remedy: str, kind: type[HkmError] = InputError) -> Ite
 
     Libraries do not document what they raise on invalid bytes. Errors of a full disk pass unchanged.
 
-    >>> with reading("a.npz should be a .npz file, it cannot be read", "copy it again"):
+    >>> with reading("a.npz should be a .npz file, but cannot be read", "copy it again"):
     ...     raise EOFError
     Traceback (most recent call last):
-    hkm_dask.errors.InputError: a.npz should be a .npz file, it cannot be read (EOFError); copy it again
+    hkm_dask.errors.InputError: a.npz should be a .npz file, but cannot be read (EOFError); copy it again
     """
     try:
         yield

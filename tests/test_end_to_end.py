@@ -163,14 +163,14 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "wrong",
     [
         Wrong("ingest absent.npy p.zarr", 1, ("absent.npy",)),
-        Wrong("ingest nan.npy p.zarr", 1, ("n_nonfinite_rows=2 should be 0, NaN or Inf stands in rows 3, 7",)),
+        Wrong("ingest nan.npy p.zarr", 1, ("n_nonfinite_rows=2 should be 0, NaN or Inf is in rows 3, 7",)),
         Wrong("ingest good.npy wide.npy p.zarr", 1, ("12",)),
         Wrong("ingest flat.npy p.zarr", 1, ("shape=(100,) should be (n_samples, n_features)",)),
         Wrong("ingest cut.npy p.zarr", 1, ("cut.npy",)),
         Wrong("ingest good.npy pool.zarr", 1, ("should not exist yet",)),
         Wrong("cluster absent.zarr t.zarr --n-clusters 5", 1, ("absent.zarr is missing; make it with `hkm ingest`",)),
         Wrong(
-            "cluster tree.zarr t.zarr --n-clusters 5", 1, ("is a tree, it should be a pool; `hkm ingest` makes pools",)
+            "cluster tree.zarr t.zarr --n-clusters 5", 1, ("is a tree, but should be a pool; `hkm ingest` makes pools",)
         ),
         Wrong("cluster pool.zarr t.zarr --n-clusters 101", 1, ("n_samples=100 should be >= levels.1.n_clusters=101",)),
         Wrong("cluster pool.zarr t.zarr --n-clusters 5,7", 1, ("levels.2.n_clusters=7 should be <= levels.1",)),
@@ -178,7 +178,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Wrong(
             "cluster pool.zarr t.zarr --n-clusters 5 --subset idx.npy",
             1,
-            ("1 are not; is it of this pool?", "it has 1; drop them"),
+            ("1 are not; check that it belongs to this pool", "it has 1; drop them"),
         ),
         Wrong(
             "cluster pool.zarr t.zarr --config bad.yaml",
@@ -192,7 +192,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         Wrong("sample absent.zarr --size 5 --out o.npy", 1, ("absent.zarr is missing; make it with `hkm cluster`",)),
         Wrong(
-            "sample pool.zarr --size 5 --out o.npy", 1, ("is a pool, it should be a tree; `hkm cluster` makes trees",)
+            "sample pool.zarr --size 5 --out o.npy", 1, ("is a pool, but should be a tree; `hkm cluster` makes trees",)
         ),
         Wrong(
             "sample tree.zarr --size 0 --out o.npy", 1, ("size=0 should be a whole number from 1 to the 100 available",)

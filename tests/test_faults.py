@@ -303,7 +303,7 @@ def test_killed_between_clusters_that_are_split_the_rerun_splits_the_others(
     told: list[Event] = []
     with subscribe(told.append):
         build_hierarchy(pool, tree, config)
-    (kept,) = (event.fields["what"] for event in told if "were split before" in event.fields.get("what", ""))
+    (kept,) = (event.fields["what"] for event in told if "were already split" in event.fields.get("what", ""))
     n_split, n_clusters = (int(word) for word in re.findall(r"(\d+)", kept)[1:])
     assert 0 < n_split < n_clusters == 16
     assert_same(arrays(tree), arrays(Path(expected.encoding["source"])))

@@ -177,7 +177,7 @@ def test_clusters_are_split_through_the_store_and_an_interrupted_run_goes_on(
         found.unlink()  # that batch is split again
         with subscribe(events.append):
             hkm.build_hierarchy(pool, bucket / "tree.zarr", split, client=client)
-    assert any("clusters were split before" in event.fields.get("what", "") for event in events)
+    assert any("clusters were already split" in event.fields.get("what", "") for event in events)
     assert same(bucket / "tree.zarr", tmp_path / "tree.zarr")
     assert [place.name for place in bucket.iterdir()] == ["pool.zarr", "tree.zarr"]
 
@@ -360,7 +360,7 @@ def test_the_old_tree_stays_until_the_new_one_is_complete(
 def test_what_is_no_store_of_ours_is_not_touched(bucket: ObjectPath, on_disk: Path) -> None:
     (bucket / "tree.zarr/mine.txt").write_bytes(b"mine")
     for restart in (False, True):
-        with pytest.raises(InputError, match="should be a store of hkm_dask to be overwritten, but is not one"):
+        with pytest.raises(InputError, match="should be a store of hkm_dask to be overwritten, but is not"):
             build(str(on_disk / "pool.zarr"), f"{bucket}/tree.zarr", restart)
     assert (bucket / "tree.zarr/mine.txt").read_bytes() == b"mine"
 

@@ -94,13 +94,13 @@ POOL = {
     "no array": (lambda folder: shutil.rmtree(folder / "pool.zarr/mean"), "mean: its zarr.json is missing"),
     "swapped chunks": (
         lambda folder: swap(folder / "pool.zarr/embeddings/c/0/0", folder / "pool.zarr/embeddings/c/2/0"),
-        r"chunk 0 .*rows 0:500\) is another chunk than was written here; make it again from its sources",
+        r"chunk 0 .*rows 0:500\) is not the chunk that was written here; make it again from its sources",
     ),
     "a chunk of another pool": (
         lambda folder: shutil.copy(folder / "other.zarr/embeddings/c/1/0", folder / "pool.zarr/embeddings/c/1/0"),
-        "chunk 1 .* is another chunk",
+        "chunk 1 .* is not the chunk",
     ),
-    "values": (lambda folder: alter_rows(folder / "pool.zarr/embeddings/c/3/0"), "chunk 3 .* is another chunk"),
+    "values": (lambda folder: alter_rows(folder / "pool.zarr/embeddings/c/3/0"), "chunk 3 .* is not the chunk"),
     "no checksums": (lambda folder: (folder / "pool.zarr/embeddings/checksums").unlink(), "checksums is missing or of"),
     "checksums of another pool": (
         lambda folder: shutil.copy(folder / "other.zarr/embeddings/checksums", folder / "pool.zarr/embeddings"),
@@ -134,7 +134,7 @@ def test_an_altered_pool_is_clustered_by_nothing(copies: Path, damage: str, caps
 
 def test_ids_of_another_pool_are_refused(copies: Path) -> None:
     shutil.copy(copies / "other.zarr/ids/c/0", copies / "pool.zarr/ids/c/0")
-    with pytest.raises(StoreError, match=r"ids: chunk 0 .* is another chunk"):
+    with pytest.raises(StoreError, match=r"ids: chunk 0 .* is not the chunk"):
         open_pool(copies / "pool.zarr").ids()
 
 
@@ -190,7 +190,7 @@ def test_a_pool_replaced_during_a_run_fails_at_the_commit(copies: Path, when: st
         if event.kind == when:
             replace(copies, "pool.zarr", "other.zarr")
 
-    with subscribe(meddle), pytest.raises(StoreError, match=r"was replaced by another|is another chunk"):
+    with subscribe(meddle), pytest.raises(StoreError, match=r"was replaced by another|is not the chunk"):
         build_hierarchy(copies / "pool.zarr", copies / "new.zarr", CONFIG)
     assert not (copies / "new.zarr").exists()
 
@@ -218,7 +218,7 @@ def test_a_pool_replaced_while_open_mixes_nothing(copies: Path) -> None:
         lambda: data["ids"][:3].to_numpy(),
         lambda: data["embeddings"].to_numpy(),
     ):
-        with pytest.raises(StoreError, match=r"was replaced by another pool|is another chunk|may have been replaced"):
+        with pytest.raises(StoreError, match=r"was replaced by another pool|is not the chunk|may have been replaced"):
             ask()
 
 
@@ -254,7 +254,7 @@ def test_a_tree_replaced_while_open_mixes_nothing(copies: Path) -> None:
         lambda: fresh["level_1/centroids"][3:5].to_numpy(),
         lambda: fresh.hkm.path(0),
     ):
-        with pytest.raises(StoreError, match=r"is another chunk|may have been replaced"):
+        with pytest.raises(StoreError, match=r"is not the chunk|may have been replaced"):
             ask()
 
 

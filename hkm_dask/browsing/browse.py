@@ -140,7 +140,7 @@ def browse(
     clusters = Clusters(opened)
     found: Pool | None = None
     if pool is None and pool_is_gone(opened.attrs):
-        what = f"{opened.attrs['pool']} is no longer there; only row numbers are shown, or give --pool"
+        what = f"{opened.attrs['pool']} no longer exists; only row numbers are shown, or give --pool"
         emit("warning", message=what)
     else:
         found = pool_of_tree(opened.attrs, "" if pool else ", or give --pool", pool)

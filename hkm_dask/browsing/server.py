@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"n_bytes should be at most {MAX_BODY}; send less")
         body = self.rfile.read(int(length))
         if self.headers.get("Origin") != f"http://{self.headers.get('Host')}":
-            return self._refuse(HTTPStatus.FORBIDDEN, "only the page itself may ask for this")
+            return self._refuse(HTTPStatus.FORBIDDEN, "only the page itself may send this request")
         answers = self.server.answers
         if name == "api/nearest":
             self._send_json(answers.nearest(read_vector(body), **_arguments(query)))

@@ -160,7 +160,7 @@ def require_cuda() -> None:
             raise ComputeError("CuPy is not installed; pip install 'hkm-dask[cuda13]' or [cuda12]") from error
         raise ComputeError(
             f"CuPy cannot be imported ({error}); "
-            "install what it lacks, as pip install 'hkm-dask[cuda13]' or [cuda12] does"
+            "install its dependencies with pip install 'hkm-dask[cuda13]' or [cuda12]"
         ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()

@@ -98,7 +98,7 @@ def run_task(task: Callable[[Any], Any], item: Any, memory_budget: int | None = 
                     raise
                 if not make_room():
                     raise ComputeError(
-                        f"device memory ran out ({error}); free some, use a larger device, or lower n_clusters"
+                        f"out of device memory ({error}); free some, use a larger device, or lower n_clusters"
                     ) from error
 
 

@@ -57,7 +57,7 @@ _Path = Annotated[
 _RESAMPLE_SIZE = (
     "auto or a whole number >= 1; use auto for half the mean cluster size, or n_resamples: 0 for no resampling"
 )
-_SHARE = "a number >= 0 and < 1; use 1.0e-4, or 0 to run all of max_iter"
+_SHARE = "a number >= 0 and < 1; use 1.0e-4, or 0 to always run max_iter iterations"
 _SUBSET = "the path of a file of pool rows or ids (.npy, .parquet, .csv or .txt); leave it out to use every row"
 _FIT_SAMPLE = "a whole number >= 1; leave it out to fit on all rows"
 _LEVELS = (

@@ -263,10 +263,10 @@ def _lines(facts: Facts) -> list[list[str]]:
     both, n_drawn = facts["overlap"]["n_rows"], facts["settings"]["sample"]
     lines = [["", *(side["name"] for side in sides)], ["rows", *(f"{side['n_rows']:,}" for side in sides)]]
     shared = [f"{both:,} ({both / side['n_rows']:.1%})" for side in sides[1:]]
-    lines.append(["of these in the other", "", *shared])
+    lines.append(["of which in the other", "", *shared])
     for levels in zip(*(side.get("levels", []) for side in sides), strict=True):
         name = f"level {levels[0]['level']}"
-        head = f"{name}: of {levels[0]['n_clusters']:,} clusters covered"
+        head = f"{name}: clusters covered, of {levels[0]['n_clusters']:,}"
         lines.append([head, *(f"{one['n_covered']:,}" for one in levels)])
         for key in ("entropy", "gini"):
             label = {"entropy": "entropy (1 is even)", "gini": "Gini (0 is even)"}[key]
@@ -274,7 +274,7 @@ def _lines(facts: Facts) -> list[list[str]]:
     if "distance" in sides[1]:
         for key, label in (("mean", "mean"), ("max", "largest")):
             cells = [f"{side['distance'][key]:.4g}" for side in sides[1:]]
-            lines.append([f"{label} distance of {n_drawn:,} pool rows to it", "", *cells])
+            lines.append([f"{label} distance from {n_drawn:,} pool rows", "", *cells])
     cells = [f"{side['near_duplicates']['n_removed']:,}" for side in sides[1:]]
     lines.append([f"near-duplicates (cosine {facts['settings']['threshold']:g})", "", *cells])
     for name in sides[0].get("columns", {}):

@@ -243,14 +243,14 @@ def _check(threshold: object, keep: object, by: str | None, seed: object, pool: 
 
 def _column_problems(pool: Pool | None, by: str) -> list[str]:
     if pool is None:
-        return [f"by={by!r} should be a column of a pool, an array has none; ingest it with its columns"]
+        return [f"by={by!r} should be a column of a pool, but an array has none; ingest the array with its columns"]
     name, _ = column_to_sort(by, pool.columns)
     if name not in pool.columns:
         remedy = nearest(name, pool.columns) or "ingest it with the embeddings"
         names = ", ".join(pool.columns) or "none"
         return [f"by={by!r} should be a column of the pool, which has {names}; {remedy}"]
     if pool.column(name, np.empty(0, np.int64)).dtype.kind not in "iufb":
-        return [f"by={by!r} should be a column of numbers, its values are texts; choose another column"]
+        return [f"by={by!r} should be a column of numbers, but has texts; choose another column"]
     return []
 
 

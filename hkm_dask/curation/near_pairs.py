@@ -121,7 +121,7 @@ def _pairs_of(rows: Rows, threshold: float, runner: Runner) -> list[Pairs]:
                 n_left -= len(found[-1])
                 if n_left < 0:
                     raise ComputeError(
-                        f"threshold={threshold} gives more pairs than memory holds; raise it, or raise memory_limit"
+                        f"threshold={threshold} gives more pairs than fit in memory; raise it, or raise memory_limit"
                     )
         return Pairs(*(np.concatenate([getattr(pairs, name) for pairs in found]) for name in ("i", "j", "cosine")))
 

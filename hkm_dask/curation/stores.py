@@ -50,8 +50,8 @@ class CuratedStore:
             rows, where = check_rows(np.sort(np.asarray(subset)), self.rows.n_rows), ""
         once = np.unique(rows)
         if len(once) < len(rows):
-            repeats = f"{len(rows) - len(once):,} of the {len(rows):,} rows{where} are there before"
-            emit("warning", message=f"{repeats}: each is looked at once")
+            repeats = f"{len(rows) - len(once):,} of the {len(rows):,} rows{where} are repeats"
+            emit("warning", message=f"{repeats}: each row is used once")
         return once
 
     def some(self, index: NDArray[np.int64] | None) -> tuple[Rows, Rows]:

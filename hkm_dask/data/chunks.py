@@ -301,7 +301,7 @@ class StoredArray:
     def _check_place(self, index: int, checksum: int) -> None:
         """Refuse a chunk that is intact but not the one that was written here."""
         if self.fingerprint and checksum != listed_checksums(self)[index]:
-            raise self._damage(index, "is another chunk than was written here")
+            raise self._damage(index, "is not the chunk that was written here")
 
     def _check_length(self, index: int, size: int) -> None:
         if self.spec.plain and size != self.spec.chunk_file_bytes:

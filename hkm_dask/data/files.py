@@ -120,11 +120,11 @@ def read_json(path: Location) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise StoreError(f"{path} is damaged: no valid JSON ({reason(error)}); {layout.remedy()}") from error
+        raise StoreError(f"{path} is damaged: not valid JSON ({reason(error)}); {layout.remedy()}") from error
     if not isinstance(parsed, dict):
-        raise StoreError(f"{path} is damaged: no JSON object; {layout.remedy()}")
+        raise StoreError(f"{path} is damaged: not a JSON object; {layout.remedy()}")
     if not isinstance(parsed.get("attributes") or {}, dict):
-        raise StoreError(f"{path} is damaged: its attributes are no JSON object; {layout.remedy()}")
+        raise StoreError(f"{path} is damaged: its attributes are not a JSON object; {layout.remedy()}")
     return parsed
 
 
@@ -196,7 +196,7 @@ def read_attributes(path: str | os.PathLike[str], *, missing_ok: bool = False) -
     if metadata is None and missing_ok:
         return {}
     if metadata is None or "node_type" not in metadata:
-        raise StoreError(f"{path} is no Zarr group or array (format 3), there is no {METADATA_FILE}; check the path")
+        raise StoreError(f"{path} is not a Zarr group or array (format 3): {METADATA_FILE} is missing; check the path")
     return dict(metadata.get("attributes") or {})
 
 

@@ -40,7 +40,7 @@ def check_metadata(folder: Location) -> None:
 
 def open_foreign(folder: Location) -> zarr.Array:
     """Open an array through Zarr; StoreError if there is none, its metadata is damaged, or chunks are missing."""
-    with reading(f"{folder} is no Zarr array", "give the path of one", StoreError):
+    with reading(f"{folder} is not a Zarr array", "give the path of one", StoreError):
         check_metadata(folder)
         array = zarr.open_array(zarr_store(folder), mode="r")
         if isinstance(folder, ObjectPath):

@@ -39,7 +39,7 @@ def check_fits(pool: Pool, new: Sequence[Pool]) -> None:
     problems = []
     for one in new:
         if one.fingerprint == pool.fingerprint:
-            problems.append(f"{one.path} should have other rows than {pool.path}, it has the same; give new ones")
+            problems.append(f"{one.path} should have other rows than {pool.path}, but has the same; give new ones")
         if one.n_features != pool.n_features:
             rule = f"should be {pool.n_features}, as in {pool.path}; give embeddings of the same model"
             problems.append(f"n_features={one.n_features} of {one.path} {rule}")
@@ -175,7 +175,8 @@ def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
     for piece in _pieces([pool], layout.IDS):
         if {piece.dtype.kind} != kinds:
             return [
-                "ids of the new samples should be of the kind the pool has, all integers or all strings; make them so"
+                "ids of the new samples should be of the same kind as in the pool, all integers or all "
+                "strings; convert them"
             ]
         old_keys = id_keys(piece)
         places = np.minimum(np.searchsorted(keys, old_keys), len(keys) - 1)

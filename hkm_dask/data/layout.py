@@ -274,7 +274,7 @@ def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
             f"is {_named(kind)}" if kind in FORMATS else f"has format={kind!r}" if kind else "has no format attribute"
         )
         maker = _MAKERS.get(fmt, "give another path")
-        raise StoreError(f"{path} {fact}, it should be {_named(fmt)}; {maker}")
+        raise StoreError(f"{path} {fact}, but should be {_named(fmt)}; {maker}")
     if made != FORMAT_VERSION:
         newer = isinstance(made, int) and made > FORMAT_VERSION
         way = "read it with a newer hkm_dask" if newer else remedy(fmt)

@@ -115,7 +115,7 @@ def _acquire(place: ObjectPath, target: ObjectPath, content: bytes) -> str | Non
         except OSError as error:
             if error.errno != errno.ENOTSUP:
                 raise
-            warnings.warn(f"{place.bucket} knows no locks: start no second run on {target}", stacklevel=5)
+            warnings.warn(f"{place.bucket} does not support locks: do not start a second run on {target}", stacklevel=5)
             place.write_bytes(content)
             return None
         try:
@@ -132,7 +132,7 @@ def _acquire(place: ObjectPath, target: ObjectPath, content: bytes) -> str | Non
         holder, age = {}, 0.0
     who = f"pid {holder['pid']} on host {holder['host']}" if {"pid", "host"} <= set(holder) else "another process"
     raise StoreError(
-        f"{target} is being written by {who}, heard of {age:.0f} s ago; wait for it to end, or stop it: "
+        f"{target} is being written by {who}, last active {age:.0f} s ago; wait for it to end, or stop it: "
         f"{LEASE_SECONDS:.0f} s later the store is free"
     )
 

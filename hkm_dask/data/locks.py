@@ -68,7 +68,7 @@ def _acquire(file: Path, target: Path) -> int:
             if error.errno not in _NO_LOCKS:
                 os.close(fd)
                 raise StoreError(f"locking {target} failed: {error.strerror}; check the disk") from error
-            warnings.warn(f"{file.parent} knows no locks: start no second run on {target}", stacklevel=4)
+            warnings.warn(f"{file.parent} does not support locks: do not start a second run on {target}", stacklevel=4)
         try:
             if os.fstat(fd).st_ino == file.stat().st_ino:
                 with suppress(OSError):  # on a full disk, the holder is not recorded

@@ -57,7 +57,9 @@ def read_npy_header(file: IO[bytes], label: str, n_bytes: int | None = None) -> 
     try:
         version = npy_format.read_magic(start)
     except ValueError:
-        raise InputError(f"{label} should be a .npy file, its first bytes are not; save it with numpy.save") from None
+        raise InputError(
+            f"{label} should be a .npy file, but does not begin like one; save it with numpy.save"
+        ) from None
     if version not in _VERSIONS:
         shown = f"{version[0]}.{version[1]}" if version[1] else version[0]
         raise InputError(f"{label}: .npy version={shown} should be 1, 2 or 3; save it with numpy.save")

@@ -126,7 +126,9 @@ class Pool:
         """
         if name not in self.columns:
             names = ", ".join(self.columns) or "none"
-            raise InputError(f"column={name} should be one of the pool's columns, which are {names}; choose among them")
+            raise InputError(
+                f"column={name} should be one of the pool's columns, which are {names}; choose one of them"
+            )
         return self._with_mask(name, lambda array: self._of_rows(array, rows))
 
     def column_piece(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -223,7 +225,7 @@ def open_pool(path: str | os.PathLike[str]) -> Pool:
     """
     folder = whole_path(location(path, "pool"))
     if not folder.exists():
-        unfinished = f", an unfinished {wip_path(folder).name} lies beside it" if wip_path(folder).exists() else ""
+        unfinished = f", an unfinished {wip_path(folder).name} is beside it" if wip_path(folder).exists() else ""
         other = similar_store(folder, layout.POOL_FORMAT)
         raise StoreError(f"{folder} is missing{unfinished}; {other}make it with `hkm ingest`")
     attributes = read_complete(folder, layout.POOL_FORMAT)

@@ -240,12 +240,12 @@ def finish(
     )
     open_array(group / layout.MEAN).write(0, mean)
     if n_dropped:
-        emit("warning", message=f"{n_dropped} rows with NaN or Inf were left out")
+        emit("warning", message=f"{n_dropped} rows with NaN or Inf were dropped")
     if stats.n_zero_rows and normalize:
         emit("warning", message=f"{stats.n_zero_rows} rows are all zero: they have no direction and stay zero")
     fingerprint = layout.array_fingerprint(spec, np.array(stats.checksums))
     if embeddings.seal().fingerprint != fingerprint:
-        raise StoreError(f"{group}: chunks were altered while others were written; run the same command again")
+        raise StoreError(f"{group}: chunks changed while others were written; run the same command again")
     facts = {
         "fingerprint": fingerprint,
         "max_abs": stats.max_abs,

@@ -71,7 +71,7 @@ class SubsetRows(Rows):
         if len(index) == 0:
             raise InputError(f"subset of {base.label}: n_samples=0 should be at least 1; give row numbers")
         if (index[1:] == index[:-1]).any():
-            raise InputError(f"subset of {base.label}: row numbers repeat, each should come once; use numpy.unique")
+            raise InputError(f"subset of {base.label}: row numbers should not repeat; use numpy.unique")
         digest = hashlib.blake2b(as_buffer(np.ascontiguousarray(index)), digest_size=16).hexdigest()
         self.key = ("subset", *base.key, digest)
         self.label = f"{len(index)} rows of {base.label}"

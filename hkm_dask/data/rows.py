@@ -311,7 +311,7 @@ def _rows_of_path(path: Location) -> Rows:
     if not path.exists():
         raise InputError(f"{path} does not exist; give a .npy file, a pool or a Zarr array")
     if path.suffix in _FOR_INGEST or (path.is_dir() and not any((path / name).exists() for name in METADATA_FILES)):
-        raise StoreError(f"{path} is no pool, no .npy file and no Zarr array; make a pool of it with `hkm ingest`")
+        raise StoreError(f"{path} is not a pool, .npy file or Zarr array; convert it into a pool with `hkm ingest`")
     if path.is_file():
         return NpyRows(local_path(path, "embeddings"))
     root = read_json(path / METADATA_FILE) or {}

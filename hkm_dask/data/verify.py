@@ -252,20 +252,20 @@ def leftovers(root: Location) -> list[str]:
     """List what interrupted runs left beside a store, and in it."""
     name = root.name
     beside: dict[str, str] = {
-        layout.wip_path(root).name: "an unfinished build of it; the same command continues it, else remove it",
+        layout.wip_path(root).name: "an unfinished build of it; run the same command to continue it, or remove it",
         layout.work_path(root).name: "checkpoints and scratch of an unfinished build; its next run removes them",
         f".{name}.retired": "the store that was here before; the next build removes it",
         f".{name}.unpacked": "scratch of an ingest; the next one removes it",
     }
     if isinstance(root, ObjectPath):
         exist = each(lambda entry: (root.parent / entry).exists(), beside, root)
-        return [f"{entry} lies beside it: {beside[entry]}" for entry in itertools.compress(beside, exist)]
+        return [f"{entry} is beside it: {beside[entry]}" for entry in itertools.compress(beside, exist)]
     folder = root.parent
-    notes = [f"{entry} lies beside it: {what}" for entry, what in beside.items() if os.path.lexists(folder / entry)]
+    notes = [f"{entry} is beside it: {what}" for entry, what in beside.items() if os.path.lexists(folder / entry)]
     notes += filter(None, [_lock_note(folder / f".{name}.lock")])
     partial_files = [*folder.glob(f".{name}.*{PARTIAL_SUFFIX}"), *root.rglob(f"*{PARTIAL_SUFFIX}")]
     for file in partial_files[:MAX_LINES]:
-        notes.append(f"{file.relative_to(folder)} is a file that a run did not finish; nothing reads it")
+        notes.append(f"{file.relative_to(folder)} is an unfinished file of a run; nothing reads it")
     return notes
 
 
@@ -277,5 +277,5 @@ def _lock_note(file: Path) -> str | None:
         return None
     match = re.fullmatch(r"pid (\d+) on host (\S+)", text)
     if match and match[2] == os.uname().nodename and not psutil.pid_exists(int(match[1])):
-        return f"{file.name} lies beside it: of process {match[1]}, which has ended; it locks nothing"
-    return f"{file.name} lies beside it: {text or 'another process'} may be building it again"
+        return f"{file.name} is beside it: of process {match[1]}, which has ended; it locks nothing"
+    return f"{file.name} is beside it: {text or 'another process'} may be building it again"

@@ -85,7 +85,7 @@ class ChunkReader:
             return ""
         n_chunks = sum(array.spec.n_chunks for array in self.arrays.values())
         size = sum(map(_n_bytes, self.arrays.values())) / layout.MIB
-        return f"{n_chunks:,} of {len(self.arrays)} arrays, {size:,.1f} MiB: all there, every checksum right"
+        return f"{n_chunks:,} of {len(self.arrays)} arrays, {size:,.1f} MiB: all present, every checksum correct"
 
     def close(self) -> None:
         """Shut down the threads."""

@@ -89,7 +89,7 @@ def _compare(attributes: Mapping[str, Any], total: Stats, reader: ChunkReader, f
             found.add("", name, f"{name}={stored} should be {value}, by the embeddings; the attributes were altered")
     mean = total.total / shape[0]
     if layout.MEAN not in reader.arrays or reader.arrays[layout.MEAN].spec.shape != mean.shape:
-        found.add(layout.MEAN, "missing", f"should be there, {spec.shape[1]} numbers, one per feature")
+        found.add(layout.MEAN, "missing", f"should be present, with {spec.shape[1]} numbers, one per feature")
     elif (stored := reader.whole(layout.MEAN)) is not None:
         # The stored mean is float32, and float64 sums depend on their order.
         wrong = ~(np.abs(stored - mean) <= 2.0**-23 * np.abs(mean) + 1e-9 * total.max_abs)

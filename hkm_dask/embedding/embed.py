@@ -290,7 +290,7 @@ class _Job:
             finished[index] = pool_writer.measure(rows, rows, np.arange(*spec.chunk_range(index)))
             finished[index].checksums.append(self.array.checksum(index))
         if finished:
-            emit("resumed", what=f"{len(finished):,} of {spec.n_chunks:,} chunks were finished before")
+            emit("resumed", what=f"{len(finished):,} of {spec.n_chunks:,} chunks were already finished")
         return finished
 
     def _batches(self, index: int) -> Iterator[tuple[int, int]]:

@@ -62,7 +62,7 @@ def _folder_files(root: Path) -> Files:
 
 def _zip_files(path: Path) -> Files:
     """List the files in a ``.zip``, without hidden ones."""
-    with reading(f"folder={path} should be a folder or a .zip file, it cannot be read", "copy it again"):
+    with reading(f"folder={path} should be a folder or a .zip file, but cannot be read", "copy it again"):
         open_regular(path).close()
         archive = zipfile.ZipFile(path)
     states = []
@@ -79,7 +79,7 @@ def read_zipped(archive: zipfile.ZipFile, name: str) -> bytes:
     if info.file_size > MAX_FILE_BYTES:
         raise ValueError(f"it has {info.file_size:,} bytes, more than {MAX_FILE_BYTES:,}")
     if info.compress_type not in _ZIP_METHODS:
-        raise ValueError("it is packed, but not by deflate")
+        raise ValueError("it is compressed with a method other than deflate")
     return archive.read(info)
 
 
@@ -121,7 +121,7 @@ class Images:
         return _Images(self._read, images, later) if later else images
 
     def _read(self, name: str) -> np.ndarray:
-        problem = f"{self.name}: image={name} should be readable, it is not"
+        problem = f"{self.name}: image={name} should be readable, but is not"
         with reading(problem, "fix it, or leave out all such images with skip_unreadable (--skip-unreadable)"):
             return decode(self._files.read(name))
 
@@ -170,7 +170,7 @@ def decode(data: bytes, at_least: int | None = None) -> np.ndarray:
     try:
         opened = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
-        raise ValueError("it is no image of a known kind") from None  # Pillow's message has a memory address
+        raise ValueError("it is not an image of a supported format") from None  # Pillow's message has a memory address
     with opened as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -227,7 +227,7 @@ def open_images(path: str | os.PathLike[str], *, skip_unreadable: bool = False, 
         raise InputError(f"folder={root} has no images ({', '.join(SUFFIXES)}); check the path")
     if left_out:
         kinds = first_few([kind for kind, _ in left_out.most_common()])
-        emit("warning", message=f"{left_out.total():,} files that are no images by their name ({kinds}) were left out")
+        emit("warning", message=f"{left_out.total():,} files without an image suffix ({kinds}) were left out")
     check_unicode(names, f"folder={root}")  # before they become ids
     images = Images(files, sorted(names), str(root))
     return _readable(images, files, threads) if skip_unreadable else images
@@ -255,7 +255,7 @@ def _readable(images: Images, files: Files, threads: int | None) -> Images:
         raise InputError(f"{images.name}: n_readable=0 should be at least 1; none of {lost} images can be read")
     if lost:
         unreadable = sorted(set(images.names) - set(kept))
-        emit("warning", message=f"{lost} images that cannot be read were left out: {first_few(unreadable)}")
+        emit("warning", message=f"{lost} images that cannot be read were skipped: {first_few(unreadable)}")
     return Images(files, kept, images.name)
 
 
@@ -269,7 +269,7 @@ class ImageFiles:
         self.path = Path(path)
         self._archive: zipfile.ZipFile | None = None
         if not self.path.is_dir():
-            with reading(f"images={path} should be a folder or a .zip file, it cannot be read", "check the path"):
+            with reading(f"images={path} should be a folder or a .zip file, but cannot be read", "check the path"):
                 open_regular(self.path).close()
                 self._archive = zipfile.ZipFile(self.path)
         self._root = self.path.resolve()
@@ -290,5 +290,5 @@ class ImageFiles:
             return read_zipped(self._archive, name)
         target = (self._root / name).resolve()  # an absolute name replaces the folder
         if not target.is_relative_to(self._root):
-            raise ValueError("its name, or a link, leads out of the folder")
+            raise ValueError("its name, or a link, points outside the folder")
         return read_regular(target, MAX_FILE_BYTES)

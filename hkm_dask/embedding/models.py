@@ -36,12 +36,12 @@ def model_folder(model: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
 
     >>> model_folder("nowhere")
     Traceback (most recent call last):
-    hkm_dask.errors.InputError: model=...nowhere is no folder; give the folder that `save_pretrained` wrote ...
+    hkm_dask.errors.InputError: model=...nowhere is not a folder; give the folder that `save_pretrained` wrote ...
     """
     folder = Path(model).absolute()
     config = read_json(folder / "config.json")
     if config is None:
-        fact = "has no config.json" if folder.is_dir() else "is no folder"
+        fact = "has no config.json" if folder.is_dir() else "is not a folder"
         raise InputError(f"model={folder} {fact}; give the folder that `save_pretrained` wrote or `hf download` made")
     return folder, config
 
@@ -82,7 +82,7 @@ def pick_device(torch: Any, device: str | None) -> Any:
         place = torch.device(device)
         torch.zeros(1, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={device} should be one that torch sees ({error}); use cpu, or cuda") from error
+        raise InputError(f"device={device} should be one that torch finds ({error}); use cpu, or cuda") from error
     return place
 
 
@@ -93,7 +93,7 @@ def enough_memory(torch: Any, device: Any) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise ComputeError(
-            f"the memory of {device} does not hold one batch; lower batch_size (--batch-size)"
+            f"the memory of {device} is too small for one batch; lower batch_size (--batch-size)"
         ) from error
 
 

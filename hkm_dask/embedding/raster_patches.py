@@ -253,7 +253,9 @@ def open_windows(
         if (side := min(raster.height, raster.width)) < size:
             problems.append(f"size={size} should be at most {side}, {path} has no more pixels")
         if raster.dtype != "uint8" and value_range is None:
-            problems.append(f"{path}: dtype={raster.dtype} should be uint8; give value_range, its black and its white")
+            problems.append(
+                f"{path}: dtype={raster.dtype} should be uint8; give value_range, the values of black and white"
+            )
     n_patches = sum(math.prod((side - size) // (step or size) + 1 for side in (r.height, r.width)) for r in described)
     if n_patches > MAX_PATCHES:
         problems.append(f"n_patches={n_patches} should be at most {MAX_PATCHES}; give a larger step")
@@ -278,7 +280,7 @@ def _wrong_settings(
     if bands is not None and (len(bands) not in (1, 3) or min(bands) < 1):
         problems.append(f"bands={tuple(bands)} should be one or three numbers from 1; choose red, green and blue")
     if value_range is not None and not value_range[0] < value_range[1]:
-        problems.append(f"value_range={value_range} should rise; give the value of black, then that of white")
+        problems.append(f"value_range={value_range} should increase; give the value of black, then that of white")
     if bounds is not None and not (bounds[0] < bounds[2] and bounds[1] < bounds[3]):
         problems.append(f"bounds={bounds} should be west, south, east, north; give them in this order")
     if not 0 <= max_missing <= 1:

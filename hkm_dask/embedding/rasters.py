@@ -105,7 +105,7 @@ def describe_raster(
     """
     from rasterio.enums import MaskFlags
 
-    with reading(f"raster={path} should be GeoTIFF, JPEG or PNG, it cannot be opened", "copy it again"):
+    with reading(f"raster={path} should be GeoTIFF, JPEG or PNG, but cannot be opened", "copy it again"):
         with open_raster(path) as data:
             n_bands, located = data.count, not data.transform.is_identity
             transform = tuple(data.transform)[:6] if located else None
@@ -132,7 +132,7 @@ def describe_raster(
             "gdal_translate -co TILED=YES makes a GeoTIFF that is read by windows"
         )
     if bounds is not None and located:
-        problems.insert(0, f"bounds={bounds} should be left out, {path} has coordinates of its own; remove them")
+        problems.insert(0, f"bounds={bounds} should be left out, {path} has coordinates; remove it")
     if problems:
         raise InputError(problems)
     if bounds is not None:
@@ -174,7 +174,7 @@ def open_raster(path: Path) -> Any:
         driver = next((name for magic, name in _DRIVERS.items() if start.startswith(magic)), None)
         if driver is None and suffix in SUFFIXES:
             # GDAL would detect the format from the content, and some formats refer to other files or to URLs.
-            raise OSError("its first bytes are of none of these")
+            raise OSError("its first bytes match none of these")
         threads = {"num_threads": "all_cpus"} if suffix in (".tif", ".tiff") else {}
         return rasterio.open(path, driver=driver, **threads)
 

@@ -210,7 +210,7 @@ class ParquetFile(TextFile):
         self._cached: dict[int, Any] = {}
 
     def _reading(self) -> AbstractContextManager[None]:
-        return reading(f"{self.path} should be a parquet file, it cannot be read", "copy it again")
+        return reading(f"{self.path} should be a parquet file, but cannot be read", "copy it again")
 
     def _check_group(self, metadata: Any, group: int) -> None:
         if metadata.total_byte_size > MAX_GROUP_BYTES:

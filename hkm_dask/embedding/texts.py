@@ -83,7 +83,7 @@ def open_texts(
             "leave them out with skip_empty (--skip-empty)"
         )
     if empty:
-        emit("warning", message=f"{len(empty)} empty texts were left out")
+        emit("warning", message=f"{len(empty)} empty texts were skipped")
     known_by = ids or ("" if paths == [root] else "\n".join(file_path.name for file_path in paths))
     return Texts(files, str(root), _ids(files, root, ids, skipped=bool(empty)), known_by)
 
@@ -112,7 +112,7 @@ def _open_file(path: Path, column: str | None, ids: str | None, skip_empty: bool
         return LineFile(path, column or COLUMN, skip_empty)
     for option, value in (("column", column), ("ids", ids)):
         if value is not None:
-            raise InputError(f"{option}={value!r} names nothing in {path}, a .txt file has no columns; leave it out")
+            raise InputError(f"{option}={value!r} does not apply to {path}, a .txt file has no columns; leave it out")
     return LineFile(path, None, skip_empty)
 
 

@@ -247,7 +247,7 @@ class _Build:
         emit("run_started", levels=[first, *others], dashboard=self.runner.dashboard)
         for t, level in enumerate(self.config.levels, 1):
             if t in self._finished:
-                emit("resumed", what=f"level {t} was finished before")
+                emit("resumed", what=f"level {t} was already finished")
                 continue
             with self.runner.span(f"level {t}"):
                 self._build_level(t, level)
@@ -398,7 +398,7 @@ class _Build:
             done.centroids.delete()  # the checkpoint has its own copy
         if done.n_unused:
             rows_for = f"{level.n_clusters - done.n_unused} distinct rows for n_clusters={level.n_clusters}"
-            emit("warning", message=f"level {t}: only {rows_for}; {done.n_unused} clusters stay unused")
+            emit("warning", message=f"level {t}: only {rows_for}; {done.n_unused} clusters remain unused")
         emit(
             "step_finished", level=t, step=number, inertia=float(done.inertia[-1]), n_iter=len(done.inertia),
             seconds=done.seconds,

@@ -178,7 +178,7 @@ def split_clusters(
     before = None if checkpoints is None else checkpoints.split_before(level)
     cuts, known = (_cuts_of_batches(indptr, rows, runner), []) if before is None else before
     if known:
-        emit("resumed", what=f"level {level}: {cuts[len(known)]:,} of {len(sizes):,} clusters were split before")
+        emit("resumed", what=f"level {level}: {cuts[len(known)]:,} of {len(sizes):,} clusters were already split")
     checksums: list[int] = []
     takes = _bytes_taken(rows, indptr[cuts], len(sizes), settings, runner)
     n = _BATCHES_PER_ROUND * runner.n_threads

@@ -48,7 +48,9 @@ def _shards(folder: Path, suffix: str, below: str = "") -> list[Path]:
     shards = sorted(found, key=lambda path: [natural_key(part) for part in (*reversed(path.parents), path)])
     for path in shards:
         if not is_inside(path, folder):
-            raise InputError(f"{path} should lie in {folder}, it is a link that leaves it; give the folder it leads to")
+            raise InputError(
+                f"{path} should be in {folder}, but is a link to another place; give the folder it points to"
+            )
     return shards
 
 
@@ -106,8 +108,8 @@ def _warn_left_out(folder: Path, known: set[Path]) -> None:
     left = (path for path in _candidates(folder) if path not in known)
     found = [path.relative_to(folder) for path in islice(filter(_may_hold, islice(left, _MOST_PROBED)), N_NAMED + 1)]
     if found:
-        fact = f"{folder} holds files that are left out, and may be embeddings as well ({first_few(found)})"
-        emit("warning", message=f"{fact}; give them as sources of their own to have them too")
+        fact = f"{folder} has other files that are not read, but may be embeddings ({first_few(found)})"
+        emit("warning", message=f"{fact}; give them as separate sources to include them")
 
 
 def _may_hold(path: Path) -> bool:

@@ -61,7 +61,7 @@ class Wanted:
             if value := getattr(self, option):
                 text = repr(value if isinstance(value, str) else ",".join(value))
                 remedy = "give them as a file (ids_file)" if option == "ids" else "leave it out"
-                raise InputError(f"{option}={text} names nothing in {name}, which has no columns; {remedy}")
+                raise InputError(f"{option}={text} does not apply to {name}, which has no columns; {remedy}")
 
     def check_names(self, names: Collection[str], path: Path, kind: str) -> None:
         """Raise InputError for all names of ids and kept columns that are not arrays of a file."""
@@ -126,7 +126,7 @@ def is_zarr(path: Location) -> bool:
 def open_zarr(path: Location, wanted: Wanted) -> EmbeddingTable:
     """Open a Zarr array, a group, or a pool; the ids and columns of a pool are included."""
     ids, column = wanted.ids, wanted.column
-    with reading(f"source={path} should be Zarr, it cannot be opened", "copy it again"):
+    with reading(f"source={path} should be Zarr, but cannot be opened", "copy it again"):
         check_metadata(path)
         node = zarr.open(zarr_store(path), mode="r")
         attributes, shapes = dict(node.attrs), {}

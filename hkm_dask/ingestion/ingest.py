@@ -275,7 +275,7 @@ def _rows_to_drop(stats: Stats, table: Sources, drop_nonfinite: bool) -> np.ndar
         raise InputError(f"n_nonfinite_rows={len(rows)} should be fewer than all rows; every row holds NaN or Inf")
     if not drop_nonfinite:
         raise InputError(
-            f"n_nonfinite_rows={len(rows)} should be 0, NaN or Inf stands in rows {first_few(rows)} "
+            f"n_nonfinite_rows={len(rows)} should be 0, NaN or Inf is in rows {first_few(rows)} "
             f"(the first: {table.locate(int(rows[0]))}); fix them, or leave them out with drop_nonfinite "
             "(--drop-nonfinite)"
         )

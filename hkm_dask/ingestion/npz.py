@@ -53,7 +53,9 @@ def read_members(path: Path) -> dict[str, Member]:
         for info in infos:
             label = f"{path}[{info.filename}]"
             if info.compress_type not in _METHODS:
-                raise InputError(f"{label} is packed by a method that NumPy does not use; save it with numpy.savez")
+                raise InputError(
+                    f"{label} is compressed with a method that NumPy does not use; save it with numpy.savez"
+                )
             with archive.open(info) as stream:
                 header = read_npy_header(stream, label, info.file_size)
             members[info.filename.removesuffix(".npy")] = Member(path, info, header)
@@ -125,4 +127,4 @@ def _stream(member: Member) -> Iterator[np.ndarray]:
 
 
 def _reading(path: Path) -> AbstractContextManager[None]:
-    return reading(f"{path} should be a .npz file, it cannot be read", "copy or save it again")
+    return reading(f"{path} should be a .npz file, but cannot be read", "copy or save it again")

@@ -41,7 +41,7 @@ class Tensor:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the header of a file; raises InputError if it is damaged or does not match the size of the file."""
     with (
-        reading(f"{path} should be a .safetensors file, it cannot be read", "copy or save it again"),
+        reading(f"{path} should be a .safetensors file, but cannot be read", "copy or save it again"),
         open_input(path) as file,
     ):
         size = os.fstat(file.fileno()).st_size
@@ -52,7 +52,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         header.pop("__metadata__", None)
         tensors = {name: _tensor(name, entry, 8 + length, size) for name, entry in header.items()}
     if not tensors:
-        raise InputError(f"{path} should hold a tensor, it holds none; save it again")
+        raise InputError(f"{path} should hold a tensor, but has none; save it again")
     return tensors
 
 
@@ -114,7 +114,7 @@ def _column_pieces(path: Path, tensor: Tensor) -> Pieces:
 
 
 def _values(path: Path, tensor: Tensor) -> Iterator[np.ndarray]:
-    fact = f"{path} should be a .safetensors file, it cannot be read"
+    fact = f"{path} should be a .safetensors file, but cannot be read"
     with reading(fact, "copy it again"), open_regular(path) as file:
         file.seek(tensor.offset)
         yield from stream_values(file, np.dtype(_COLUMNS[tensor.dtype]), tensor.shape[0], f"{path}[{tensor.name}]")

@@ -262,7 +262,7 @@ class IdFile:
         elif not (self._is_npy or is_text):
             raise InputError(f"ids_file={self.path} should be .npy, .txt, .csv, .tsv, .parquet or .arrow; convert it")
         elif column is not None:
-            raise InputError(f"ids={column!r} names nothing in {self.path}, which has no columns; leave it out")
+            raise InputError(f"ids={column!r} does not apply to {self.path}, which has no columns; leave it out")
 
     def ids(self, n_rows: int) -> Pieces:
         """Return the ids; raises InputError if they are unreadable or their number is not `n_rows`."""
@@ -291,7 +291,7 @@ def _read_header(path: Path) -> NpyHeader:
 
 
 def _npy_pieces(path: Path, header: NpyHeader) -> Iterator[np.ndarray]:
-    with reading(f"{path} should be a .npy file, it cannot be read", "copy it again"), open_regular(path) as file:
+    with reading(f"{path} should be a .npy file, but cannot be read", "copy it again"), open_regular(path) as file:
         file.seek(header.offset)
         for values in stream_values(file, header.dtype, header.shape[0], str(path)):
             yield plain_ids(values, str(path))
@@ -299,7 +299,7 @@ def _npy_pieces(path: Path, header: NpyHeader) -> Iterator[np.ndarray]:
 
 def _lines(path: Path, n_rows: int) -> Iterator[np.ndarray]:
     n_lines = 0
-    with reading(f"{path} should be UTF-8 text, it cannot be read", "convert it"), open_regular(path) as file:
+    with reading(f"{path} should be UTF-8 text, but cannot be read", "convert it"), open_regular(path) as file:
         while lines := list(islice(iter(partial(file.readline, MAX_ID_CHARACTERS), b""), ID_PIECE_ROWS)):
             n_lines += len(lines)
             if n_lines > n_rows:

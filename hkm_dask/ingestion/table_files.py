@@ -75,7 +75,7 @@ class TableFile(ABC):
         names = self.schema.names
         if column in self.partition and column not in names:
             where = f"in {self.path}, it is in the names of its folders"
-            remedy = "carry it along with keep, or choose another"
+            remedy = "include it with keep, or choose another"
             raise InputError(f"{option}={column!r} should be a column {where}; {remedy}")
         if names.count(column) != 1:
             known = [*names, *self.partition]
@@ -285,7 +285,7 @@ def open_table_file(path: Path, magic: bytes) -> TableFile | None:
 def reading_table(path: Path) -> AbstractContextManager[None]:
     """Turn errors that Arrow raises on a damaged file into a one-line message."""
     kind = {".parquet": "a parquet", ".csv": "a CSV", ".tsv": "a TSV"}.get(path.suffix, "an Arrow")
-    return reading(f"{path} should be {kind} file, it cannot be read", "copy it again")
+    return reading(f"{path} should be {kind} file, but cannot be read", "copy it again")
 
 
 def _bounds(sizes: list[int], path: Path) -> np.ndarray:

@@ -107,7 +107,7 @@ def update(
         with _pools(new, home, grown, options, may_join=n_before == grown.n_samples) as added:
             if _has_joined(added, grown):
                 added = []
-                emit("resumed", what="these samples are in the pool already")
+                emit("resumed", what="these samples are already in the pool")
             elif added and n_before < grown.n_samples:
                 n = grown.n_samples - n_before
                 rest = f"{n:,} samples of {home} that it lacks; run `hkm update {tree} {pool}` first"
@@ -182,7 +182,9 @@ def _check_unfinished(target: Location) -> None:
     """Raise InputError if an interrupted ``hkm cluster --restart`` is still to be resumed."""
     wip = layout.wip_path(target)
     if stored_format(wip) == layout.TREE_FORMAT and "updates" not in read_attributes(wip):
-        raise InputError(f"{wip} should not be there, it is an unfinished tree; finish its `hkm cluster`, or remove it")
+        raise InputError(
+            f"{wip} should not exist: it is an unfinished tree; finish it with `hkm cluster`, or remove it"
+        )
 
 
 @contextmanager

@@ -126,7 +126,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         """Return a geometry whose fixed-point scales cover both the rows and the centroids."""
         statistics = measure_rows(rows, runner)
         if not np.isfinite(statistics.max_abs):
-            raise InputError(f"{rows.label} should be finite in float32, it has NaN or Inf; leave such rows out")
+            raise InputError(f"{rows.label} should be finite in float32, but has NaN or Inf; leave such rows out")
         if self.metric == "cosine" and statistics.n_zero:
             raise InputError(
                 f"n_zero_rows={statistics.n_zero} should be 0 for metric='cosine', they have no direction; "

@@ -210,7 +210,7 @@ class KMeans(Clusterer):
             if not is_whole(value) or value < 1
         ]
         if not _is_share(self.tol):
-            problems.append(f"tol={self.tol!r} should be >= 0 and < 1; use 1e-4, or 0 to go on until nothing moves")
+            problems.append(f"tol={self.tol!r} should be >= 0 and < 1; use 1e-4, or 0 to continue until nothing moves")
         if self.metric not in _METRICS:
             problems.append(f"metric={self.metric!r} should be one of {', '.join(_METRICS)}; use l2")
         if isinstance(self.init, str) and self.init not in _INITS:

@@ -74,7 +74,7 @@ def _calibration(
             return Calibration.from_dict(parse_json(Path(rates).read_text(encoding="utf-8")))
     if place.gpu is not None or not seconds:
         return None
-    what = "made rows" if source is None else "rows of the pool"
+    what = "synthetic rows" if source is None else "rows of the pool"
     note(f"Measuring this machine for about {seconds:.0f} s, on {what} ...")
 
     def sample(n: int) -> NDArray[Any]:

@@ -83,7 +83,7 @@ def remedies_for(check: Check) -> Iterator[str]:
     while n < _MOST_WORKERS:
         n *= 2
         if replace(check, workers=replace(check.workers, n_workers=n, is_cluster=True)).fits():
-            yield f"{n} workers like these"
+            yield f"{n} such workers"
             break
     for t in range(1, len(check.config.levels) + 1):
         if not check.fits(t):
@@ -102,7 +102,7 @@ def _fewer_clusters(check: Check, number: int) -> Iterator[str]:
     name = f"--set levels.{number}"
     for init in INITS_BY_RANGES:
         if check.with_level(number, level.model_copy(update={"init": init})).fits(number):
-            yield f"{name}.init={init}: with that, no worker needs to hold all clusters"
+            yield f"{name}.init={init}: then no worker has to hold all clusters"
     for n_splits in (10, 100, 1000):
         parts = level.model_copy(update={"n_clusters": -(-level.n_centroids // n_splits), "n_splits": n_splits})
         enough = n_rows >= _ROWS_PER_PART * level.n_centroids and parts.n_clusters > 1

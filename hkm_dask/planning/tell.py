@@ -74,7 +74,7 @@ def render(plan: Plan, name: str) -> str:
     lines = [str(Summary(title, facts, [head, *rows]))]
     phases = _by_phase(plan)
     if phases:
-        lines += ["", "  of it " + ", ".join(f"{phase} {_span(seconds)}" for phase, seconds in phases.items())]
+        lines += ["", "  of which " + ", ".join(f"{phase} {_span(seconds)}" for phase, seconds in phases.items())]
     if not plan.fits:
         lines += ["", f"It does not fit: {plan.worst} needs a limit of {size_text(plan.need)}. Any of these would fit:"]
         lines += [f"  {remedy}" for remedy in plan.remedies]
@@ -93,7 +93,7 @@ def short(plan: Plan) -> str:
     """
     flops = sum(level.flops for level in plan.levels)
     total = plan.total()
-    time = f"about {_span(total)}" if total is not None else "`hkm plan` says how long"
+    time = f"about {_span(total)}" if total is not None else "`hkm plan` estimates the time"
     again = "" if plan.resident >= 1 else f", {plan.resident:.0%} of the rows stay in memory"
     memory = f"{size_text(plan.peak)} of {size_text(plan.workers.memory_limit)} of memory{again}"
     n = len(plan.levels)
@@ -109,14 +109,14 @@ def _in_ranges(plan: Plan) -> list[str]:
             files = size_text(level.in_ranges.read + level.in_ranges.written)
             time = "" if level.range_seconds is None else f"about {_span(level.range_seconds)} and "
             clusters = f"the {level.shape['k']:,} clusters of level {t} are divided into {n} ranges"
-            texts.append(f"{clusters}, since no worker may hold them all: {time}{files} read and written more")
+            texts.append(f"{clusters}, as no worker can hold them all: {time}{files} of additional reads and writes")
     return texts
 
 
 def _memory(plan: Plan) -> str:
     stay = "all rows stay" if plan.resident >= 1 else f"{plan.resident:.0%} of the rows stay"
     least = size_text(plan.need)
-    return f"{size_text(plan.peak)} at most, {stay} in it; {least} or more would do ({plan.worst})"
+    return f"{size_text(plan.peak)} at most, {stay} in memory; at least {least} is needed ({plan.worst})"
 
 
 def _why_a_range(plan: Plan) -> str | None:
@@ -128,8 +128,8 @@ def _why_a_range(plan: Plan) -> str | None:
         f"{one.fewest:.0f} to {one.most:.0f}" if one.fewest < one.most else f"{one.most:.0f}"
         for one in (plan.calibration.seen[name][0] for name in ("first", "resampled") if plan.calibration.seen[name])
     ]
-    resampled = f", {made[1]} where resampled" if len(made) > 1 else ""
-    return f"{low} to {high}, by the iterations until nothing changes, say {made[0]} at level 1{resampled}"
+    resampled = f", {made[1]} when resampled" if len(made) > 1 else ""
+    return f"{low} to {high}, depending on the iterations until convergence, such as {made[0]} at level 1{resampled}"
 
 
 def _level(level: LevelPlan) -> list[str]:

@@ -84,7 +84,7 @@ class RunLog:
                 self._end(time)
                 self.running = False
                 if event.kind == "closed":
-                    self.lines.append("stopped before it was done; the same command resumes it")
+                    self.lines.append("stopped before completion; run the same command again to resume")
 
     def _begin(self, stage: str, fields: Mapping[str, Any], time: float) -> None:
         self._end(time)

@@ -189,18 +189,18 @@ def _tree_lines(facts: Facts) -> list[str]:
     n_inputs, n_members = (done[0]["n_inputs"], done[0]["n_members"]) if done else (0, 0)
     of_pool = f" of the pool's {n_inputs:,}" if n_members < n_inputs else ""
     rows = [
-        ("pool", facts["pool"] or "an array that was given"),
+        ("pool", facts["pool"] or "an array"),
         ("samples", f"{n_members:,}{of_pool}" if done else None),
         ("joined", _joined(facts)),
         ("levels", str(len(done)) if facts["complete"] else f"{len(done)} of {len(planned)} finished"),
         *((name, config[name]) for name in ("metric", "dtype", "seed", "subset") if config.get(name) is not None),
-        ("fit on", f"{n_fit:,} rows at random; all were assigned afterwards" if isinstance(n_fit, int) else None),
+        ("fit on", f"{n_fit:,} random rows; all rows were assigned afterwards" if isinstance(n_fit, int) else None),
         ("software", facts["software"]),
         ("took", None if facts["seconds"] is None else _span(facts["seconds"])),
     ]
     lines = pairs([(name, value) for name, value in rows if value not in (None, "")])
     if not facts["complete"]:
-        lines.append("  to finish it, run the same `hkm cluster` again: it resumes")
+        lines.append("  to resume, run the same `hkm cluster` again")
     if done:
         lines += ["", *_level_table(done)]
     if planned:
@@ -208,7 +208,7 @@ def _tree_lines(facts: Facts) -> list[str]:
     if done:
         lines += [
             "",
-            "history of each k-means, the first of all rows: iterations, inertia, time",
+            "history of each k-means (the first is of all rows): iterations, inertia, time",
             *_history_lines(done),
         ]
     return lines
@@ -217,7 +217,7 @@ def _tree_lines(facts: Facts) -> list[str]:
 def _assignment_lines(facts: Facts) -> list[str]:
     rows = [
         ("tree", facts["tree"] or "a tree in memory"),
-        ("pool", facts["pool"] or "an array that was given"),
+        ("pool", facts["pool"] or "an array"),
         ("samples", f"{facts['n_samples']:,}"),
         ("levels", str(facts["n_levels"])),
         ("metric", facts["metric"]),
@@ -225,7 +225,7 @@ def _assignment_lines(facts: Facts) -> list[str]:
         ("took", None if facts["seconds"] is None else _span(facts["seconds"])),
     ]
     lines = pairs([(name, value) for name, value in rows if value])
-    return lines if facts["complete"] else [*lines, "  to finish it, run the same `hkm assign` again: it resumes"]
+    return lines if facts["complete"] else [*lines, "  to resume, run the same `hkm assign` again"]
 
 
 _LINES: dict[str, Callable[[Facts], list[str]]] = {
@@ -265,7 +265,7 @@ def _settings_table(planned: Sequence[Mapping[str, Any]]) -> list[str]:
     alike = [name for name in alike if name != "n_clusters"]
     names = ["n_clusters", *sorted(set(planned[0]) - {"n_clusters", *alike})]
     rows = [[str(number), *(str(level[name]) for name in names)] for number, level in enumerate(planned, start=1)]
-    told = _wrapped("  of all levels  ", [f"{name} {planned[0][name]}" for name in alike]) if alike else []
+    told = _wrapped("  all levels  ", [f"{name} {planned[0][name]}" for name in alike]) if alike else []
     return [*aligned([["level", *names], *rows]), *told]
 
 

@@ -84,10 +84,10 @@ def time_left(left: Left | None) -> str:
     >>> time_left(Left(expected=200, bound=400, least=100))
     '2 min to 7 min left'
     >>> time_left(None)
-    'time left not known yet'
+    'time left unknown'
     """
     if left is None:
-        return "time left not known yet"
+        return "time left unknown"
     span, bound, least = duration(left.expected), duration(left.bound), duration(left.least)
     if left.bound < 10 or span == bound:
         return about(left.expected)
@@ -127,7 +127,7 @@ class Status:
             case "resumed":
                 return [f"resumed: {fields['what']}"]
             case "compiling":
-                return ["compiling inner loops for this processor: once after each installation"]
+                return ["compiling kernels for this processor (once per installation)"]
             case "note":
                 return [printable(str(fields["message"]))]
             case "warning":

@@ -204,7 +204,7 @@ def test_what_does_not_belong_to_the_tree_is_refused(stores: Path, tmp_path: Pat
         ({"captions": tmp_path / "short.txt"}, "should have 600 lines"),
         ({"captions": "nothing.txt"}, "captions=nothing.txt should be a file with one text per sample, or a column"),
         ({"images": tmp_path / "nowhere"}, "should be a folder or a .zip"),
-        ({"subset": tmp_path / "rows.npy"}, "1 are not; is it of this pool"),
+        ({"subset": tmp_path / "rows.npy"}, "1 are not; check that it belongs to this pool"),
         ({"subset": tmp_path / "rows.txt"}, "should be a file of row numbers or ids, there is none; check"),
         ({"out": tmp_path / "short.txt" / "weights.csv"}, "in a folder, "),
     ]:

@@ -73,11 +73,11 @@ def test_the_command_embeds_rasters_with_their_places(tmp_path: Path, hkm: Calla
             ("image", "photos", "--model", "hogg"),
             "model=hogg should be a model folder, hog or cells; did you mean hog?",
         ),
-        (("raster", "photos", "--size", "8", "--model", "nowhere"), "nowhere is no folder; give"),
+        (("raster", "photos", "--size", "8", "--model", "nowhere"), "nowhere is not a folder; give"),
         (("raster", "earth.tif", "--size", "8", "--model", "cells"), "earth.tif does not exist"),
-        (("image", "photos", "--model", "nowhere"), "nowhere is no folder; give"),
+        (("image", "photos", "--model", "nowhere"), "nowhere is not a folder; give"),
         (("image", "nothing", "--model", "hog"), "nothing does not exist; check the path"),
-        (("text", "photos", "--model", "nowhere"), "nowhere is no folder; give"),
+        (("text", "photos", "--model", "nowhere"), "nowhere is not a folder; give"),
         (("text", "nothing.txt", "--model", "model"), "nothing.txt does not exist; check the path"),
     ],
 )
@@ -107,7 +107,7 @@ def test_what_is_wrong_at_a_glance_is_told_together(
     given = (tmp_path / "nothing", tmp_path / "p.zarr", "--model", tmp_path / "nowhere", "--chunk-mb", "-1")
     code, _, err = hkm("embed", *words, *given)
     assert code == 1
-    wanted = ["nothing does not exist", "nowhere is no folder", "--chunk-mb=-1.0 should be above 0"]
+    wanted = ["nothing does not exist", "nowhere is not a folder", "--chunk-mb=-1.0 should be above 0"]
     assert [told in line for told, line in zip(wanted, err.splitlines(), strict=True)] == [True] * 3
 
 

@@ -40,7 +40,7 @@ def test_a_plan_over_a_pool_serves_the_run(hkm: HKM, pool: Path, small: list[str
 def test_a_run_says_what_it_takes_where_nothing_was_measured(hkm: HKM, pool: Path, small: list[str]) -> None:
     code, _, err = hkm("cluster", pool, pool.parent / "tree.zarr", *small)
     assert code == 0
-    assert "of memory; `hkm plan` says how long" in err
+    assert "of memory; `hkm plan` estimates the time" in err
 
 
 def test_no_pool_is_needed(hkm: HKM) -> None:

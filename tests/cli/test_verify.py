@@ -29,7 +29,7 @@ def test_sound_stores_are_told_so(hkm: HKM, pool: Path, tree: Path) -> None:
     code, out, err = hkm("verify", tree)
     assert (code, out.splitlines()[0], err) == (0, f"{tree}: a sound tree", "")
     words = " ".join(out.split())
-    assert "200 of level 1, 20 of level 2 again in float64: distances and nearest centroids are right" in words
+    assert "200 of level 1, 20 of level 2 recomputed in float64: distances and nearest centroids are correct" in words
     assert max(map(len, out.splitlines()[1:])) < 80
     assert "\x1b" not in out
 
@@ -72,10 +72,10 @@ def test_a_pool_that_moved_is_looked_for_where_it_is_said_to_be(hkm: HKM, pool: 
     moved = shutil.move(pool, pool.parent / "moved.zarr")
     code, out, _ = hkm("verify", tree)
     assert code == 0
-    assert f"its pool {pool} is not there: no samples were measured again; --pool says where it is" in out
+    assert f"its pool {pool} is not there: no samples were recomputed; give its path with --pool" in out
     code, out, _ = hkm("verify", tree, "--pool", moved, "--sample", 10, "--seed", 3)
     assert code == 0
-    assert "10 of level 1, 10 of level 2 again in float64" in out
+    assert "10 of level 1, 10 of level 2 recomputed in float64" in out
     code, out, err = hkm("verify", tree, "--pool", pool)
     assert (code, out, err) == (1, "", f"Error: {pool} is missing; make it with `hkm ingest`\n")
 

@@ -15,7 +15,7 @@ from tests.cli.results import Result, embeddings
 WRONG = {
     "ingest a.npy pool.zarr": "pool.zarr should not exist yet; give another path, or --overwrite\n",
     "ingest a.npy b.zarr --chunk-mb 0": "--chunk-mb=0",
-    "ingest a.npy b.zarr --ids nowhere": "--ids='nowhere' names nothing in",
+    "ingest a.npy b.zarr --ids nowhere": "--ids='nowhere' does not apply to",
     "ingest nan.npy b.zarr": "fix them, or leave them out with --drop-nonfinite\n",
     "ingest complex.npy b.zarr": "embeddings.dtype=complex64 should be float16",
     "cluster pool.zarr t.zarr --config empty.yaml": "each with `n_clusters: 2000`",

@@ -130,7 +130,9 @@ def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"should be of the same pool as"):
         hkm.compare(a, b, tree=folder / "tree.zarr", pool=other.path)
     np.save(tmp_path / "far.npy", np.array([400]))
-    with pytest.raises(InputError, match=r"far.npy should be row numbers below 400, 1 are not; is it of this pool"):
+    with pytest.raises(
+        InputError, match=r"far.npy should be row numbers below 400, 1 are not; check that it belongs to this pool"
+    ):
         hkm.compare(a, tmp_path / "far.npy", tree=folder / "tree.zarr")
 
 

@@ -256,9 +256,9 @@ def test_the_best_row_by_a_column_is_kept(x: NDArray, tmp_path: Path) -> None:
         assert kept["row"].tolist() == found.rows.tolist()
         np.testing.assert_array_equal(kept["score"], score[found.rows])
         assert (tmp_path / f"removed{suffix}.txt").read_text().split() == removed["id"].tolist()
-    with pytest.raises(InputError, match=r"^by='kind' should be a column of numbers, its values are texts"):
+    with pytest.raises(InputError, match=r"^by='kind' should be a column of numbers, but has texts"):
         hkm.dedup(pool, 0.97, keep="best", by="kind")
-    with pytest.raises(InputError, match=r"^by='score' should be a column of a pool, an array has none"):
+    with pytest.raises(InputError, match=r"^by='score' should be a column of a pool, but an array has none"):
         hkm.dedup(x, 0.97, keep="best", by="score")
 
 

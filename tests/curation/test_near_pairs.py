@@ -53,5 +53,5 @@ def test_what_is_no_threshold_is_refused(pool: Pool) -> None:
 
 def test_more_pairs_than_memory_holds_are_refused(tmp_path: Path) -> None:
     pool = ingest(np.ones((2500, 2), np.float32), tmp_path / "pool.zarr")
-    with pytest.raises(ComputeError, match=r"^threshold=0.9 gives more pairs than memory holds; raise it, or raise"):
+    with pytest.raises(ComputeError, match=r"^threshold=0.9 gives more pairs than fit in memory; raise it, or raise"):
         near_pairs(pool, np.arange(2500), 0.9, memory_limit="450MiB")

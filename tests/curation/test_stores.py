@@ -99,4 +99,4 @@ def test_rows_that_are_there_twice_are_told_of(folder: Path, tmp_path: Path) -> 
     with subscribe(lambda event: told.append(str(event.fields.get("message")))):
         assert open_store(folder / "before.zarr").chosen(tmp_path / "twice.npy").tolist() == [3, 5, 7]
         assert open_store(folder / "before.zarr").chosen(folder / "a.npy").tolist() == list(range(200))
-    assert told == [f"2 of the 5 rows of {tmp_path}/twice.npy are there before: each is looked at once"]
+    assert told == [f"2 of the 5 rows of {tmp_path}/twice.npy are repeats: each row is used once"]

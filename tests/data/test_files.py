@@ -19,9 +19,9 @@ from tests.data.stores import Flaky, make, table
 
 
 def test_no_array_and_no_group_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="is no Zarr array"):
+    with pytest.raises(StoreError, match="is not a Zarr array"):
         open_array(tmp_path / "nothing")
-    with pytest.raises(StoreError, match="no Zarr group or array"):
+    with pytest.raises(StoreError, match="not a Zarr group or array"):
         read_attributes(tmp_path)
 
 

@@ -82,8 +82,8 @@ def test_what_is_no_table_is_refused(shape: tuple[int, ...], message: str) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "hkm_dask.tree"}, "a.zarr is a tree, it should be a pool; `hkm ingest` makes pools"),
-        ({"format": "other"}, "has format='other', it should be a pool"),
+        ({"format": "hkm_dask.tree"}, "a.zarr is a tree, but should be a pool; `hkm ingest` makes pools"),
+        ({"format": "other"}, "has format='other', but should be a pool"),
         ({"format": None}, "no format attribute"),
         ({"format_version": 3}, r"format_version=3 should be 2 .* newer hkm_dask"),
         ({"format_version": 1}, r"format_version=1 should be 2 .* make it again"),

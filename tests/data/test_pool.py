@@ -75,7 +75,7 @@ def test_ids_come_in_the_order_asked_for(tmp_path: Path) -> None:
         (lambda pool: store.create_group(pool, {"max_abs": None}), "attributes were altered"),
         (lambda pool: (pool / "mean" / "c" / "0").unlink(), "mean: chunk 0 .* is missing; .*hkm ingest"),
         (lambda pool: (pool / "mean" / "zarr.json").unlink(), "mean: its zarr.json is missing"),
-        (lambda pool: (pool / "zarr.json").unlink(), "no Zarr group"),
+        (lambda pool: (pool / "zarr.json").unlink(), "not a Zarr group"),
         (lambda pool: make(pool, table(4, 4)[0], 4, layout.MEAN), "mean: its zarr.json .* was altered"),
         (lambda pool: store.mark_complete(pool, {"max_abs": None}), "is damaged: float"),
         (lambda pool: store.mark_complete(pool, {"fingerprint": "ab"}), "is damaged: the fingerprint is not that of"),
@@ -101,7 +101,7 @@ def test_lost_ids_are_no_absent_ids(tmp_path: Path) -> None:
 
 def test_an_unfinished_pool_is_named(tmp_path: Path) -> None:
     (tmp_path / "p.zarr.wip").mkdir()
-    with pytest.raises(StoreError, match=r"p.zarr is missing, an unfinished p.zarr.wip lies beside it; make it with"):
+    with pytest.raises(StoreError, match=r"p.zarr is missing, an unfinished p.zarr.wip is beside it; make it with"):
         open_pool(tmp_path / "p.zarr")
 
 

@@ -112,5 +112,5 @@ def test_a_finished_pool_has_its_facts(tmp_path: Path) -> None:
     np.testing.assert_allclose(pool.mean, rows.mean(axis=0))
     np.testing.assert_array_equal(pool.rows().read(0, 3), rows)
     assert told == [
-        "1 rows with NaN or Inf were left out", "1 rows are all zero: they have no direction and stay zero",
+        "1 rows with NaN or Inf were dropped", "1 rows are all zero: they have no direction and stay zero",
     ]  # fmt: skip

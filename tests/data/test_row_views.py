@@ -71,7 +71,7 @@ def test_a_subset_that_travels_reads_its_numbers(tmp_path: Path, monkeypatch: py
     ("index", "message"),
     [
         ([], "n_samples=0 should be at least 1"),
-        ([1, 1], "row numbers repeat"),
+        ([1, 1], "row numbers should not repeat"),
         ([2, 1], "should be sorted"),
         ([0, N], "should lie within 0..22"),
         ([-1], "should lie within"),

@@ -267,5 +267,5 @@ def test_a_path_that_leads_nowhere_is_named(tmp_path: Path) -> None:
 def test_what_is_to_be_ingested_first_is_told(tmp_path: Path) -> None:
     (tmp_path / "part.parquet").write_bytes(b"PAR1")
     for path in (tmp_path, tmp_path / "part.parquet"):
-        with pytest.raises(StoreError, match=r"is no pool, no \.npy file and no Zarr array; .*`hkm ingest`"):
+        with pytest.raises(StoreError, match=r"is not a pool, \.npy file or Zarr array; .*`hkm ingest`"):
             rows.as_rows(path)

@@ -225,7 +225,7 @@ def test_nan_and_inf_of_a_model_are_refused_with_the_item(tmp_path: Path, bad: f
         embed(Rows(x, ids), tmp_path / "p.zarr", Same(), batch_size=4, chunk_mb=TINY, normalize=normalize)
     with pytest.raises(InputError, match=r"embedding=item 34 of rows should be finite"):
         embed(Rows(x), tmp_path / "q.zarr", Same(), batch_size=4, chunk_mb=TINY, normalize=normalize)
-    # What was finished before is kept.
+    # What was already finished is kept.
     assert len(chunk_files(tmp_path / "p.zarr.wip")) == 3
 
 
@@ -307,7 +307,7 @@ def test_an_interrupted_run_goes_on_with_its_next_chunk(
     with pytest.raises(error):
         run(tmp_path / "p.zarr", Fragile(n_batches, error))
     assert threading.active_count() == before
-    with pytest.raises(StoreError, match=r"p.zarr is missing, an unfinished p.zarr.wip lies beside it"):
+    with pytest.raises(StoreError, match=r"p.zarr is missing, an unfinished p.zarr.wip is beside it"):
         open_pool(tmp_path / "p.zarr")
     assert "to finish it, run the same `hkm embed` again" in info.render(info.describe(tmp_path / "p.zarr"))
     encoder, told = InCompany(), []
@@ -315,7 +315,7 @@ def test_an_interrupted_run_goes_on_with_its_next_chunk(
         run(tmp_path / "p.zarr", encoder)
     n_kept = n_batches // 3  # three batches a chunk
     assert len(encoder.batches) == 17 - 3 * n_kept
-    assert (f"{n_kept} of 6 chunks were finished before" in told) == (n_kept > 0)
+    assert (f"{n_kept} of 6 chunks were already finished" in told) == (n_kept > 0)
     assert contents(tmp_path / "p.zarr") == contents(tmp_path / "quiet.zarr")
     tidy(tmp_path, "quiet.zarr", "p.zarr")
 
@@ -479,7 +479,7 @@ def test_kill_9_costs_no_finished_chunk_and_the_rerun_ends_in_the_same_bits(
     assert 9 <= len(chunks) < 24
     capsys.readouterr()
     embed_images(folder, pool, *words)
-    assert f"resumed: {len(chunks)} of 24 chunks were finished before" in capsys.readouterr().err
+    assert f"resumed: {len(chunks)} of 24 chunks were already finished" in capsys.readouterr().err
     after = {path.parent.name: path.stat().st_mtime_ns for path in chunk_files(pool)}
     assert {name: after[name] for name in chunks} == chunks, "finished chunks were written again"
     assert contents(pool) == contents(quiet)

@@ -78,7 +78,7 @@ def test_the_command_resumes_and_ends_in_the_same_bits(tmp_path: Path, model: Pa
     chunk_mb = 16 * 384 * 2 / layout.MIB
     with subscribe(lambda event: told.append(str(event.fields.get("what")))):
         pool = embed(texts, tmp_path / "p.zarr", four, batch_size=64, chunk_mb=chunk_mb)
-    assert "2 of 3 chunks were finished before" in told
+    assert "2 of 3 chunks were already finished" in told
     quiet = embed(texts, tmp_path / "quiet.zarr", four, batch_size=64, chunk_mb=chunk_mb)
     assert pool.fingerprint == quiet.fingerprint
     x = open_pool(tmp_path / "p.zarr").rows().read(0, 40).astype(np.float32)

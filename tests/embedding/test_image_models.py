@@ -146,7 +146,7 @@ def test_folders_that_lack_something_are_refused(save: Callable[..., tuple[Path,
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "nonsense"}))
     with pytest.raises(InputError, match="should be a model of transformers"):
         image_encoder(copy)
-    with pytest.raises(InputError, match="device=cuda:77 should be one that torch sees"):
+    with pytest.raises(InputError, match="device=cuda:77 should be one that torch finds"):
         image_encoder(folder, device="cuda:77")
 
 

@@ -49,5 +49,5 @@ def test_devices_are_those_of_torch() -> None:
     torch = pytest.importorskip("torch", reason="needs the extra images")
     assert pick_device(torch, "cpu").type == "cpu"
     assert pick_device(torch, None).type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(InputError, match="device=abacus should be one that torch sees"):
+    with pytest.raises(InputError, match="device=abacus should be one that torch finds"):
         pick_device(torch, "abacus")

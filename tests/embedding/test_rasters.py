@@ -114,5 +114,5 @@ def test_a_file_is_what_its_suffix_says_and_leads_nowhere(tmp_path: Path) -> Non
     )
     for name in ("a.tif", "a.png"):
         (tmp_path / name).write_text(text)
-        with pytest.raises(InputError, match=r"should be GeoTIFF, JPEG or PNG, it cannot be opened"):
+        with pytest.raises(InputError, match=r"should be GeoTIFF, JPEG or PNG, but cannot be opened"):
             describe_raster(tmp_path / name, name)

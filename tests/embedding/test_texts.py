@@ -70,7 +70,7 @@ def test_empty_texts_are_refused_with_the_first_place(tmp_path: Path, suffix: st
     told: list[str] = []
     with subscribe(lambda event: told.append(str(event.fields.get("message")))):
         found = open_texts(tmp_path / f"a{suffix}", skip_empty=True)
-    assert "2 empty texts were left out" in told
+    assert "2 empty texts were skipped" in told
     assert found.read(0, 8) == [*WORDS, "more"]
 
 
@@ -160,9 +160,9 @@ def test_the_fingerprint_is_of_the_content_and_of_what_is_taken(tmp_path: Path, 
     [
         ("a.csv", b"a", {}, r"a.csv should be .txt, .jsonl or .parquet; unpack or convert it"),
         ("a.txt.gz", b"a", {}, "unpack or convert it"),
-        ("a.txt", b"a", {"column": "text"}, "column='text' names nothing in .*a .txt file has no columns"),
-        ("a.txt", b"a", {"ids": "n"}, "ids='n' names nothing in"),
-        ("a.parquet", b"PAR1 not", {}, "should be a parquet file, it cannot be read"),
+        ("a.txt", b"a", {"column": "text"}, "column='text' does not apply to .*a .txt file has no columns"),
+        ("a.txt", b"a", {"ids": "n"}, "ids='n' does not apply to"),
+        ("a.parquet", b"PAR1 not", {}, "should be a parquet file, but cannot be read"),
     ],
 )
 def test_what_cannot_be_opened_is_refused(

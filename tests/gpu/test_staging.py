@@ -119,5 +119,5 @@ def test_a_fit_keeps_less_on_a_device_that_turns_out_too_small(
     np.testing.assert_array_equal(on_device, on_cpu)
     assert staging._most_resident is not None
     emulator.limit_memory(20_000)
-    with pytest.raises(ComputeError, match=r"device memory ran out \(.*\); free some"):
+    with pytest.raises(ComputeError, match=r"out of device memory \(.*\); free some"):
         compute()

@@ -315,8 +315,8 @@ def test_fewer_distinct_rows_than_clusters(tmp_path: Path, steps: list[Step]) ->
     with heard() as events:
         tree = build_hierarchy(rows, tmp_path / "tree.zarr", config)
     warned = [event.fields["message"] for event in events if event.kind == "warning"]
-    assert "level 1: only 5 distinct rows for n_clusters=8; 3 clusters stay unused" in warned
-    assert "level 2: only 5 distinct rows for n_clusters=6; 1 clusters stay unused" in warned
+    assert "level 1: only 5 distinct rows for n_clusters=8; 3 clusters remain unused" in warned
+    assert "level 2: only 5 distinct rows for n_clusters=6; 1 clusters remain unused" in warned
     check_against_plain_numpy(tmp_path / "tree.zarr", rows, config, steps)
     used = tree["level_1/sizes"].values > 0
     assert sorted(map(tuple, tree["level_1/centroids"].values[used].tolist())) == sorted(

@@ -73,7 +73,7 @@ def test_fewer_distinct_rows_than_clusters(tmp_path: Path, shared_out: Any) -> N
     assert_same(tmp_path / "whole.zarr", tmp_path / "ranges.zarr")
     unused = int(np.isnan(arrays(tmp_path / "ranges.zarr")["level_1/centroids"][:, 0]).sum())
     warning = next(event.fields["message"] for event in told if event.kind == "warning")
-    assert f"{unused} clusters stay unused" in warning
+    assert f"{unused} clusters remain unused" in warning
 
 
 def test_what_does_not_fit_is_shared_out(tmp_path: Path) -> None:

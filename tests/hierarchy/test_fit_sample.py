@@ -105,7 +105,7 @@ def test_it_is_said_and_resumes_and_gives_the_same_bits(
     ]
     facts = info.describe(tmp_path / "tree.zarr")
     assert facts["config"]["fit_sample"] == FIT
-    assert "fit on    160 rows at random; all were assigned afterwards" in info.render(facts)
+    assert "fit on    160 random rows; all rows were assigned afterwards" in info.render(facts)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

@@ -120,9 +120,12 @@ def test_a_subset_may_be_in_any_order_and_type(tmp_path: Path, dtype: str) -> No
     ("index", "lines"),
     [
         ([1, 2, 2, 2], ["should be without repeats, it has 2; drop them"]),
-        ([-1, 2], ["should be row numbers below 300, 1 are not; is it of this pool?"]),
-        ([5, 300, 301], ["should be row numbers below 300, 2 are not; is it of this pool?"]),
-        (np.array([5, 2**63 + 5], "u8"), ["should be row numbers below 300, 1 are not; is it of this pool?"]),
+        ([-1, 2], ["should be row numbers below 300, 1 are not; check that it belongs to this pool"]),
+        ([5, 300, 301], ["should be row numbers below 300, 2 are not; check that it belongs to this pool"]),
+        (
+            np.array([5, 2**63 + 5], "u8"),
+            ["should be row numbers below 300, 1 are not; check that it belongs to this pool"],
+        ),
         ([7, 7, 300], ["should be row numbers below 300, 1 are not", "should be without repeats, it has 1"]),
         ([], ["should be a 1-D array of whole numbers, it is float64 (0,)"]),
         (np.zeros(0, "i8"), ["should be a 1-D array of whole numbers, it is int64 (0,)"]),

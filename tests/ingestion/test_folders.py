@@ -35,7 +35,9 @@ def left_out(source: Path, pool: Path, **options: object) -> list[str]:
     with subscribe(told.append):
         ingest(source, pool, **options)
     messages = [event.fields["message"] for event in told if event.kind == "warning"]
-    return [Path(name).name for said in messages for name in re.findall(r"as well \((.*)\);", said)[0].split(", ")]
+    return [
+        Path(name).name for said in messages for name in re.findall(r"may be embeddings \((.*)\);", said)[0].split(", ")
+    ]
 
 
 def test_embeddings_of_a_folder_that_are_left_out_are_told(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_metadata_that_does_not_match_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"metadata_1.parquet: n_ids=26 should be 27, one per row"):
         ingest(folder, tmp_path / "p.zarr", column="img_emb", ids="number")
     path.write_bytes(b"PAR1 not")
-    with pytest.raises(InputError, match="should be a parquet file, it cannot be read"):
+    with pytest.raises(InputError, match="should be a parquet file, but cannot be read"):
         ingest(folder, tmp_path / "p.zarr", column="img_emb", ids="number")
     path.unlink()
     with pytest.raises(InputError, match=r"holds 1 .parquet files, it should hold 2"):
@@ -260,5 +262,5 @@ def test_links_that_leave_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in" / "c.npy").symlink_to("b.npy")
     assert ingest(tmp_path / "in", tmp_path / "p.zarr").n_samples == 2 * 57
     (tmp_path / "in" / "a.npy").symlink_to(tmp_path / "secret" / "a.npy")
-    with pytest.raises(InputError, match="it is a link that leaves it; give the folder it leads to"):
+    with pytest.raises(InputError, match="but is a link to another place; give the folder it points to"):
         ingest(tmp_path / "in", tmp_path / "q.zarr")

@@ -104,7 +104,7 @@ def test_a_damaged_pool_is_no_source(tmp_path: Path) -> None:
 def test_damaged_zarr_metadata_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "g.zarr").mkdir()
     (tmp_path / "g.zarr" / "zarr.json").write_text(text)
-    with pytest.raises(InputError, match=r"g.zarr should be Zarr, it cannot be opened"):
+    with pytest.raises(InputError, match=r"g.zarr should be Zarr, but cannot be opened"):
         ingest(tmp_path / "g.zarr", tmp_path / "p.zarr")
     tidy(tmp_path, "g.zarr")
 
@@ -120,5 +120,5 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
         ingest(tmp_path / "a.npy", tmp_path / "p.zarr")
     np.save(tmp_path / "b.npy", values())
     for options in ({"ids": "url"}, {"column": "x"}):
-        with pytest.raises(InputError, match=r"names nothing in .*b.npy, which has no columns; (give|leave)"):
+        with pytest.raises(InputError, match=r"does not apply to .*b.npy, which has no columns; (give|leave)"):
             ingest(tmp_path / "b.npy", tmp_path / "p.zarr", **options)

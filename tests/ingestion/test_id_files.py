@@ -61,9 +61,9 @@ def test_a_table_of_ids_may_have_further_columns(tmp_path: Path, source: Path) -
         ("two.parquet", None, r"ids=None should be one of the columns of .*two.parquet \(a, b\); choose one"),
         ("semicolons.csv", "id", r"semicolons.csv should have ',' between its columns, 'id;url' is one name by ','; s"),
         ("two.parquet", "c", r"ids='c' should be a column of .*two.parquet \(a, b\); choose one"),
-        ("few.npy", "c", "ids='c' names nothing in .*few.npy, which has no columns; leave it out"),
+        ("few.npy", "c", "ids='c' does not apply to .*few.npy, which has no columns; leave it out"),
         ("ids.json", "x", "ids.json should be .npy, .txt, .csv, .tsv, .parquet or .arrow; convert it"),
-        ("latin.txt", None, "latin.txt should be UTF-8 text, it cannot be read"),
+        ("latin.txt", None, "latin.txt should be UTF-8 text, but cannot be read"),
         ("few.npy", NAMES, "ids_file and ids should not both hold the ids; leave one out"),
     ],
 )

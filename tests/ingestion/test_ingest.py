@@ -233,7 +233,7 @@ def test_nan_and_inf_are_an_error_that_names_rows(tmp_path: Path, bad: float, no
     np.save(tmp_path / "b.npy", x[10:])
     with pytest.raises(
         InputError,
-        match=r"n_nonfinite_rows=6 should be 0, NaN or Inf stands in rows 5, 12, 13, 14, 33, … "
+        match=r"n_nonfinite_rows=6 should be 0, NaN or Inf is in rows 5, 12, 13, 14, 33, … "
         r"\(the first: row 5 of .*a.npy\).*--drop-nonfinite",
     ):
         ingest([tmp_path / "a.npy", tmp_path / "b.npy"], tmp_path / "p.zarr", normalize=normalize, chunk_mb=TINY)
@@ -252,7 +252,7 @@ def test_dropped_rows_leave_their_numbers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_all(pool), x[kept])
     assert ids_of(pool) == kept.tolist()
     assert pool.chunk_rows == 10
-    assert f"{len(bad)} rows with NaN or Inf were left out" in messages
+    assert f"{len(bad)} rows with NaN or Inf were dropped" in messages
     clean = ingest(x[kept], tmp_path / "q.zarr", chunk_mb=TINY)
     assert facts(clean) == facts(pool)
     assert clean.ids() is None
@@ -313,7 +313,7 @@ def test_killed_anywhere_the_rerun_equals_an_uninterrupted_run(tmp_path: Path, p
     ingest(tmp_path / "a.npz", tmp_path / "quiet.zarr", chunk_mb=TINY)
     assert run_forked(run_ingest, tmp_path / "a.npz", tmp_path / "p.zarr", HKM_FAILPOINT=point) == 137
     if point != "renamed":
-        with pytest.raises(StoreError, match=r"p.zarr is missing, an unfinished p.zarr.wip lies beside it"):
+        with pytest.raises(StoreError, match=r"p.zarr is missing, an unfinished p.zarr.wip is beside it"):
             open_pool(tmp_path / "p.zarr")
         ingest(tmp_path / "a.npz", tmp_path / "p.zarr", chunk_mb=TINY)
     else:

@@ -128,7 +128,7 @@ def test_members_that_lie_about_their_size_are_refused(tmp_path: Path) -> None:
 def test_methods_without_a_bound_are_refused(tmp_path: Path, method: int) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
         archive.writestr("x.npy", npy_bytes(values()))
-    with pytest.raises(InputError, match=r"a.npz\[x.npy\] is packed by a method that NumPy does not use"):
+    with pytest.raises(InputError, match=r"a.npz\[x.npy\] is compressed with a method that NumPy does not use"):
         ingest(tmp_path / "a.npz", tmp_path / "p.zarr")
 
 

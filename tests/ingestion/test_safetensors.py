@@ -109,7 +109,7 @@ def test_tensors_of_one_value_per_row_are_ids_and_columns(tmp_path: Path, monkey
 )
 def test_what_is_said_of_a_tensor_is_not_believed(tmp_path: Path, change: dict) -> None:
     write(tmp_path / "a.safetensors", {"emb": ("F32", values())}, emb=change)
-    with pytest.raises(InputError, match=r"a.safetensors should be a .safetensors file, it cannot be read"):
+    with pytest.raises(InputError, match=r"a.safetensors should be a .safetensors file, but cannot be read"):
         ingest(tmp_path / "a.safetensors", tmp_path / "p.zarr")
     tidy(tmp_path, "a.safetensors")
 
@@ -120,7 +120,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     data = source.read_bytes()
     for damaged in (b"", data[:7], data[:60], data[:-1], (2**60).to_bytes(8, "little") + data[8:], data[:8] + b"[1]"):
         source.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"a.safetensors should be a .safetensors file, it cannot be read"):
+        with pytest.raises(InputError, match=r"a.safetensors should be a .safetensors file, but cannot be read"):
             ingest(source, tmp_path / "p.zarr")
     write(source, {"emb": ("I8", values().view("i1"))})
     with pytest.raises(InputError, match=r"a.safetensors\[emb\]: dtype=I8 should be F16, BF16, F32 or F64; convert"):

@@ -91,9 +91,9 @@ def test_a_table_beside_embeddings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "ids", "message"),
     [
-        (b"", "id", r"should be a CSV file, it cannot be read \(.*\); copy it again"),
-        (b"id,n\n1\n", "id", "should be a CSV file, it cannot be read"),
-        (b"id\n\xff\xfe\n", "id", "should be a CSV file, it cannot be read"),
+        (b"", "id", r"should be a CSV file, but cannot be read \(.*\); copy it again"),
+        (b"id,n\n1\n", "id", "should be a CSV file, but cannot be read"),
+        (b"id\n\xff\xfe\n", "id", "should be a CSV file, but cannot be read"),
         (b"id,id\n" + b"1,2\n" * 57, "id", "should be a column of"),
         (b"id,n\n" + b"1,2\n" * 57, "ids", r"should be a column of .*t\.csv \(id, n\)"),
         (b"id,n\n" + b"1,2\n" * 57, None, r"should be one of the columns of .* \(id, n\); choose one"),

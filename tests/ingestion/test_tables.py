@@ -218,7 +218,7 @@ def test_damaged_tables_are_refused(tmp_path: Path, suffix: str) -> None:
     data = source.read_bytes()
     for damaged in (data[: len(data) // 2], data[:8] + bytes(len(data) - 8), b""):
         source.write_bytes(damaged)
-        with pytest.raises(InputError, match=rf"a{suffix} should be an? (parquet|Arrow) file, it cannot be read"):
+        with pytest.raises(InputError, match=rf"a{suffix} should be an? (parquet|Arrow) file, but cannot be read"):
             ingest(source, tmp_path / "p.zarr", ids="id")
         tidy(tmp_path, source.name)
 
@@ -302,6 +302,5 @@ def test_columns_that_stay_behind_unasked_are_named(tmp_path: Path) -> None:
         assert "note" not in [event.kind for event in events]
         ingest(tmp_path / "a.parquet", tmp_path / "p.zarr")
     assert [event.fields["message"] for event in events if event.kind == "note"] == [
-        "only embeddings are stored, not the columns id, url; "
-        "--ids COLUMN stores one as ids, --keep stores others"
+        "only embeddings are stored, not the columns id, url; --ids COLUMN stores one as ids, --keep stores others"
     ]

@@ -332,7 +332,7 @@ def test_the_same_embeddings_under_other_ids_are_other_samples(folder: Path) -> 
             assert hkm.update(tree, pool, new).hkm.n_samples == n
     assert open_pool(pool).ids(np.arange(N, N + 6)).tolist() == ["b0", "b1", "b2", "c0", "c1", "c2"]  # type: ignore[union-attr]
     assert [event.fields["what"] for event in told if event.kind == "resumed"] == [
-        "these samples are in the pool already"
+        "these samples are already in the pool"
     ]
     warned = [event.fields["message"] for event in told if event.kind == "warning"]
     assert warned == ["samples with the same embeddings were added before: they are in the pool twice"]

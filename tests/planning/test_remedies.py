@@ -17,7 +17,7 @@ def remedied(check: Check, remedy: str) -> Check:
     """What a remedy says, done."""
     if found := re.match(r"--memory (\d+)MiB", remedy):
         return replace(check, workers=replace(check.workers, memory_limit=int(found[1]) << 20))
-    if found := re.match(r"(\d+) workers", remedy):
+    if found := re.match(r"(\d+) such workers", remedy):
         return replace(check, workers=replace(check.workers, n_workers=int(found[1]), is_cluster=True))
     if remedy.startswith("hkm ingest"):
         rows = PlannedRows(check.rows.n_rows, check.rows.n_features, check.rows.dtype.name)
@@ -59,7 +59,7 @@ def test_ten_million_clusters_come_in_two_steps() -> None:
     check = check_of(743_000_000, 1024, 10_000_000, Workers.of_gpus(GPUS["h200"], 128, 256 << 30))
     remedies = list(remedies_for(check))
     assert any("levels.1.n_clusters=1000000 --set levels.1.n_splits=10" in one for one in remedies)
-    assert not any("workers like these" in one for one in remedies)  # every worker has all centroids
+    assert not any("such workers" in one for one in remedies)  # every worker has all centroids
 
 
 @pytest.mark.parametrize("name", ["a100-40gb", "l4"])

@@ -49,7 +49,7 @@ def test_a_run_that_stops_early_says_so_and_goes_no_further() -> None:
     assert log.running
     log.update(Event("closed", {}, half[-1].time + 1))
     assert not log.running
-    assert log.lines[-1] == "stopped before it was done; the same command resumes it"
+    assert log.lines[-1] == "stopped before completion; run the same command again to resume"
     assert all(one["stop"] is not None for one in log.stages)
     n_lines = len(log.lines)
     for event in events[len(events) // 2 :]:

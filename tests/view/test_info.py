@@ -142,7 +142,7 @@ def test_a_tree_is_told_in_80_columns(tmp_path: Path) -> None:
     assert all(line.count("50:") == line.count("1.23456e+08 in 9.9 s") for line in lines)
     assert ["level", "n_clusters", "max_iter"] in words(text)
     assert ["2", "100", "20"] in words(text)
-    assert "  of all levels  init coreset, n_resamples 10, n_splits 1, " in text
+    assert "  all levels  init coreset, n_resamples 10, n_splits 1, " in text
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2])

@@ -87,7 +87,7 @@ def test_elapsed_time_never_runs_below_zero() -> None:
 
 
 def test_the_time_left_says_no_more_than_is_known() -> None:
-    assert time_left(None) == "time left not known yet"
+    assert time_left(None) == "time left unknown"
     assert time_left(Left(60, 88)) == "about 60 s left, at most 88 s"
     assert time_left(Left(60, 120, 30)) == "30 s to 2 min left"  # a wide range is told as one
     assert time_left(Left(60, 120, 3)) == "at most 2 min left"
@@ -102,7 +102,7 @@ def test_the_status_names_level_step_iteration_and_inertia() -> None:
     headline, detail, share, times = played(run[: at["step_started"] + 1]).parts(60.0)
     assert headline == "level 1 of 2, first k-means, 82,115 rows to 2,000 clusters"
     assert (detail, share) == ("seeding", None)
-    assert times == "0:01:00 so far, time left not known yet"
+    assert times == "0:01:00 so far, time left unknown"
 
     _, detail, share, _ = played(run[: at["seeding"] + 1]).parts(60.0)
     assert (detail, share) == ("seeding, 1,500 of 6,000 centers", 0.25)
@@ -241,7 +241,7 @@ def test_times_count_from_when_the_command_began() -> None:
     with show_progress(console, started=time.time() - 65):
         emit("compiling")
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert text == "[0:01:05] compiling inner loops for this processor: once after each installation\n"
+    assert text == "[0:01:05] compiling kernels for this processor (once per installation)\n"
 
 
 def test_a_stage_of_nothing_does_not_divide_by_it() -> None:

@@ -66,7 +66,7 @@ def list_workers(
     if workers:
         return dict(workers)
     raise ComputeError(
-        "workers=0 should be at least 1; start `dask worker ADDRESS` and run again, finished stages are kept"
+        "workers=0 should be at least 1; start `dask worker ADDRESS` and run again (finished stages are kept)"
     )
 
 
@@ -108,7 +108,7 @@ def require_same_version(client: Client) -> None:
     for address, found in ask_workers(client, version).items():
         if found != __version__:
             raise ComputeError(
-                f"worker={address} should have hkm_dask {__version__}, and has {found}; install the same packages on "
+                f"worker={address} should have hkm_dask {__version__}, but has {found}; install the same packages on "
                 "every worker"
             )
 

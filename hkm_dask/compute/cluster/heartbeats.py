@@ -84,7 +84,7 @@ class HeartbeatWatch:
         name = f"worker {address}" + ("" if pid is None else f" (pid {pid})")
         # The scheduler checks its workers periodically as well.
         outlook = (
-            f"waiting up to {2 * self._ttl:.0f} s, then its work goes to others"
+            f"waiting up to {2 * self._ttl:.0f} s, then its work goes to other workers"
             if self._ttl
             else "the scheduler has no worker-ttl, so its work waits until it continues or ends"
         )

@@ -193,7 +193,7 @@ def _write_csv(path: Path, subset: _Subset) -> None:
     if n_quoted:
         emit(
             "warning",
-            message=f"{n_quoted:,} texts begin like a formula: they have a ' before them, which .parquet does without",
+            message=f"{n_quoted:,} texts that begin like a formula are prefixed by ', which .parquet does not need",
         )
 
 
@@ -305,5 +305,5 @@ def pool_of_tree(
         )
     if n_known < pool.n_samples:
         fact = f"the tree knows {n_known:,} of the {pool.n_samples:,} rows of {where}"
-        emit("warning", message=f"{fact}; `hkm update TREE {where}` lets the others join")
+        emit("warning", message=f"{fact}; `hkm update TREE {where}` adds the others")
     return pool.head(n_known)

@@ -130,7 +130,7 @@ def _read_file(
     suffix, wanted = Path(path).suffix, f"{name} should be a file of ids"
     if suffix not in SUFFIXES:
         raise InputError(f"{wanted}: {', '.join(SUFFIXES)}, as `hkm sample` writes it; convert it")
-    with reading(f"{wanted}, it cannot be read", "check the path, or save it again"):
+    with reading(f"{wanted}, but cannot be read", "check the path, or save it again"):
         if suffix == ".npy":
             with open_regular(path) as file:
                 values = read_npy(file, str(path), os.fstat(file.fileno()).st_size)
@@ -138,7 +138,7 @@ def _read_file(
                 return values, False
             if kind is not None and kind in "iu":
                 raise InputError(
-                    f"{name} may hold row numbers or ids, which are whole numbers both; give ids in "
+                    f"{name} may hold row numbers or ids, both of which are whole numbers; give ids in "
                     ".txt, or either in the column `id` or `row` of a .csv or .parquet"
                 )
             return values, True

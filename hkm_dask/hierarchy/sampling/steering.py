@@ -61,7 +61,7 @@ def read_pairs(
     path: str | os.PathLike[str], option: str, header: list[str], example: str, max_bytes: int
 ) -> list[tuple[int, list[str]]]:
     """Read a CSV file with this header of two names, as lines with their numbers; raises InputError without it."""
-    with reading(f"{option}={str(path)!r} should be a CSV file of {option}, it cannot be read", "check the path"):
+    with reading(f"{option}={str(path)!r} should be a CSV file of {option}, but cannot be read", "check the path"):
         text = read_regular(path, max_bytes).decode("utf-8-sig")
         lines = csv.reader(io.StringIO(text, newline=""), strict=True)
         rows = [(lines.line_num, row) for row in lines if row]

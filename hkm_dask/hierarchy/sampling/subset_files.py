@@ -51,12 +51,14 @@ def read_rows(
 
         rows, n_outside = read_id_list(path, pool, n_rows, "subset").numbers(pool, n_rows, strict=True), 0
         if not len(rows):
-            raise InputError(f"{given} should hold at least one row, it holds none; draw again")
+            raise InputError(f"{given} should hold at least one row, but is empty; draw again")
     else:
         rows, n_outside = _read_numbers(path, n_rows, wanted, most=None if repeats else n_rows, pool=pool)
     problems = []
     if n_outside:
-        problems.append(f"{given} should be row numbers below {n_rows}, {n_outside} are not; is it of this pool?")
+        problems.append(
+            f"{given} should be row numbers below {n_rows}, {n_outside} are not; check that it belongs to this pool"
+        )
     n_repeated = 0 if repeats else int((rows[1:] == rows[:-1]).sum())
     if n_repeated:
         problems.append(f"{given} should be without repeats, it has {n_repeated}; drop them")
@@ -70,7 +72,7 @@ def _read_numbers(
 ) -> tuple[NDArray[np.int64], int]:
     """Return the sorted row numbers in a ``.npy`` or a table, and how many of them are out of range."""
     given, n_outside, end = f"subset={path}", 0, 0
-    with reading(f"{wanted}, it cannot be read", "save it again"), open_regular(path) as file:
+    with reading(f"{wanted}, but cannot be read", "save it again"), open_regular(path) as file:
         opened = _open_table(path, pool) if Path(path).suffix in (".parquet", ".csv") else _open_npy(file, wanted)
         with opened as (shape, dtype, pieces):
             if len(shape) != 1 or dtype.kind not in "iu" or not shape[0]:
@@ -95,7 +97,7 @@ def _has_ids_only(path: str | os.PathLike[str], wanted: str) -> bool:
         return suffix == ".txt"
     import pyarrow.dataset as ds
 
-    with reading(f"{wanted}, it cannot be read", "save it again"):
+    with reading(f"{wanted}, but cannot be read", "save it again"):
         return "row" not in ds.dataset(str(path), format=suffix[1:]).schema.names
 
 

@@ -61,7 +61,7 @@ def check_assignment(
     _check_rows(levels, paths, reader, found)
     n_rows, whole = reader.arrays[DISTANCE].spec.shape[0], not {*levels, DISTANCE} & reader.damaged
     if whole and found.n_problems == n_problems:
-        by = "in range; its tree was not looked at" if paths is None else "those of the tree"
+        by = "in range; its tree was not checked" if paths is None else "those of the tree"
         found.checks["rows"] = f"{n_rows:,} samples: distances are numbers, clusters of {len(levels)} levels {by}"
     if arrays is None or not whole or found.n_problems > n_problems:
         return []
@@ -96,9 +96,9 @@ def _tree_of(attributes: Mapping[str, Any], found: Verification, tree: Location 
     where = tree if tree is not None else location(stored)
     if tree is None and (not stored or not where.exists()):
         fact = (
-            f"its tree {where} is not there; --tree says where it is" if stored else "it was made by a tree in memory"
+            f"its tree {where} is not there; give its path with --tree" if stored else "it was made by a tree in memory"
         )
-        found.notes.append(f"clusters were held against no tree: {fact}")
+        found.notes.append(f"clusters were not compared with a tree: {fact}")
         return None
     try:
         opened = open_hierarchy(where)
@@ -117,9 +117,7 @@ def _tree_of(attributes: Mapping[str, Any], found: Verification, tree: Location 
 def _check_rows(levels: list[str], paths: NDArray[np.int32] | None, reader: ChunkReader, found: Verification) -> None:
     """Check the clusters and the distance of every sample."""
     n_clusters = np.iinfo(np.int32).max if paths is None else len(paths)
-    range_rule = (
-        "clusters should be numbers from 0 on" if paths is None else f"clusters should be 0 to {n_clusters - 1}"
-    )
+    range_rule = "clusters should be numbers >= 0" if paths is None else f"clusters should be 0 to {n_clusters - 1}"
 
     def look(start: int, *columns: NDArray[Any]) -> list[tuple[str, str, NDArray[np.int64]]]:
         labels, distances = columns[:-1], columns[-1]

@@ -167,7 +167,7 @@ class LevelCheck:
         if leaves_below is not None and self.leaf_sizes is not None:
             self._compare("leaf_sizes", self.leaf_sizes, leaves, "the labels and the level below")
         if digest is not None and digest.hexdigest() != self.subset:
-            self.add("labels", "subset", "the rows with a label should be those of the subset, they are others")
+            self.add("labels", "subset", "the rows with a label should be those of the subset, but differ")
 
     def _look_at_rows(
         self, start: int, labels: NDArray[np.int32], distances: NDArray[np.float32]
@@ -207,7 +207,7 @@ class LevelCheck:
         for step, values in enumerate(history):
             n = int(np.isfinite(values).sum())
             if n == 0 or not np.isnan(values[n:]).all() or (values[:n] < 0).any():
-                self.add("inertia", "finite", f"step {step} should have numbers from 0 on, then nothing but NaN")
+                self.add("inertia", "finite", f"step {step} should have numbers >= 0, then only NaN")
                 continue
             rises = np.flatnonzero(np.diff(values[:n]) > 1e-6 * values[: n - 1] + slack)
             if len(rises):

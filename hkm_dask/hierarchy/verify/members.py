@@ -17,8 +17,8 @@ _ROWS_AT_ONCE = 2**27
 
 _NO_ROW, _OTHER_LABEL, _OUT_OF_ORDER = 1, 2, 3
 _RULES = {
-    _NO_ROW: "members should be numbers of rows, below {n_rows}",
-    _OTHER_LABEL: "members should carry the label of the cluster they stand in",
+    _NO_ROW: "members should be row numbers below {n_rows}",
+    _OTHER_LABEL: "members should have the label of the cluster that lists them",
     _OUT_OF_ORDER: "members should come after the one before, by distance, then by row, and none twice",
 }
 
@@ -58,7 +58,9 @@ def check_members(level: LevelCheck) -> None:
     members as labels, every labeled row is then a member exactly once.
     """
     if level.indptr is None or not level.rows_are_whole:
-        level.found.notes.append(f"{level.name('members')} could not be compared with the labels, for what is damaged")
+        level.found.notes.append(
+            f"{level.name('members')} could not be compared with the labels, because of the damage"
+        )
         return
     for first, last in _cluster_ranges(level.indptr, level.n_rows):
         _check_range(level, first, last)

@@ -219,7 +219,7 @@ def _measure(
             continue
         needed = {level.name("centroids"), *([levels[level.t - 2].name("centroids")] if level.t > 1 else [])}
         if not level.rows_are_whole or needed & level.reader.damaged:
-            found.notes.append(f"no rows of level {level.t} were measured again, for what is damaged")
+            found.notes.append(f"no rows of level {level.t} were recomputed, because of the damage")
             continue
         try:
             n = check_distances(level, take, sample, seed, spherical=spherical)
@@ -228,7 +228,9 @@ def _measure(
         else:
             measured.append(f"{n:,} of level {level.t}")
     if measured and found.n_problems == n_problems:
-        found.checks["measured"] = f"{', '.join(measured)} again in float64: distances and nearest centroids are right"
+        found.checks["measured"] = (
+            f"{', '.join(measured)} recomputed in float64: distances and nearest centroids are correct"
+        )
 
 
 def _pool_of(
@@ -238,10 +240,10 @@ def _pool_of(
     stored = str(attributes.get("pool") or "")
     where = pool if pool is not None else location(stored)
     if pool is None and not stored:
-        found.notes.append("it was made from an array, not a pool: no samples were measured again")
+        found.notes.append("it was made from an array, not a pool: no samples were recomputed")
         return None
     if pool is None and not where.exists():
-        found.notes.append(f"its pool {where} is not there: no samples were measured again; --pool says where it is")
+        found.notes.append(f"its pool {where} is not there: no samples were recomputed; give its path with --pool")
         return None
     try:
         opened = open_pool(where)
@@ -252,6 +254,6 @@ def _pool_of(
         return None
     if opened.n_known_as(str(attributes.get("pool_fingerprint"))) == level.n_rows:
         return opened
-    what = f"{where} should be the pool it was made from, its content differs; no samples were measured again"
+    what = f"{where} should be the pool it was made from, its content differs; no samples were recomputed"
     found.add("pool", "pool", what, remedy=f"give the path of its pool with --pool, or make the {found.kind} again")
     return None

@@ -102,7 +102,7 @@ def gather(tree: xr.DataTree, path: str, pool: Pool | None, rows: NDArray[np.int
     )
     attributes = {str(name): value for name, value in tree.attrs.items()}
     if not levels[0].sizes.any():
-        raise InputError(f"tree={path!r} should hold samples, it holds none")
+        raise InputError(f"tree={path!r} should hold samples, but is empty")
     return Facts(
         path=path,
         attributes=attributes,

@@ -46,7 +46,7 @@ def open_labels(
             return Column(column.name, column.n, column.read, column.take, given, True)
     file = Path(labels)
     wanted = f"labels={str(labels)!r} should be an .npy file of whole numbers, one per sample, or a column of the pool"
-    with reading(f"{wanted}, it cannot be read", "check the path"):
+    with reading(f"{wanted}, but cannot be read", "check the path"):
         with open_regular(file) as opened:
             header = read_npy_header(opened, "it", os.fstat(opened.fileno()).st_size)
         values = np.memmap(file, header.dtype, "r", header.offset, header.shape)
@@ -61,7 +61,7 @@ def _names(path: str | os.PathLike[str] | None) -> Mapping[str, str]:
     if path is None:
         return {}
     wanted = f"label_names={str(path)!r} should be a JSON list of names, or an object of them by label"
-    with reading(f"{wanted}, it cannot be read", "check the path"):
+    with reading(f"{wanted}, but cannot be read", "check the path"):
         parsed: Any = parse_json(read_regular(path, _MAX_NAMES_BYTES))
     if isinstance(parsed, list):
         parsed = dict(enumerate(parsed))

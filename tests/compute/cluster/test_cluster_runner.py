@@ -148,7 +148,7 @@ def test_a_folder_a_worker_does_not_see_is_refused(
             workers.client, "run", lambda *args, **options: {"tcp://near:1": True, "tcp://far:1": False}
         )
         with pytest.raises(
-            ComputeError, match=r"should be visible to every worker, but tcp://far:1 cannot see it; put the output"
+            ComputeError, match=r"should be visible to every worker, but is not to tcp://far:1; put the output"
         ):
             _ = runner.array_store
         monkeypatch.undo()
@@ -410,7 +410,7 @@ def test_workers_that_all_die_again_and_again_are_told(
     workers: ClusterRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster_runner, "_ATTEMPTS", 1)
-    with pytest.raises(ComputeError, match="test: all workers died 1 times; look at their logs"):
+    with pytest.raises(ComputeError, match="test: all workers died 1 times; check their logs"):
         map_while_all_die(workers, tmp_path)
 
 
@@ -557,7 +557,7 @@ def test_a_frozen_worker_is_named_and_its_work_done_by_others(
         )  # fmt: skip
     ((address, pid),) = frozen.items()
     named = f"worker {address} (pid {pid}) has not answered for 2 s"
-    assert f"{named}; waiting up to 60 s, then its work goes to others" in told
+    assert f"{named}; waiting up to 60 s, then its work goes to other workers" in told
     assert not psutil.pid_exists(pid)
     assert result.centroids.tobytes() == expected.centroids.tobytes()
     assert result.inertia.tobytes() == expected.inertia.tobytes()

@@ -278,7 +278,7 @@ def test_a_worker_that_cannot_import_the_package_is_named(site: Site) -> None:
 
 
 def test_a_worker_with_another_version_is_named_whenever_it_comes(site: Site) -> None:
-    told = rf"worker=tcp://127.0.0.1:\d+ should have hkm_dask {re.escape(__version__)}, and has 0.0.1; install the same"
+    told = rf"worker=tcp://127.0.0.1:\d+ should have hkm_dask {re.escape(__version__)}, but has 0.0.1; install the same"
     site.start(cuda=False)
     with connect(scheduler_file=site.file) as runner:
         assert runner.map(abs, [-1], stage="test") == [1]

@@ -263,7 +263,7 @@ def test_a_pool_that_is_gone_is_named(tree: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_tree_is_refused(tree: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"pool\.zarr is a pool, it should be a tree; `hkm cluster` makes trees"):
+    with pytest.raises(StoreError, match=r"pool\.zarr is a pool, but should be a tree; `hkm cluster` makes trees"):
         write_subset(tmp_path / "out.npy", ROWS, tmp_path / "pool.zarr")
     with pytest.raises(StoreError, match="absent"):
         write_subset(tmp_path / "out.npy", ROWS, tmp_path / "absent.zarr")
@@ -289,7 +289,7 @@ def test_no_text_of_a_csv_begins_like_a_formula(tmp_path: Path) -> None:
     with out.open(newline="", encoding="utf-8") as file:
         written = [row["id"] for row in csv.DictReader(file)]
     assert written == ["'" + text for text in texts[:8]] + texts[8:]
-    assert told == ["8 texts begin like a formula: they have a ' before them, which .parquet does without"]
+    assert told == ["8 texts that begin like a formula are prefixed by ', which .parquet does not need"]
     pool = open_pool(tmp_path / "pool.zarr")
     for some in (np.arange(N), np.arange(6), np.array([6, 7])):  # read back, ids are what they were
         listed = read_id_list(write_subset(tmp_path / f"{len(some)}.csv", some, tree), pool, N, "exclude_ids")

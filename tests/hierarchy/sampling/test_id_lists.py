@@ -101,12 +101,12 @@ def test_ids_come_back_from_files_of_ours_as_they_were(tmp_path: Path, texts: li
         ("a.txt", b"30\nten\n", NUMBERS, r"exclude_ids=.* should be whole numbers, as the pool has them"),
         ("a.txt", b"30\n1e400\n", None, r"exclude_ids=.* should be whole numbers"),
         ("a.txt", b"7\n50\n-1\n", None, "should be row numbers from 0 to 49, 2 are not, like 50"),
-        ("a.txt", b"\xff\xfe", TEXTS, r"it cannot be read \(it is not UTF-8\); save it as UTF-8"),
+        ("a.txt", b"\xff\xfe", TEXTS, r"but cannot be read \(it is not UTF-8\); save it as UTF-8"),
         ("a.csv", b"url,row\nx,3\n", NUMBERS, None),
         ("a.csv", b"url,rows\nx,3\n", TEXTS, "with a column id or row; it has url, rows"),
         ("a.csv", b"id\nx\n", None, "with a column row; it has id"),
-        ("a.csv", b"url,id\nx\n", TEXTS, "it cannot be read"),
-        ("a.parquet", b"PAR1", TEXTS, "it cannot be read"),
+        ("a.csv", b"url,id\nx\n", TEXTS, "but cannot be read"),
+        ("a.parquet", b"PAR1", TEXTS, "but cannot be read"),
     ],
 )
 def test_files_that_are_no_lists_of_ids(
@@ -123,7 +123,7 @@ def test_files_that_are_no_lists_of_ids(
 
 def test_what_could_be_taken_for_something_else_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", [3, 4])
-    with pytest.raises(InputError, match="may hold row numbers or ids, which are whole numbers both; "):
+    with pytest.raises(InputError, match="may hold row numbers or ids, both of which are whole numbers; "):
         read_id_list(tmp_path / "rows.npy", NUMBERS, N, "exclude_ids")
     pq.write_table(pa.table({"id": ["b 2", None]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="its column id lacks 1 values"):

@@ -338,15 +338,15 @@ def test_all_problems_are_told_at_once(tree: xr.DataTree) -> None:
         ({"quotas": {"source": {"web": "half"}}}, "quotas='half' of 'web' should be a number of rows like 500, or"),
         ({"quotas": {"source": {"web": -1}}}, "quotas=-1 of 'web' should be a number of rows"),
         ({"quotas": {"source": {"web": 101}}}, "add up to 101 rows but should add up to at most size=100"),
-        ({"quotas": {"source": "missing.csv"}}, "should be a CSV file of quotas, it cannot be read"),
+        ({"quotas": {"source": "missing.csv"}}, "should be a CSV file of quotas, but cannot be read"),
         ({"quotas": {"source": {}, "domain": {}}}, "quotas should be for one column, not for source, domain; "),
         ({"max_per": "domain=5"}, "max_per='domain=5' should be a mapping of a column; write it like {'domain': 100}"),
         ({"quotas": "quotas.csv"}, "quotas='quotas.csv' should be a mapping of a column; write it like "),
         ({"weights": ["2:1"]}, r"weights=\['2:1'\] should be a mapping of clusters; write it like {'2:19': 0.5}"),
         ({"exclude_ids": np.arange(5)}, r"give ids like \S+; of row numbers pool.ids\(rows\), or an .npy file"),
         ({"exclude_ids": "ids.xlsx"}, "should be a file of ids: .npy, .txt, .csv, .parquet, as"),
-        ({"exclude_ids": "missing.txt"}, r"should be a file of ids, it cannot be read \(No such file"),
-        ({"weights": "missing.csv"}, "should be a CSV file of weights, it cannot be read"),
+        ({"exclude_ids": "missing.txt"}, r"should be a file of ids, but cannot be read \(No such file"),
+        ({"weights": "missing.csv"}, "should be a CSV file of weights, but cannot be read"),
     ],
 )
 def test_rules_that_cannot_be_are_refused(tree: xr.DataTree, rules: RULES, message: str) -> None:

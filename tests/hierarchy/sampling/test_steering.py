@@ -65,7 +65,7 @@ def test_all_wrong_lines_are_named(tmp_path: Path, text: str, problems: list[str
 
 def test_what_cannot_be_read_or_written_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.csv"):
-        with pytest.raises(InputError, match="should be a CSV file of weights, it cannot be read"):
+        with pytest.raises(InputError, match="should be a CSV file of weights, but cannot be read"):
             read_weights(path)
     path = write_weights(tmp_path / "w.csv", {})
     with pytest.raises(InputError, match="should not exist yet"):

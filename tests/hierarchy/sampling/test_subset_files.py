@@ -98,7 +98,7 @@ def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
     problems = {
         ".npy": "it is none of these",
         ".csv": "column row; it has a, b",
-        ".parquet": "it cannot be read",
+        ".parquet": "but cannot be read",
     }
     with pytest.raises(InputError, match=problems[Path(name).suffix]):
         read_rows(tmp_path / name, 600)

@@ -237,7 +237,7 @@ def test_nothing_is_left_beside_a_finished_tree(built: Path) -> None:
         ({"complete": False}, r"is not complete; make it again from its pool with `hkm cluster --restart`"),
         ({"format_version": 1}, r"format_version=1 should be 2 .*; make it again"),
         ({"format_version": 3}, r"format_version=3 should be 2 .*; read it with a newer hkm_dask"),
-        ({"format": layout.POOL_FORMAT}, "is a pool, it should be a tree; `hkm cluster` makes trees"),
+        ({"format": layout.POOL_FORMAT}, "is a pool, but should be a tree; `hkm cluster` makes trees"),
         ({"format": None}, "has no format attribute"),
     ],
 )
@@ -266,7 +266,7 @@ def test_what_is_missing_is_told_apart_from_what_is_unfinished(tmp_path: Path) -
     with pytest.raises(StoreError, match=r"t.zarr is missing; t.zarr.wip is unfinished, run the same `hkm cluster`"):
         open_hierarchy(tmp_path / "t.zarr")
     (tmp_path / "t.zarr").mkdir()
-    with pytest.raises(StoreError, match="is no Zarr group"):
+    with pytest.raises(StoreError, match="is not a Zarr group"):
         open_hierarchy(tmp_path / "t.zarr")
 
 
