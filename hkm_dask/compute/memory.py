@@ -311,7 +311,7 @@ def check_fits(stages: Mapping[str, StageBytes], budget: int, *, inputs: int = 0
 
     >>> check_fits({"Lloyd of level 1": StageBytes(400 << 20, 200 << 20)}, 512 << 20)
     Traceback (most recent call last):
-    hkm_dask.errors.ComputeError: memory_limit=915MiB should be at least 1025MiB, Lloyd of level 1 takes 600MiB ...
+    hkm_dask.errors.ComputeError: memory_limit=915MiB should be at least 1025MiB, Lloyd of level 1 needs 600MiB ...
     """
     stage = max(stages, key=lambda name: stages[name].total())
     need = stages[stage].total() + inputs

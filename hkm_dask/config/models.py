@@ -79,7 +79,7 @@ class _Model(BaseModel):
             raise InputError([*problems, *_rising(settings.get("levels"))]) from None
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """What is not as by default, as scikit-learn shows its estimators."""
+        """Show only values that differ from the default, as scikit-learn does."""
         fields = type(self).model_fields
         return [(name, value) for name, value in super().__repr_args__() if value != fields[str(name)].default]
 
@@ -143,12 +143,10 @@ class Config(_Model):
     metric : {"l2", "cosine"}, default="l2"
         The distance metric.
     dtype : {"float32", "float64", "float16", "bfloat16", "tf32"}, default="float32"
-        Precision in which a GPU scores centroids. Labels are exact with all of them, as float64 distances decide
-        wherever scores are not conclusive. "float32" uses 16 bits where these are measured to be faster; the others are
-        used as named. CPUs ignore this setting.
+        Precision in which a GPU scores centroids; "float32" uses 16 bits if that is measured to be faster. Labels are
+        exact with all of them, as float64 distances decide where scores are not conclusive. CPUs ignore this setting.
     subset : str or None, default=None
-        File of the pool rows to cluster: an ``.npy``, or the column ``row`` of a ``.parquet`` or ``.csv``, as `sample`
-        and `dedup` write them; None clusters all rows.
+        File of the pool rows to cluster, as written by `sample` and `dedup`; None clusters all rows.
     fit_sample : int or None, default=None
         Fit on this many rows, drawn uniformly at random by `seed`, and then assign all rows to their nearest cluster of
         level 1; None fits on all rows.
@@ -221,7 +219,7 @@ class Config(_Model):
         Parameters
         ----------
         n_clusters : sequence of int, or int
-            k of every level, level 1 first; of one level, its number alone.
+            k of each level, level 1 first; a single number for one level.
         overrides : sequence of str, optional
             Settings that take precedence, like ``"levels.1.max_iter=20"``.
         seed, metric, dtype, subset, fit_sample : optional

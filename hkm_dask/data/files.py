@@ -91,8 +91,8 @@ def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:
 
     >>> local_path("s3://bucket/config.yaml", "config")
     Traceback (most recent call last):
-    hkm_dask.errors.InputError: config='s3://bucket/config.yaml' should be a path on this machine, it is read or \
-written there only; copy it to a disk
+    hkm_dask.errors.InputError: config='s3://bucket/config.yaml' should be a path on this machine; copy it to a \
+disk
     """
     place = location(path, name)
     if isinstance(place, ObjectPath):
@@ -302,7 +302,7 @@ def folder_problem(folder: Path) -> str | None:
     if not nearest.is_dir():
         return f"be in a folder, {str(nearest)!r} is none; choose another name"
     if not os.access(nearest, os.W_OK | os.X_OK):
-        return f"be in a folder that can be written; change the rights of {str(nearest)!r}"
+        return f"be in a writable folder; change the permissions of {str(nearest)!r}"
     return None
 
 

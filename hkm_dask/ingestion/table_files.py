@@ -74,7 +74,7 @@ class TableFile(ABC):
         """Return the field of a column; raises InputError unless exactly one column has this name."""
         names = self.schema.names
         if column in self.partition and column not in names:
-            where = f"in {self.path}, it is in the names of its folders"
+            where = f"in {self.path}, but is in the names of its folders"
             remedy = "include it with keep, or choose another"
             raise InputError(f"{option}={column!r} should be a column {where}; {remedy}")
         if names.count(column) != 1:

@@ -85,7 +85,7 @@ def test_it_runs_as_a_module() -> None:
         (["nonsense"], "No such command 'nonsense'"),
         (["cluster", "p.zarr"], "Missing argument 'TREE.zarr'"),
         (["ingest", "a.npy"], "Missing argument 'POOL.zarr'; the output comes last, after each SOURCE."),
-        (["embed", "raster", "a.tif", "--size", "8", "--model", "hog"], "Missing argument 'POOL.zarr'; what is"),
+        (["embed", "raster", "a.tif", "--size", "8", "--model", "hog"], "Missing argument 'POOL.zarr'; the output"),
         (
             ["cluster", "p", "t", "--config", "c.yaml", "--n-clusters", "5"],
             "Give --config FILE or --n-clusters K,K,..., ",

@@ -18,7 +18,7 @@ def test_it_prints_a_table_or_json(hkm: Callable[..., Result], pool: Path, small
     code, out, _ = hkm(*words)
     lines = out.splitlines()
     assert (code, lines[0].split()) == (0, ["pool", "a.npy", "b.npy"])
-    assert lines[2].split() == ["of", "these", "in", "the", "other", "25", "(25.0%)", "25", "(50.0%)"]
+    assert lines[2].split() == ["of", "which", "in", "the", "other", "25", "(25.0%)", "25", "(50.0%)"]
     assert len({len(line) for line in lines}) == 1
     code, out, _ = hkm(*words, "--json")
     assert (code, json.loads(out)["overlap"]["n_rows"]) == (0, 25)

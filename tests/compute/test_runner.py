@@ -61,7 +61,7 @@ def test_sums_that_do_not_fit_beside_each_other_take_fewer_threads() -> None:
         rows = ArrayRows(np.broadcast_to(np.float32(0), (10**6, 384)))
         assert len(runner.split(rows, 100)) == 8
         assert 1 <= len(runner.split(rows, 14_000)) < 8
-        with pytest.raises(ComputeError, match=r"memory_limit=1024MiB should be at least .*n_clusters=4000000 takes"):
+        with pytest.raises(ComputeError, match=r"memory_limit=1024MiB should be at least .*n_clusters=4000000 needs"):
             runner.split(rows, 4_000_000)
 
 

@@ -302,5 +302,5 @@ def test_settings_that_are_none_are_told_at_once(x: NDArray, pool: Pool) -> None
         hkm.dedup(pool, 95, keep="best", by="score")
     with pytest.raises(StoreError, match=r"nowhere.zarr is missing"):
         hkm.dedup("nowhere.zarr", 0.9)
-    with pytest.raises(ComputeError, match=r"^memory_limit=320MiB should be at least .*MiB, .* takes"):
+    with pytest.raises(ComputeError, match=r"^memory_limit=320MiB should be at least .*MiB, .* needs"):
         hkm.dedup(np.ones((90, 60_000), np.float32), 0.9, memory_limit="320MiB")

@@ -148,7 +148,12 @@ def test_damaged_chunks_in_a_store_are_named(bucket: ObjectPath, damage: str) ->
         chunk.write_bytes(
             data[:-1] if damage == "cut" else array.chunk_path(1).read_bytes() if damage == "swapped" else data
         )
-    says = {"missing": "is missing", "cut": "has 35 bytes", "altered": "does not match", "swapped": "another chunk"}
+    says = {
+        "missing": "is missing",
+        "cut": "has 35 bytes",
+        "altered": "does not match",
+        "swapped": "not the chunk that was written",
+    }
     with pytest.raises(StoreError, match=f"{bucket}/g/a: chunk 0 .*{says[damage]}"):
         array.read(0, 8)
 

@@ -211,7 +211,7 @@ def test_a_picture_is_the_average(scene: tuple[Path, NDArray], tmp_path: Path) -
         ({"step": -1}, "step=-1 should be at least 1"),
         ({"bands": (1, 2)}, "bands=(1, 2) should be one or three numbers from 1"),
         ({"bands": (1, 2, 4)}, "bands=(1, 2, 4) should be among the 3 of"),
-        ({"value_range": (5, 5)}, "value_range=(5, 5) should rise"),
+        ({"value_range": (5, 5)}, "value_range=(5, 5) should increase"),
         ({"bounds": (3, 0, 1, 1)}, "bounds=(3, 0, 1, 1) should be west, south, east, north"),
         ({"max_missing": 1.5}, "max_missing=1.5 should be between 0 and 1"),
     ],

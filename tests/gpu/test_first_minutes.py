@@ -56,7 +56,7 @@ def test_a_step_finds_what_it_should(small: None, tmp_path: Path, name: str) -> 
     told = tables.section({"date": "2026-12-01", "steps": {name: {"figures": figures}}})
     for who, what in (
         ("lloyd", "| ≤ 15 s |"),
-        ("small", "sooner together"),
+        ("small", "faster together"),
         ("streams", "≥ 0.8 of"),
         ("whole", "| Lloyd |"),
     ):

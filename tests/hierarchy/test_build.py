@@ -199,7 +199,7 @@ def test_cosine_is_the_algorithm_on_the_sphere(tmp_path: Path, steps: list[Step]
             np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("config", [(20, 5), {"levels": []}, None])
+@pytest.mark.parametrize("config", [(20, 5), {"levels": []}])
 def test_what_is_no_config_is_refused(tmp_path: Path, config: Any) -> None:
     with pytest.raises(InputError, match=rf"config={type(config).__name__} should be a Config; make one with Config"):
         build_hierarchy(np.zeros((30, 2), np.float32), tmp_path / "tree.zarr", config)
@@ -518,7 +518,7 @@ def test_refused_before_anything_is_made(tmp_path: Path) -> None:
 
 def test_a_level_that_takes_too_much_memory_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     config = Config(levels=tuple(levels(5000, init="k-means++")))
-    with pytest.raises(ComputeError, match=r"memory_limit=400MiB should be at least \d+MiB, seeding of level 1 takes"):
+    with pytest.raises(ComputeError, match=r"memory_limit=400MiB should be at least \d+MiB, seeding of level 1 needs"):
         build_hierarchy(np.zeros((20_000, 512), "f2"), tmp_path / "tree.zarr", config, memory_limit="400MiB")
     assert list(tmp_path.iterdir()) == []
 

@@ -148,7 +148,7 @@ def test_a_folder_a_worker_does_not_see_is_refused(
             workers.client, "run", lambda *args, **options: {"tcp://near:1": True, "tcp://far:1": False}
         )
         with pytest.raises(
-            ComputeError, match=r"should be visible to every worker, but is not to tcp://far:1; put the output"
+            ComputeError, match=r"should be visible to every worker, but tcp://far:1 cannot see it; put the output"
         ):
             _ = runner.array_store
         monkeypatch.undo()
@@ -366,7 +366,7 @@ def die(item: object) -> None:
 def test_a_task_that_kills_every_worker_is_named(workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers.client.cluster.scheduler, "allowed_failures", 1)
     part = Part(ArrayRows(blobs(5, 2)), (2, 3, 5), 0)
-    task = r"assign: workers died each time they ran task hkm-assign-\S+ \(rows 2:5 of array\); look at"
+    task = r"assign: workers died each time they ran task hkm-assign-\S+ \(rows 2:5 of array\); check"
     with pytest.raises(ComputeError, match=task):
         workers.map_reduce(die, [part], combine=max, stage="assign")
     list_workers(workers.client, 2)

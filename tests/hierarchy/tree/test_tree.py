@@ -336,5 +336,5 @@ def test_the_place_of_a_pool_under_another_name_is_told(tmp_path: Path) -> None:
     assert (tmp_path / "draw.txt").read_text() == "b\nd\n"
     ingest(np.eye(8)[::-1], tmp_path / "other.zarr")
     other = open_hierarchy(tmp_path / "tree.zarr", pool=tmp_path / "other.zarr")
-    with pytest.raises(StoreError, match="should be the one the tree was built from, but its content is another"):
+    with pytest.raises(StoreError, match="should be the one the tree was built from, but its content differs"):
         write_subset(tmp_path / "more.txt", np.array([1, 3]), other)
