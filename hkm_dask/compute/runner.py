@@ -56,6 +56,8 @@ _ONE_HOST_ROUNDS = 32
 _ONE_TASK_BYTES = 256 << 20
 #: Bytes of rows that one task clusters on a device, a small share of its memory: passes need several times as much.
 _DEVICE_BATCH_BYTES, _BATCHES_ON_A_DEVICE = 512 << 20, 16
+#: Most cores that ``HKM_PROCESSORS`` may name.
+MAX_PROCESSORS = 4096
 
 
 #: Gets the amount of work done so far, and the total.
@@ -70,14 +72,16 @@ def identity(value: Any) -> Any:
 def n_processors() -> int:
     """Return the cores available to this process by its affinity, or ``HKM_PROCESSORS``; see `device`.
 
-    Raises ComputeError if the variable is not an integer >= 1.
+    Raises ComputeError if the variable is not an integer from 1 to `MAX_PROCESSORS`.
     """
     text = os.environ.get("HKM_PROCESSORS")
     if text is None:
         return len(os.sched_getaffinity(0))
-    if not text.isdigit() or not int(text):
-        raise ComputeError(f"HKM_PROCESSORS={text!r} should be an integer >= 1; unset it to use all")
-    return int(text)
+    n = int(text) if text.isdecimal() and len(text) < 20 else 0
+    if not 1 <= n <= MAX_PROCESSORS:
+        rule = f"be an integer from 1 to {MAX_PROCESSORS}"
+        raise ComputeError(f"HKM_PROCESSORS={text!r:.80} should {rule}; unset it to use all cores")
+    return n
 
 
 def run_task(task: Callable[[Any], Any], item: Any, memory_budget: int | None = None) -> Any:

@@ -10,13 +10,22 @@ from dask.utils import key_split
 
 from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.memory import StageBytes
-from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.runner import MAX_PROCESSORS, Runner, n_processors
 from hkm_dask.data.rows import ArrayRows, NpyRows
 from hkm_dask.errors import ComputeError, InputError
 
 
 def join(a: str, b: str) -> str:
     return f"{a}+{b}"
+
+
+def test_as_many_processors_as_the_variable_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HKM_PROCESSORS", str(MAX_PROCESSORS))
+    assert n_processors() == MAX_PROCESSORS
+    for text in ("0", "-1", "1.5", "", "²", str(MAX_PROCESSORS + 1), "9" * 5000):
+        monkeypatch.setenv("HKM_PROCESSORS", text)
+        with pytest.raises(ComputeError, match=r"^HKM_PROCESSORS='.{0,80} should be an integer from 1 to 4096; unset"):
+            n_processors()
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])

@@ -123,7 +123,7 @@ def connect(
         memory.budget_within(limit)
     with ExitStack() as stack:
         if scheduler is None and not places:
-            scheduler = os.environ.get("DASK_SCHEDULER_ADDRESS")
+            scheduler = os.environ.get("DASK_SCHEDULER_ADDRESS") or None
         if workers is not None:
             client = stack.enter_context(local_cluster(workers, threads_per_worker or 1, limit))
         elif local_cuda:

@@ -104,6 +104,9 @@ def test_a_cluster_that_runs_already_is_joined_and_left_running(
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", address)
     with connect() as joined:
         assert isinstance(joined, ClusterRunner)
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "")
+    with connect() as alone:
+        assert not isinstance(alone, ClusterRunner)
     assert workers.call(abs, -2, stage="test") == 2
 
 
