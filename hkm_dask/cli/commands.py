@@ -304,7 +304,9 @@ def assign(tree: Location, pool: Location, out: Location, restart: bool, place: 
 
 
 @command_of(
-    main, "hkm update tree.zarr pool.zarr new.npy", "hkm update tree.zarr pool.zarr new.npy --ids-file new.csv --ids id"
+    main,
+    "hkm update tree.zarr pool.zarr table/ --ids id --skip-known",
+    "hkm update tree.zarr pool.zarr new.npy --ids-file new.csv --ids id",
 )
 @click.argument("tree", type=STORE, metavar="TREE.zarr")
 @click.argument("pool", type=STORE, metavar="POOL.zarr")
@@ -312,6 +314,7 @@ def assign(tree: Location, pool: Location, out: Location, restart: bool, place: 
 @ids_option
 @ids_file_option
 @column_option
+@click.option("--skip-known", is_flag=True, help="Leave out samples whose ids are in the pool already.")
 @output_option
 @place_options
 def update(
@@ -321,11 +324,10 @@ def update(
 
     Nothing is clustered again: each sample is assigned to the nearest level-1 centroid, and centroids do not move. NEW
     are pools, or anything hkm ingest reads. Their rows are appended to the pool, so row numbers and subsets stay valid.
-    TREE.zarr and POOL.zarr are replaced when both are complete; then draw a new subset with hkm sample. Without NEW,
-    the tree is updated to a pool that has grown with another tree. If interrupted, run the same command again to
-    resume.
+    TREE.zarr and POOL.zarr are replaced when both are complete; to resume, run the same command again. Without NEW, the
+    tree is updated to a pool that has grown with another tree.
 
-    --ids, --ids-file and --column apply to those NEW that are not pools. Columns that the pool has are read from
+    --ids, --ids-file, --column and --skip-known apply only to NEW that are not pools. The pool's columns are read from
     them, or from the table of --ids-file.
     """
     with output.run(place) as runner:
@@ -336,8 +338,7 @@ def update(
         run_update(tree, pool, *new, client=runner.client, memory_limit=place.memory_limit, **options)
     grown, n_samples = open_hierarchy(tree), open_pool(pool).n_samples
     n_clustered = grown["level_1"].sizes["member_1"]
-    updates = grown.attrs.get("updates") or [{"n_samples": n_samples}]
-    n_joined = n_samples - int(updates[-1]["n_samples"])
+    n_joined = n_samples - int((grown.attrs.get("updates") or [{"n_samples": n_samples}])[-1]["n_samples"])
     held = f"{n_samples:,}" if n_clustered == n_samples else f"{n_clustered:,} of the pool's {n_samples:,}"
     text = f"{tree}: {held} samples, of which {n_joined:,} were added in the last update"
     facts = {"tree": str(tree), "n_samples": n_samples, "n_clustered": n_clustered, "n_joined": n_joined}

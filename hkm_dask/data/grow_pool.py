@@ -17,7 +17,7 @@ from hkm_dask.data import layout, pool_writer
 from hkm_dask.data.ahead import in_order
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.files import careful, read_attributes, write_file
-from hkm_dask.data.ids import id_keys, repeated, with_keys
+from hkm_dask.data.ids import Pieces, id_keys, repeated, with_keys
 from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.data.pool import Pool
 from hkm_dask.data.pool_writer import Stats
@@ -57,6 +57,43 @@ def check_fits(pool: Pool, new: Sequence[Pool]) -> None:
         problems = _repeated_ids(pool, new)
     if problems:
         raise InputError(problems)
+
+
+def known_rows(ids: Pieces, n_rows: int, pool: Pool) -> NDArray[np.int64]:
+    """Find the rows, among `n_rows` with these ids, whose id is in the pool; takes 40 bytes per row.
+
+    Returns their sorted numbers. InputError if the ids are of another kind than those of the pool.
+    """
+    keys, kinds = np.empty(n_rows, np.int64), set[str]()
+    for piece in with_keys(ids(), keys):
+        kinds.add(piece.dtype.kind)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    first_place = np.searchsorted(keys, keys)  # of the rows with the same key
+    pool_row, start = np.full(n_rows, -1), 0
+    for piece in _pieces([pool], layout.IDS):
+        _check_kinds(piece, kinds)
+        old_keys = id_keys(piece)
+        places = np.minimum(np.searchsorted(keys, old_keys), n_rows - 1)
+        same = np.flatnonzero(keys[places] == old_keys)
+        pool_row[places[same]] = start + same
+        start += len(piece)
+    pool_row[order] = pool_row[first_place]
+    known, start = [np.empty(0, np.int64)], 0
+    collisions = dict[int, Any]()  # rows whose key is that of another id
+    for piece in ids():
+        rows = pool_row[start : start + len(piece)]
+        found = np.flatnonzero(rows >= 0)
+        same = piece[found] == pool.ids(rows[found])
+        known.append(start + found[same])
+        collisions |= zip((start + found[~same]).tolist(), piece[found[~same]].tolist(), strict=True)
+        start += len(piece)
+    if collisions:
+        values, in_pool = set(collisions.values()), set[Any]()
+        for piece in _pieces([pool], layout.IDS):
+            in_pool |= values.intersection(piece.tolist())
+        known.append(np.array([row for row, value in collisions.items() if value in in_pool], np.int64))
+    return np.sort(np.concatenate(known))
 
 
 def grow(pool: Pool, new: Sequence[Pool], folder: Location) -> None:
@@ -173,11 +210,7 @@ def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
         kinds.add(piece.dtype.kind)
     twice = set(repeated(keys).tolist())
     for piece in _pieces([pool], layout.IDS):
-        if {piece.dtype.kind} != kinds:
-            return [
-                "ids of the new samples should be of the same kind as in the pool, all integers or all "
-                "strings; convert them"
-            ]
+        _check_kinds(piece, kinds)
         old_keys = id_keys(piece)
         places = np.minimum(np.searchsorted(keys, old_keys), len(keys) - 1)
         twice.update(old_keys[keys[places] == old_keys].tolist())
@@ -191,4 +224,11 @@ def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
     if not again:
         return []
     more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
-    return [f"id={again[0]!r:.80}{more} should not be in the pool already; leave such rows out"]
+    remedy = "leave such rows out, with skip_known (--skip-known) if their source is not a pool"
+    return [f"id={again[0]!r:.80}{more} should not be in the pool already; {remedy}"]
+
+
+def _check_kinds(ids: NDArray[Any], kinds: set[str]) -> None:
+    if {ids.dtype.kind} != kinds:
+        rule = "should be of the same kind as in the pool, all integers or all strings; convert them"
+        raise InputError(f"ids of the new samples {rule}")

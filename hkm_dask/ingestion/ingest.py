@@ -19,6 +19,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, pool_writer, store
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.files import remove
+from hkm_dask.data.grow_pool import known_rows
 from hkm_dask.data.locks import lock
 from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.data.pool import Pool, open_pool
@@ -131,21 +132,63 @@ def ingest(
     ...     print(pool.n_samples, pool.dtype, pool.mean, pool.max_abs)
     3 float32 [2. 3.] 5.0
     """
+    made = ingest_unknown(
+        sources, pool, None, dtype=dtype, normalize=normalize, ids=ids, column=column, keep=keep, ids_file=ids_file,
+        drop_nonfinite=drop_nonfinite, chunk_mb=chunk_mb, overwrite=overwrite, client=client,
+    )  # fmt: skip
+    assert made is not None
+    return made
+
+
+class _AllKnownError(Exception):
+    """No row is left to ingest."""
+
+
+def ingest_unknown(sources: Any, pool: str | os.PathLike[str], known: Pool | None, **options: Any) -> Pool | None:
+    """Ingest rows whose ids the pool `known` does not have; None if it has all of them.
+
+    The `options` are those of `ingest`, and so are the exceptions. Without a pool `known`, all rows are ingested.
+    """
     target = location(pool, "pool").absolute()
+    try:
+        _ingest(sources, target, known, **options)
+    except _AllKnownError:
+        return None
+    return open_pool(target)
+
+
+def _ingest(
+    sources: Any,
+    target: Location,
+    known: Pool | None,
+    *,
+    dtype: Any = None,
+    normalize: bool = False,
+    ids: Any = None,
+    column: str | None = None,
+    keep: Sequence[str] = (),
+    ids_file: str | os.PathLike[str] | None = None,
+    drop_nonfinite: bool = False,
+    chunk_mb: float | None = None,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> None:
     with lock(target), store.staged(target, overwrite=overwrite, keep=False) as wip, _scratch(target) as scratch:
         table = open_sources(sources, ids=ids, column=column, keep=keep, ids_file=ids_file, scratch=scratch)
         default = np.float16 if table.dtype == np.float16 else np.float32
         stored = pool_writer.pool_dtype(default if dtype is None else dtype)
-        rows = layout.chunk_rows(table.n_rows, table.n_features * stored.itemsize, chunk_mb=chunk_mb)
-        pool_writer.check_space(target, table.n_rows * table.n_features * stored.itemsize)
+        skipped = np.zeros(0, np.int64) if known is None else _known_rows(table, known)
+        n_rows = table.n_rows - len(skipped)
+        rows = layout.chunk_rows(n_rows, table.n_features * stored.itemsize, chunk_mb=chunk_mb)
+        pool_writer.check_space(target, n_rows * table.n_features * stored.itemsize)
         store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION})
         with Runner() if table.in_memory else runner_for(client) as runner:
-            dropped = np.zeros(0, dtype=np.int64)
+            dropped = skipped
             if not drop_nonfinite:
                 has_ids = _write_ids(wip, table, dropped)  # invalid ids are found before the long pass
             stats = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
             if stats.nonfinite:
-                dropped = _rows_to_drop(stats, table, drop_nonfinite)
+                dropped = np.union1d(skipped, _rows_to_drop(stats, table, drop_nonfinite))
                 stats = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
         if drop_nonfinite:
             has_ids = _write_ids(wip, table, dropped)
@@ -159,9 +202,20 @@ def ingest(
             normalize=normalize,
             sources=[source.name for source in table.tables],
             columns=tuple(table.columns),
-            n_dropped=len(dropped),
+            n_dropped=len(dropped) - len(skipped),
         )
-    return open_pool(target)
+
+
+def _known_rows(table: Sources, pool: Pool) -> np.ndarray:
+    """Find the rows whose ids are in a pool; raises _AllKnownError if all are."""
+    assert table.ids is not None
+    known = known_rows(table.ids, table.n_rows, pool)
+    if len(known):
+        fact = f"{len(known):,} of {table.n_rows:,} new samples are in the pool already"
+        emit("note", message=f"{fact}, by their ids, and are left out")
+    if len(known) == table.n_rows:
+        raise _AllKnownError
+    return known
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.hierarchy.update import check_memory, write_updated
-from hkm_dask.ingestion.ingest import ingest
+from hkm_dask.ingestion.ingest import ingest_unknown
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -38,6 +38,7 @@ def update(
     ids: Any = None,
     ids_file: str | os.PathLike[str] | None = None,
     column: str | None = None,
+    skip_known: bool = False,
     client: Client | None = None,
     memory_limit: int | str | None = None,
 ) -> xr.DataTree:
@@ -58,6 +59,9 @@ def update(
     ids, ids_file, column : optional
         For sources that are not pools, as in `ingest`: the name of their ids, or the ids themselves; a file of ids and
         further columns; the name of their embeddings.
+    skip_known : bool, default False
+        Leave out rows of sources that are not pools if their id is in the pool already, whatever their embedding. By
+        default, such rows are an error.
     client : distributed.Client, optional
         Where to run; by default distributed's current client if there is one, otherwise threads of this process.
     memory_limit : int or str, optional
@@ -90,7 +94,7 @@ def update(
     (8, True)
     """
     target, home = location(tree, "tree").absolute(), location(pool, "pool").absolute()
-    options = {"ids": ids, "ids_file": ids_file, "column": column}
+    options = {"ids": ids, "ids_file": ids_file, "column": column, "skip_known": skip_known or None}
     work = layout.work_path(target) / "update"
     with lock(target), lock(home):
         for path in (target, home):
@@ -206,10 +210,11 @@ def _pools(
             if is_pool:
                 opened += [one if isinstance(one, Pool) else open_pool(one) for one in some]
                 continue
-            if may_join:
+            if may_join or options["skip_known"]:
                 _check_ids(some, pool, options)
             keep = pool.columns if may_join else ()
-            opened.append(_made(some, folder / f"new-{len(opened)}.zarr", home, pool, {**options, "keep": keep}))
+            made = _made(some, folder / f"new-{len(opened)}.zarr", home, pool, **options, keep=keep)
+            opened += [] if made is None else [made]
         yield opened
     finally:
         remove(folder)
@@ -221,11 +226,16 @@ def _is_pool(new: Any) -> bool:
     return isinstance(new, Pool)
 
 
-def _made(new: list[Any], target: Location, home: Location, pool: Pool, options: Mapping[str, Any]) -> Pool:
-    """Make a pool of new samples that are not in one; raises InputError if they lack columns that the pool has."""
-    normalize = bool(read_attributes(home).get("normalized"))
+def _made(
+    new: list[Any], target: Location, home: Location, pool: Pool, *, skip_known: bool | None, **options: Any
+) -> Pool | None:
+    """Make a pool of new samples that are not in one, None if the pool has all of them and they are to be skipped.
+
+    Raises InputError if they lack columns that the pool has.
+    """
+    normalize, known = bool(read_attributes(home).get("normalized")), pool if skip_known else None
     try:
-        return ingest(new, target, dtype=pool.dtype, normalize=normalize, **options)
+        return ingest_unknown(new, target, known, dtype=pool.dtype, normalize=normalize, **options)
     except InputError as error:
         if not any(problem.startswith("keep=") for problem in error.problems):
             raise
@@ -235,7 +245,12 @@ def _made(new: list[Any], target: Location, home: Location, pool: Pool, options:
 
 
 def _check_ids(new: list[Any], pool: Pool, options: Mapping[str, Any]) -> None:
-    """Raise InputError for new samples without ids if the pool has ids; missing sources are reported later."""
+    """Raise InputError for new samples without ids if the pool has ids; missing sources are reported later.
+
+    Also if known samples are to be skipped and the pool has no ids to know them by.
+    """
+    if options["skip_known"] and not pool.has_ids:
+        raise InputError(f"skip_known=True should be for a pool with ids, but {pool.path} has none; leave it out")
     there = all(not isinstance(one, str | os.PathLike) or location(one).exists() for one in new)
     if pool.has_ids and options["ids"] is None and options["ids_file"] is None and there:
         remedy = "name their column with ids (--ids), or a file that has them with ids_file (--ids-file)"

@@ -292,6 +292,62 @@ def test_rows_of_tables_and_arrays_name_their_ids(folder: Path) -> None:
     np.testing.assert_array_equal(open_pool(pool).column("score")[N:], x[:, 0].astype("f8"))
 
 
+def test_known_samples_are_skipped(folder: Path) -> None:
+    target, pool, x = folder / "l2.zarr", folder / "pool.zarr", np.concatenate([rows(0)[::7], rows(3, 30)])
+    key = np.concatenate([names("a", N)[::7], names("c", 30)])
+    order = np.random.default_rng(1).permutation(len(x))
+    week = folder / "week"
+    week.mkdir()
+    for part, some in enumerate(np.array_split(order, 3)):
+        columns = {"key": key[some], "score": x[some, 0].astype("f8"), "vector": list(x[some])}
+        pd.DataFrame(columns).to_parquet(week / f"{part}.parquet")
+    words = ["update", *map(str, (target, pool, week)), "--ids", "key"]
+    refused = CliRunner().invoke(main, words)
+    assert refused.exit_code == 1
+    said = "and 85 more should not be in the pool already; leave such rows out, with --skip-known"
+    assert said in refused.output
+    before = hkm.open_hierarchy(target).load()
+    left = order[order >= len(x) - 30]
+    notes = []
+    for _ in range(2):
+        said = CliRunner().invoke(main, [*words, "--skip-known"])
+        assert said.exit_code == 0, said.output
+        assert f"{target}: 630 samples, of which 30 were added in the last update" in said.output
+        notes += re.findall(r"(\d+ of \d+) new samples are in the pool already", said.output)
+        grown = open_pool(pool)
+        assert grown.ids().tolist() == [*names("a", N), *key[left]]
+        np.testing.assert_array_equal(grown.rows().read(N, N + 30), x[left])
+        np.testing.assert_array_equal(grown.column("score")[N:], x[left, 0].astype("f8"))
+        check_by_hand(before, hkm.open_hierarchy(target), np.concatenate([rows(0), x[left]]), N)
+    assert notes == ["86 of 116", "116 of 116"]
+    assert hkm.verify(pool).sound
+    assert hkm.verify(target).sound
+    assert not list(folder.glob("*.w*"))
+
+
+def test_known_samples_are_skipped_after_an_interruption(folder: Path) -> None:
+    target, pool, x = folder / "l2.zarr", folder / "pool.zarr", np.concatenate([rows(0, 9), rows(3, 12)])
+    hkm.update(folder / "cosine.zarr", pool, folder / "new.zarr")  # the pool has grown without this tree
+    columns = {"key": np.append(names("a", 9), names("b", 12)), "score": x[:, 0].astype("f8"), "vector": list(x)}
+    pd.DataFrame(columns).to_parquet(folder / "old.parquet")
+    tree = hkm.update(target, pool, folder / "old.parquet", ids="key", skip_known=True)
+    assert tree.hkm.n_samples == open_pool(pool).n_samples == N + ADDED
+
+
+def test_only_rows_with_ids_are_known(folder: Path) -> None:
+    hkm.ingest(rows(0), folder / "plain.zarr")
+    tree = hkm.build_hierarchy(folder / "plain.zarr", folder / "t.zarr", hkm.Config.from_flags(4, n_resamples=0))
+    with pytest.raises(InputError, match=r"skip_known=True should be for a pool with ids, but .*plain\.zarr has none"):
+        hkm.update(folder / "t.zarr", folder / "plain.zarr", rows(5, 3), skip_known=True)
+    with pytest.raises(InputError, match="skip_known should be of new samples that are no"):
+        hkm.update(folder / "l2.zarr", folder / "pool.zarr", folder / "new.zarr", skip_known=True)
+    table = {"key": np.arange(3), "score": np.zeros(3), "vector": list(rows(5, 3))}
+    pd.DataFrame(table).to_parquet(folder / "numbers.parquet")
+    with pytest.raises(InputError, match="ids of the new samples should be of the same kind as in the pool"):
+        hkm.update(folder / "l2.zarr", folder / "pool.zarr", folder / "numbers.parquet", ids="key", skip_known=True)
+    assert tree.hkm.n_samples == N
+
+
 @pytest.mark.parametrize(
     ("new", "options", "said"),
     [
