@@ -98,6 +98,7 @@ def _peak(dask_worker: Worker) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
 
 
+@pytest.mark.usefixtures("spawned_workers")
 @pytest.mark.slow
 def test_a_worker_stays_within_its_plan_where_no_kernel_was_compiled_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
