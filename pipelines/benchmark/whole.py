@@ -44,7 +44,7 @@ def run_whole(pool: Path, tree: Path, config: hkm.Config, place: str) -> tuple[f
 
     begin = time.time()
     seconds, _ = clock(run)
-    phases = seconds_by_phase(events, begin, begin + seconds)
+    phases = seconds_by_phase(events, begin, time.time())
     return seconds, ", ".join(f"{phase} {spent:.2f} s" for phase, spent in phases.items())
 
 
@@ -73,6 +73,8 @@ def seconds_by_phase(events: Sequence[Event], begin: float, end: float) -> dict[
         phase = _PHASE_BEFORE.get(event.kind, "start")
         if event.kind == "step_started" and event.fields["step"]:
             phase = "gather"
+        if event.kind == "progress" and event.fields["stage"] == "sample":
+            phase = "sample"
         if event.kind == "iteration":
             if event.fields["iteration"] == 1:
                 phase, first_iterations = "seeding", first_iterations + 1
@@ -81,7 +83,8 @@ def seconds_by_phase(events: Sequence[Event], begin: float, end: float) -> dict[
         spent[phase] += event.time - last
         last = event.time
     moved = min(spent["seeding"], first_iterations * seconds / max(1, n_later))
-    spent["seeding"], spent["Lloyd"], spent["sample"] = spent["seeding"] - moved, spent["Lloyd"] + moved, end - last
+    spent["seeding"], spent["Lloyd"] = spent["seeding"] - moved, spent["Lloyd"] + moved
+    spent["sample"] += end - last
     return {phase: value for phase, value in spent.items() if value > 0}
 
 
