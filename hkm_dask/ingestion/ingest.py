@@ -132,90 +132,70 @@ def ingest(
     ...     print(pool.n_samples, pool.dtype, pool.mean, pool.max_abs)
     3 float32 [2. 3.] 5.0
     """
-    made = ingest_unknown(
-        sources, pool, None, dtype=dtype, normalize=normalize, ids=ids, column=column, keep=keep, ids_file=ids_file,
-        drop_nonfinite=drop_nonfinite, chunk_mb=chunk_mb, overwrite=overwrite, client=client,
-    )  # fmt: skip
-    assert made is not None
-    return made
-
-
-class _AllKnownError(Exception):
-    """No row is left to ingest."""
-
-
-def ingest_unknown(sources: Any, pool: str | os.PathLike[str], known: Pool | None, **options: Any) -> Pool | None:
-    """Ingest rows whose ids the pool `known` does not have; None if it has all of them.
-
-    The `options` are those of `ingest`, and so are the exceptions. Without a pool `known`, all rows are ingested.
-    """
     target = location(pool, "pool").absolute()
-    try:
-        _ingest(sources, target, known, **options)
-    except _AllKnownError:
-        return None
+    with lock(target), store.staged(target, overwrite=overwrite, keep=False) as wip, _scratch(target) as scratch:
+        table = open_sources(sources, ids=ids, column=column, keep=keep, ids_file=ids_file, scratch=scratch)
+        _write_pool(
+            wip, target, table, np.zeros(0, np.int64), dtype=dtype, normalize=normalize, drop_nonfinite=drop_nonfinite,
+            chunk_mb=chunk_mb, client=client,
+        )  # fmt: skip
     return open_pool(target)
 
 
-def _ingest(
-    sources: Any,
-    target: Location,
-    known: Pool | None,
-    *,
-    dtype: Any = None,
-    normalize: bool = False,
-    ids: Any = None,
-    column: str | None = None,
-    keep: Sequence[str] = (),
-    ids_file: str | os.PathLike[str] | None = None,
-    drop_nonfinite: bool = False,
-    chunk_mb: float | None = None,
-    overwrite: bool = False,
-    client: Client | None = None,
-) -> None:
-    with lock(target), store.staged(target, overwrite=overwrite, keep=False) as wip, _scratch(target) as scratch:
-        table = open_sources(sources, ids=ids, column=column, keep=keep, ids_file=ids_file, scratch=scratch)
-        default = np.float16 if table.dtype == np.float16 else np.float32
-        stored = pool_writer.pool_dtype(default if dtype is None else dtype)
-        skipped = np.zeros(0, np.int64) if known is None else _known_rows(table, known)
-        n_rows = table.n_rows - len(skipped)
-        rows = layout.chunk_rows(n_rows, table.n_features * stored.itemsize, chunk_mb=chunk_mb)
-        pool_writer.check_space(target, n_rows * table.n_features * stored.itemsize)
-        store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION})
-        with Runner() if table.in_memory else runner_for(client) as runner:
-            dropped = skipped
-            if not drop_nonfinite:
-                has_ids = _write_ids(wip, table, dropped)  # invalid ids are found before the long pass
+def ingest_unknown(
+    sources: Any, target: Location, known: Pool, *, dtype: Any, normalize: bool, **options: Any
+) -> Pool | None:  # fmt: skip
+    """Ingest the rows whose ids the pool `known` does not have; None if it has all of them.
+
+    The `options` are those of `open_sources`. Raises what `ingest` does, and InputError if the ids are of another kind.
+    """
+    with lock(target), _scratch(target) as scratch:
+        table = open_sources(sources, scratch=scratch, **options)
+        assert table.ids is not None
+        skipped = known_rows(table.ids, table.n_rows, known)
+        if len(skipped):
+            fact = f"{len(skipped):,} of {table.n_rows:,} new samples are in the pool already"
+            emit("note", message=f"{fact}, by their ids, and are left out")
+        if len(skipped) == table.n_rows:
+            return None
+        with store.staged(target, overwrite=False, keep=False) as wip:
+            _write_pool(wip, target, table, skipped, dtype=dtype, normalize=normalize)
+    return open_pool(target)
+
+
+def _write_pool(
+    wip: Location, target: Location, table: Sources, skipped: np.ndarray, *, dtype: Any, normalize: bool,
+    drop_nonfinite: bool = False, chunk_mb: float | None = None, client: Client | None = None,
+) -> None:  # fmt: skip
+    """Write the rows of the sources, without the `skipped` ones (sorted row numbers), to a staged pool."""
+    default = np.float16 if table.dtype == np.float16 else np.float32
+    stored = pool_writer.pool_dtype(default if dtype is None else dtype)
+    n_rows = table.n_rows - len(skipped)
+    rows = layout.chunk_rows(n_rows, table.n_features * stored.itemsize, chunk_mb=chunk_mb)
+    pool_writer.check_space(target, n_rows * table.n_features * stored.itemsize)
+    store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION})
+    with Runner() if table.in_memory else runner_for(client) as runner:
+        dropped = skipped
+        if not drop_nonfinite:
+            has_ids = _write_ids(wip, table, dropped)  # invalid ids are found before the long pass
+        stats = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
+        if stats.nonfinite:
+            dropped = np.union1d(skipped, _rows_to_drop(stats, table, drop_nonfinite))
             stats = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
-            if stats.nonfinite:
-                dropped = np.union1d(skipped, _rows_to_drop(stats, table, drop_nonfinite))
-                stats = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
-        if drop_nonfinite:
-            has_ids = _write_ids(wip, table, dropped)
-        for name, pieces in table.columns.items():
-            kept, n_kept = _kept(pieces(), dropped), table.n_rows - len(dropped)
-            pool_writer.write_column(wip, name, counted(kept, f"column {name}", n_kept), n_kept)
-        pool_writer.finish(
-            wip,
-            stats,
-            has_ids=has_ids,
-            normalize=normalize,
-            sources=[source.name for source in table.tables],
-            columns=tuple(table.columns),
-            n_dropped=len(dropped) - len(skipped),
-        )
-
-
-def _known_rows(table: Sources, pool: Pool) -> np.ndarray:
-    """Find the rows whose ids are in a pool; raises _AllKnownError if all are."""
-    assert table.ids is not None
-    known = known_rows(table.ids, table.n_rows, pool)
-    if len(known):
-        fact = f"{len(known):,} of {table.n_rows:,} new samples are in the pool already"
-        emit("note", message=f"{fact}, by their ids, and are left out")
-    if len(known) == table.n_rows:
-        raise _AllKnownError
-    return known
+    if drop_nonfinite:
+        has_ids = _write_ids(wip, table, dropped)
+    for name, pieces in table.columns.items():
+        kept, n_kept = _kept(pieces(), dropped), table.n_rows - len(dropped)
+        pool_writer.write_column(wip, name, counted(kept, f"column {name}", n_kept), n_kept)
+    pool_writer.finish(
+        wip,
+        stats,
+        has_ids=has_ids,
+        normalize=normalize,
+        sources=[source.name for source in table.tables],
+        columns=tuple(table.columns),
+        n_dropped=len(dropped) - len(skipped),
+    )
 
 
 @contextmanager

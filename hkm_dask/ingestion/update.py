@@ -22,7 +22,7 @@ from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.hierarchy.update import check_memory, write_updated
-from hkm_dask.ingestion.ingest import ingest_unknown
+from hkm_dask.ingestion.ingest import ingest, ingest_unknown
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -233,9 +233,9 @@ def _made(
 
     Raises InputError if they lack columns that the pool has.
     """
-    normalize, known = bool(read_attributes(home).get("normalized")), pool if skip_known else None
+    options |= {"dtype": pool.dtype, "normalize": bool(read_attributes(home).get("normalized"))}
     try:
-        return ingest_unknown(new, target, known, dtype=pool.dtype, normalize=normalize, **options)
+        return ingest_unknown(new, target, pool, **options) if skip_known else ingest(new, target, **options)
     except InputError as error:
         if not any(problem.startswith("keep=") for problem in error.problems):
             raise
