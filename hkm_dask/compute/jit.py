@@ -15,7 +15,6 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from llvmlite.binding import add_symbol
-from numba import config as numba_config
 from numba import njit
 from numba.core.caching import FunctionCache
 from numba.core.runtime._nrt_python import c_helpers
@@ -55,11 +54,7 @@ def _tell() -> None:
 
 
 class Kernel:
-    """Compiles a function on its first call, with LLVM's straight-line (SLP) vectorizer enabled.
-
-    numba disables that vectorizer; with it the eight interleaved sums of `squared_distance` become vector instructions,
-    with the same order of additions, in a third of the time.
-    """
+    """Compiles a function on its first call."""
 
     def __init__(self, function: Callable[..., Any], signature: str) -> None:
         self.__doc__ = function.__doc__
@@ -76,14 +71,8 @@ class Kernel:
 
     def _compile(self) -> None:
         with _compiling, _reported_if_long():
-            if self._compiled is not None:
-                return
-            setting = getattr(numba_config, "SLP_VECTORIZE")  # noqa: B009 (unknown to mypy)
-            setattr(numba_config, "SLP_VECTORIZE", 1)  # noqa: B010
-            try:
+            if self._compiled is None:
                 self._compiled = _compiled(self._function, self._signature)
-            finally:
-                setattr(numba_config, "SLP_VECTORIZE", setting)  # noqa: B010
 
 
 class _KernelCache(FunctionCache):

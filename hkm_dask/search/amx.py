@@ -3,6 +3,10 @@
 AMX multiplies matrices of bytes, several times as fast as 16-bit vectors are multiplied. A 16-bit integer is 256 times
 its signed upper byte plus its unsigned lower byte, so a 16-bit product is the weighted sum of four byte products. In 32
 bits it equals what `int16_gemm` computes otherwise, bit for bit.
+
+A lower bound of a score needs a single one, of the integers rounded to multiples of a larger unit. By the
+Cauchy-Schwarz inequality, rounding changes a product by at most the norms of the rounding errors times those of the
+vectors.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ intrinsic: Any = extending.intrinsic
 
 #: Rows (or centroids) of a tile; columns of a tile; its bytes.
 SIDE, CHUNK, _TILE_BYTES = 16, 64, 1024
+#: Rows, and centroids, whose bounds are written at once.
+_BOTH = 2 * SIDE
 #: Bytes of `CHUNK` columns of 16 rows or centroids: one tile of upper bytes and one of lower bytes.
 _PAIR_BYTES = 2 * _TILE_BYTES
 #: Linux system call to request registers that are not enabled by default, and its arguments for AMX tile data.
@@ -203,6 +209,134 @@ def write_by_tiles(
     _end_tiles()
 
 
+@intrinsic
+def _bound_block(
+    typing_context: Any, lines: Any, start: Any, tiles: Any, panel: Any, n_chunks: Any, factors: Any,
+    norms: Any, slacks: Any, constants: Any, slopes: Any, scores: Any, first: Any, column: Any,
+) -> Any:  # fmt: skip
+    """Write the bounds of 32 rows (lines of `scores` from `first` on) against the 32 centroids of a panel."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        def array(n: int) -> Any:
+            return context.make_array(signature.args[n])(context, b, arguments[n])
+
+        start, panel, n_chunks, first, column = (arguments[n] for n in (1, 3, 4, 11, 12))
+        n_bytes = b.mul(n_chunks, _number(_PAIR_BYTES))
+        rows, centroids = b.gep(array(0).data, [start]), b.gep(array(2).data, [b.mul(panel, n_bytes)])
+        with b.goto_entry_block():
+            sums = b.alloca(_ints, 4 * SIDE)
+            sums.align = 64
+        row_bytes = _number(CHUNK)
+        before, loop, after = b.block, b.append_basic_block("chunks"), b.append_basic_block("bounds")
+        for n in range(4):
+            _call(b, "tilezero", _tile(n))
+        b.branch(loop)
+        b.position_at_end(loop)
+        at = b.phi(_i64)
+        at.add_incoming(_number(0), before)
+        for n in range(2):
+            place = b.add(at, _number(n * _TILE_BYTES))
+            _call(b, "tileloadd64", _tile(4 + n), b.gep(rows, [place]), row_bytes)
+            _call(b, "tileloadd64", _tile(6 + n), b.gep(centroids, [place]), row_bytes)
+        for n in range(4):
+            _call(b, "tdpbssd", _tile(n), _tile(4 + n // 2), _tile(6 + n % 2))
+        following = b.add(at, _number(_PAIR_BYTES))
+        at.add_incoming(following, loop)
+        b.cbranch(b.icmp_signed("<", following, n_bytes), loop, after)
+
+        b.position_at_end(after)
+        for n in range(4):
+            _call(b, "tilestored64", _tile(n), b.bitcast(b.gep(sums, [_number(n * SIDE)]), _bytes), row_bytes)
+        fma = b.module.declare_intrinsic(f"llvm.fma.v{SIDE}f32", (), ir.FunctionType(_floats, [_floats] * 3))
+        stride = b.extract_value(array(10).shape, 1)
+        for half in range(2):
+            position = b.add(b.mul(panel, _number(_BOTH)), _number(half * SIDE))
+            constant, slope = (
+                b.load(b.bitcast(b.gep(array(n).data, [position]), _floats.as_pointer()), align=4) for n in (8, 9)
+            )
+            for r in range(_BOTH):
+                total = b.load(b.gep(sums, [_number((r // SIDE * 2 + half) * SIDE + r % SIDE)]), align=64)
+                factor, norm, slack = (
+                    spread(b, b.load(b.gep(array(n).data, [_number(r)])), _floats) for n in (5, 6, 7)
+                )
+                score = b.call(fma, [b.sitofp(total, _floats), factor, constant])
+                bound = b.fsub(b.call(fma, [norm, slope, score]), slack)
+                place = b.add(b.mul(b.add(first, _number(r)), stride), b.add(column, _number(half * SIDE)))
+                b.store(bound, b.bitcast(b.gep(array(10).data, [place]), _floats.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    signature = types.void(
+        lines, types.int64, tiles, types.int64, types.int64, factors, norms, slacks, constants, slopes, scores,
+        types.int64, types.int64,
+    )  # fmt: skip
+    return signature, generate
+
+
+@njit(inline="always")
+def _unit(row, n_columns):  # type: ignore[no-untyped-def]
+    """Return the least whole number whose multiples by signed bytes reach all columns."""
+    largest = np.int32(0)
+    for column in range(n_columns):
+        largest = max(largest, abs(np.int32(row[column])))
+    return max((largest + np.int32(126)) // np.int32(127), np.int32(1))
+
+
+# All sums here are of whole numbers that float32 represents exactly, so they may be reordered.
+@njit(fastmath={"reassoc", "contract", "nsz"})
+def _round_chunk(values: Any, unit: Any, inverse: Any, out: Any) -> Any:
+    kept, lost = np.float32(0.0), np.float32(0.0)
+    for column in range(values.shape[0]):
+        value = np.float32(values[column])
+        multiple = np.rint(value * inverse)
+        out[column] = np.uint8(np.int32(multiple))
+        rest = value - multiple * unit
+        kept += multiple * multiple
+        lost += rest * rest
+    return kept, lost
+
+
+@njit
+def _round_to_bytes(row: Any, n_columns: Any, unit: Any, out: Any, start: Any, stride: Any) -> Any:
+    """Round 16-bit integers to multiples of `unit`, written `CHUNK` at a time, `stride` apart, as signed bytes.
+
+    Returns the norms of what is written, multiplied by the unit, and of the rounding errors.
+    """
+    kept, lost, unit, inverse = 0.0, 0.0, np.float32(unit), np.float32(1.0) / np.float32(unit)
+    for low in range(0, n_columns, CHUNK):
+        at, high = start + low // CHUNK * stride, min(low + CHUNK, n_columns)
+        added = _round_chunk(row[low:high], unit, inverse, out[at : at + high - low])
+        kept += np.float64(added[0])
+        lost += np.float64(added[1])
+    return np.float64(unit) * np.sqrt(kept), np.sqrt(lost)
+
+
+@njit
+def write_bounds_by_tiles(
+    rows: Any, n_columns: Any, places: Any, residual_norms: Any, tiles: Any, rounding: Any, constants: Any, slopes: Any,
+    scale: Any, first_panel: Any, n_panels: Any, scores: Any,
+) -> None:  # fmt: skip
+    """Write lower bounds of the scores that `int16_gemm.score` writes; each panel is packed by `pack_bytes`."""
+    n_chunks, last, tail = (n_columns + CHUNK - 1) // CHUNK, places.shape[0] - 1, n_columns // 16
+    lines = np.zeros(n_chunks * _PAIR_BYTES + CHUNK, np.uint8)
+    norms, slacks, factors = np.empty(_BOTH, np.float32), np.empty(_BOTH, np.float32), np.empty(_BOTH, np.float32)
+    start, (centroid_unit, lost, longest) = -lines.ctypes.data % CHUNK, rounding
+    _begin_tiles(_SHAPES)
+    for first in range(0, places.shape[0], _BOTH):
+        for r in range(_BOTH):
+            place = places[min(first + r, last)]
+            row, norms[r] = rows[place], residual_norms[place, tail]
+            unit = _unit(row, n_columns)
+            norm, error = _round_to_bytes(row, n_columns, unit, lines, start + r * CHUNK, _PAIR_BYTES)
+            factors[r] = np.float32(np.float64(scale) * (np.float64(unit) * centroid_unit))
+            slacks[r] = np.float32(-1.00001 * np.float64(scale) * (norm * lost + error * longest))
+        for p in range(n_panels):
+            _bound_block(
+                lines, start, tiles, first_panel + p, n_chunks, factors, norms, slacks, constants, slopes, scores,
+                first, p * _BOTH,
+            )  # fmt: skip
+    _end_tiles()
+
+
 @kernel("void(i2[:,::1], i8, i8[::1], u4[::1])")
 def _pack(rows, n_columns, chosen, out):  # type: ignore[no-untyped-def]
     """Write the tiles, four columns at a time."""
@@ -226,9 +360,43 @@ def pack(rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64], n_p
 
     Four neighboring columns of a centroid are adjacent, as the AMX instruction requires.
     """
-    n_bytes = n_padded // SIDE * -(-n_columns // CHUNK) * _PAIR_BYTES
-    room = np.zeros(n_bytes + CHUNK, np.uint8)
-    start = -room.ctypes.data % CHUNK
-    tiles = room[start : start + n_bytes]
+    tiles = _aligned(n_padded // SIDE * -(-n_columns // CHUNK) * _PAIR_BYTES)
     _pack(rows, n_columns, chosen, tiles.view(np.uint32))
     return tiles
+
+
+@kernel("void(i2[:,::1], i8, i8[::1], u4[::1], f8[::1])")
+def _pack_bytes(rows, n_columns, chosen, out, rounding):  # type: ignore[no-untyped-def]
+    """Write the tiles, four columns at a time."""
+    n_chunks, unit, lost, longest = (n_columns + CHUNK - 1) // CHUNK, np.int32(1), 0.0, 0.0
+    line = np.zeros(n_chunks * CHUNK, np.uint8)
+    fours = line.view(np.uint32)
+    for i in chosen:
+        unit = max(unit, _unit(rows[i], n_columns))
+    for i in range(chosen.shape[0]):
+        norm, error = _round_to_bytes(rows[chosen[i]], n_columns, unit, line, 0, CHUNK)
+        lost, longest = max(lost, error), max(longest, norm + error)
+        base = (i // _BOTH * n_chunks * _PAIR_BYTES + i // SIDE % 2 * _TILE_BYTES) // 4 + i % SIDE
+        for j in range(n_columns // 4):
+            out[base + j // SIDE * (_PAIR_BYTES // 4) + j % SIDE * SIDE] = fours[j]
+    rounding[0], rounding[1], rounding[2] = unit, lost, longest
+
+
+def pack_bytes(
+    rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64], n_padded: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Pack the rounded first `n_columns` columns of the `chosen` rows; see `int16_gemm.pack_for_bounds`.
+
+    The second array holds what centroids are multiples of, the largest norm of their rounding errors and a bound on
+    their norms, all in grid steps.
+    """
+    tiles, rounding = _aligned(n_padded // SIDE * -(-n_columns // CHUNK) * _TILE_BYTES), np.empty(3)
+    _pack_bytes(rows, n_columns, chosen, tiles.view(np.uint32), rounding)
+    return tiles, rounding
+
+
+def _aligned(n_bytes: int) -> NDArray[np.uint8]:
+    """Return zeros that begin at a cache line."""
+    room = np.zeros(n_bytes + CHUNK, np.uint8)
+    start = -room.ctypes.data % CHUNK
+    return room[start : start + n_bytes]

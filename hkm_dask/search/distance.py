@@ -5,39 +5,19 @@ As their order is fixed, labels and stored distances are functions of the row an
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
 from hkm_dask.compute.jit import kernel
+from hkm_dask.search.simd import sum_of_squares
 
 
 @njit(inline="always")
-def squared_distance(x: np.ndarray, c: np.ndarray) -> float:
+def squared_distance(x: Any, c: Any) -> Any:
     """Squared L2 distance of two float32 vectors, computed directly in float64."""
-    n = x.shape[0]
-    whole = n - n % 8
-    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
-    for i in range(0, whole, 8):
-        t = np.float64(x[i]) - np.float64(c[i])
-        a0 += t * t
-        t = np.float64(x[i + 1]) - np.float64(c[i + 1])
-        a1 += t * t
-        t = np.float64(x[i + 2]) - np.float64(c[i + 2])
-        a2 += t * t
-        t = np.float64(x[i + 3]) - np.float64(c[i + 3])
-        a3 += t * t
-        t = np.float64(x[i + 4]) - np.float64(c[i + 4])
-        a4 += t * t
-        t = np.float64(x[i + 5]) - np.float64(c[i + 5])
-        a5 += t * t
-        t = np.float64(x[i + 6]) - np.float64(c[i + 6])
-        a6 += t * t
-        t = np.float64(x[i + 7]) - np.float64(c[i + 7])
-        a7 += t * t
-    for i in range(whole, n):
-        t = np.float64(x[i]) - np.float64(c[i])
-        a0 += t * t
-    return ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
+    return sum_of_squares(x, c)
 
 
 @kernel("void(f4[:,::1], f8[::1])")

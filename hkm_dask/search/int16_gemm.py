@@ -40,6 +40,8 @@ _LANES, _VECTOR_ROWS = (16, 8) if 16 in _INSTRUCTIONS else (8, 6) if 8 in _INSTR
 _BY_TILES = amx.is_at_hand()
 #: Rows scored at once, and centroids of a panel.
 BLOCK_ROWS, PANEL = amx.SIDE if _BY_TILES else _VECTOR_ROWS, 2 * _LANES
+#: Rows whose bounds are written at once, and whether bounds are looser than scores.
+BOUND_ROWS, BOUNDS_ARE_LOOSE = 2 * amx.SIDE if _BY_TILES else _VECTOR_ROWS, _BY_TILES
 #: Number of columns that cost no more than one.
 COLUMNS = amx.CHUNK if _BY_TILES else 16
 #: Numba type of packed centroids; it tells apart kernels compiled for tiles and for vectors.
@@ -189,8 +191,21 @@ def _write_by_vectors(
             )  # fmt: skip
 
 
+@njit
+def _write_bounds_by_vectors(
+    rows: Any, n_columns: Any, places: Any, residual_norms: Any, panels: Any, rounding: Any, constants: Any,
+    slopes: Any, scale: Any, first_panel: Any, n_panels: Any, scores: Any,
+) -> None:  # fmt: skip
+    _write_by_vectors(
+        rows, n_columns, places, residual_norms, panels, constants, slopes, scale, first_panel, n_panels, scores
+    )  # fmt: skip
+
+
 #: As `score`, but callable from other kernels.
 write_scores = amx.write_by_tiles if _BY_TILES else _write_by_vectors
+#: Writes lower bounds of what `score` writes, or the same if they cost no less, from the two arrays that
+#: `pack_for_bounds` returns. The number of lines of `scores` is a multiple of `BOUND_ROWS`.
+write_bounds = amx.write_bounds_by_tiles if _BY_TILES else _write_bounds_by_vectors
 
 
 @kernel(f"void(i2[:,::1], i8, i8[::1], f4[:,::1], {PACKED}, f4[::1], f4[::1], f4, i8, i8, f4[:,::1])")
@@ -229,6 +244,15 @@ def pack(rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64]) -> 
     out = np.zeros(padded(len(chosen)) * n_columns, np.int16)
     _pack(rows, n_columns, chosen, out)
     return out
+
+
+def pack_for_bounds(
+    rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Pack as `pack` does, for `write_bounds`; returns also how centroids were rounded, if they were."""
+    if _BY_TILES:
+        return amx.pack_bytes(rows, n_columns, chosen, padded(len(chosen)))
+    return pack(rows, n_columns, chosen), np.empty(0)
 
 
 def padded(n_centroids: int) -> int:

@@ -5,6 +5,7 @@ It is portable: LLVM splits the 64 lanes into registers of the processor's width
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -81,50 +82,72 @@ def least_of_lanes(typing_context: Any, values: Any, start: Any) -> Any:
     return types.float32(values, types.int64), generate
 
 
-@intrinsic
-def weighted_least(typing_context: Any, weights: Any, a: Any, b: Any) -> Any:
-    """Compute the float64 sum of ``weights * min(a, b)``, for float32 `a` and `b`.
+def _eight_sums(builder: Any, arrays: list[Any], kinds: list[Any], term: Callable[..., Any]) -> Any:
+    """Sum a float64 term of the values of some arrays of equal length, in a fixed order.
 
     Terms go to eight interleaved sums s0 to s7, those after the last whole eight to s0; the result is
     ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7)).
     """
+    n = builder.extract_value(arrays[0].shape, 0)
+    whole = builder.and_(n, ir.Constant(n.type, -8))
+
+    def add_up(start: Any, stop: Any, sums: Any, n_lanes: int) -> Any:
+        """Add the terms from start to stop, `n_lanes` at a time."""
+        before, test, loop, after = builder.block, *(builder.append_basic_block(part) for part in ("", "", ""))
+        builder.branch(test)
+        builder.position_at_end(test)
+        at, total = builder.phi(n.type), builder.phi(sums.type)
+        at.add_incoming(start, before)
+        total.add_incoming(sums, before)
+        builder.cbranch(builder.icmp_signed("<", at, stop), loop, after)
+        builder.position_at_end(loop)
+        lanes = [kind if n_lanes == 1 else ir.VectorType(kind, n_lanes) for kind in kinds]
+        values = [
+            builder.load(builder.bitcast(builder.gep(array.data, [at]), kind.as_pointer()), align=4)
+            for array, kind in zip(arrays, lanes, strict=True)
+        ]
+        total.add_incoming(builder.fadd(total, term(sums.type, *values)), loop)
+        at.add_incoming(builder.add(at, ir.Constant(n.type, n_lanes)), loop)
+        builder.branch(test)
+        builder.position_at_end(after)
+        return total
+
+    zeros = ir.Constant(ir.VectorType(ir.DoubleType(), 8), [0.0] * 8)
+    lanes = add_up(ir.Constant(n.type, 0), whole, zeros, 8)
+    s = [builder.extract_element(lanes, ir.Constant(ir.IntType(32), lane)) for lane in range(8)]
+    s[0] = add_up(whole, n, s[0], 1)
+    pairs = [builder.fadd(s[lane], s[lane + 4]) for lane in range(4)]
+    return builder.fadd(builder.fadd(pairs[0], pairs[2]), builder.fadd(pairs[1], pairs[3]))
+
+
+@intrinsic
+def weighted_least(typing_context: Any, weights: Any, a: Any, b: Any) -> Any:
+    """Compute the float64 sum of ``weights * min(a, b)``, for float32 `a` and `b`, in the order of `_eight_sums`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        arrays = [context.make_array(signature.args[i])(context, builder, arguments[i]) for i in range(3)]
-        n = builder.extract_value(arrays[0].shape, 0)
-        whole = builder.and_(n, ir.Constant(n.type, -8))
-
-        def add_up(start: Any, stop: Any, sums: Any, n_lanes: int) -> Any:
-            """Add the terms from start to stop, `n_lanes` at a time."""
-            kinds = ir.DoubleType(), ir.FloatType(), ir.FloatType()
-            before, test, loop, after = builder.block, *(builder.append_basic_block(part) for part in ("", "", ""))
-            builder.branch(test)
-            builder.position_at_end(test)
-            at, total = builder.phi(n.type), builder.phi(sums.type)
-            at.add_incoming(start, before)
-            total.add_incoming(sums, before)
-            builder.cbranch(builder.icmp_signed("<", at, stop), loop, after)
-            builder.position_at_end(loop)
-            lanes = [kind if n_lanes == 1 else ir.VectorType(kind, n_lanes) for kind in kinds]
-            weight, left, right = (
-                builder.load(builder.bitcast(builder.gep(array.data, [at]), kind.as_pointer()), align=4)
-                for array, kind in zip(arrays, lanes, strict=True)
-            )
+        def term(kind: Any, weight: Any, left: Any, right: Any) -> Any:
             least = builder.select(builder.fcmp_ordered("<", right, left), right, left)
-            total.add_incoming(builder.fadd(total, builder.fmul(weight, builder.fpext(least, weight.type))), loop)
-            at.add_incoming(builder.add(at, ir.Constant(n.type, n_lanes)), loop)
-            builder.branch(test)
-            builder.position_at_end(after)
-            return total
+            return builder.fmul(weight, builder.fpext(least, kind))
 
-        zeros = ir.Constant(ir.VectorType(ir.DoubleType(), 8), [0.0] * 8)
-        lanes = add_up(ir.Constant(n.type, 0), whole, zeros, 8)
-        s = [builder.extract_element(lanes, ir.Constant(ir.IntType(32), lane)) for lane in range(8)]
-        s[0] = add_up(whole, n, s[0], 1)
-        pairs = [builder.fadd(s[lane], s[lane + 4]) for lane in range(4)]
-        return builder.fadd(builder.fadd(pairs[0], pairs[2]), builder.fadd(pairs[1], pairs[3]))
+        arrays = [context.make_array(signature.args[i])(context, builder, arguments[i]) for i in range(3)]
+        return _eight_sums(builder, arrays, [ir.DoubleType(), ir.FloatType(), ir.FloatType()], term)
 
     return types.float64(weights, a, b), generate
+
+
+@intrinsic
+def sum_of_squares(typing_context: Any, x: Any, c: Any) -> Any:
+    """Compute the float64 sum of ``(x - c)**2``, for float32 `x` and `c`, in the order of `_eight_sums`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def term(kind: Any, left: Any, right: Any) -> Any:
+            difference = builder.fsub(builder.fpext(left, kind), builder.fpext(right, kind))
+            return builder.fmul(difference, difference)
+
+        arrays = [context.make_array(signature.args[i])(context, builder, arguments[i]) for i in range(2)]
+        return _eight_sums(builder, arrays, [ir.FloatType(), ir.FloatType()], term)
+
+    return types.float64(x, c), generate
 
 
 @intrinsic

@@ -275,8 +275,9 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_no_process(first: signal.Signal
 # The command with one kernel that is on no disk, which takes seconds to compile; it says when that begins.
 COLD = """
 import sys
+from numba import config as numba_config
 from hkm_dask import cli
-from hkm_dask.compute.jit import Kernel, numba_config
+from hkm_dask.compute.jit import Kernel
 from hkm_dask.search.cpu import kernels as cpu_kernels
 
 def compile(self):

@@ -35,6 +35,20 @@ def test_the_distance_is_the_exact_one_to_float64(d: int) -> None:
     assert not actual.any()
 
 
+@pytest.mark.parametrize("d", [1, 7, 8, 13, 64, 100])
+def test_the_distance_is_summed_in_one_order(d: int) -> None:
+    rows, centroids = floats(20, d), floats(20, d, 1)
+    labels, actual = np.arange(20, dtype=np.int32), np.empty(20)
+    cpu_kernels.label_distances(rows, centroids, NONE_STAYED, labels, actual)
+    for row, centroid, squared in zip(rows, centroids, actual, strict=True):
+        sums = [0.0] * 8
+        for j, (x, c) in enumerate(zip(row, centroid, strict=True)):
+            difference = float(x) - float(c)
+            sums[j % 8 if j < d - d % 8 else 0] += difference * difference
+        s = sums
+        assert squared == ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
+
+
 def test_a_distance_to_a_centroid_that_stayed_is_kept() -> None:
     rows, centroids = floats(6, 9), floats(2, 9, 1)
     labels, actual = np.array([0, 1, 0, 1, -1, 1], np.int32), np.full(6, 7.0)

@@ -5,7 +5,8 @@ One matrix product gives a lower bound on the squared distance of every pair (mi
 * *plain*: over all coordinates, centered, in float32; the bound is the distance itself up to rounding;
 * *pruned*: over the first `n_head` principal coordinates, in 16 bits, plus one column with the norm of all others.
  By Cauchy-Schwarz (x_t - c_t)² ≥ (‖x_t‖ - ‖c_t‖)², so the product over n_head + 1 columns is a lower bound at a
- fraction of the cost. The few pairs it does not exclude get the same bound with `n_refine` coordinates.
+ fraction of the cost. The few pairs it does not exclude get the same bound with `n_refine` coordinates. A matrix unit
+ multiplies bytes instead, and what rounding to those may change is subtracted from the first bound.
 
 Whatever the bounds cannot exclude is computed directly in float64, so labels and distances do not depend on the form,
 on BLAS or on how rows are split into blocks. Rounding is bounded by the worst case, |fl(a·b) - a·b| ≤ γ_n ‖a‖‖b‖ for
@@ -198,7 +199,7 @@ class CpuIndex:
         within = np.isfinite(operand.errors)
         self._largest = float(np.sqrt(operand.norms[within].max(initial=0.0))) * (1.0 + 1e-6)
         self._error = float(operand.errors[within].max(initial=0.0))
-        self._gamma = gamma(8 if n_head else n_features + 3)
+        self._gamma = gamma(12 if n_head else n_features + 3)
         self._pack(np.arange(len(self.centroids)))
 
     def _pack(self, chosen: NDArray[np.int64]) -> None:
@@ -213,7 +214,7 @@ class CpuIndex:
             self._weights = np.ascontiguousarray(weights.T)
             return
         self._matrix, self._residual_norms = form.matrix[chosen], form.residual_norms[chosen]
-        self._panels = int16_gemm.pack(form.matrix, self.n_head, chosen)
+        self._panels, self._rounding = int16_gemm.pack_for_bounds(form.matrix, self.n_head, chosen)
         width = int16_gemm.padded(len(chosen))
         self._constants, self._slopes = np.full(width, np.inf, np.float32), np.zeros(width, np.float32)
         self._constants[: len(chosen)] = norms
@@ -297,8 +298,8 @@ class CpuIndex:
         form = self._operand
         kernels.accept_by_scores(
             self.centroids, limits, form.matrix, form.residual_norms, form.norms, form.errors, self._panels,
-            self._constants, self._slopes, self.n_head, self.n_refine, self.geometry.step, self._error, self._gamma,
-            self._largest, _score_tile(len(limits), len(self._constants)), accepted,
+            self._rounding, self._constants, self._slopes, self.n_head, self.n_refine, self.geometry.step, self._error,
+            self._gamma, self._largest, _score_tile(len(limits), len(self._constants)), accepted,
         )  # fmt: skip
 
     def _pruned(
@@ -310,8 +311,8 @@ class CpuIndex:
         width = min(len(self._constants), max(at_once, int16_gemm.PANEL))
         measured: int = kernels.search_nearest(
             rows, some, places, form.matrix, form.residual_norms, form.norms, form.errors, self.centroids, numbers,
-            self._matrix, self._residual_norms, self._panels, self._constants, self._slopes, self.n_head,
-            self.n_refine, self.geometry.step, self._error, self._gamma, self._largest,
+            self._matrix, self._residual_norms, self._panels, self._rounding, self._constants, self._slopes,
+            self.n_head, self.n_refine, self.geometry.step, self._error, self._gamma, self._largest,
             _score_tile(len(some), width), labels, distances,
         )[1]  # fmt: skip
         return measured
@@ -336,9 +337,9 @@ class CpuIndex:
 
 def _score_tile(n_rows: int, width: int) -> NDArray[np.float32]:
     """Return a scratch array for the scores of such a tile, or of a part of its rows: whole blocks and panels."""
-    n_blocks = min(_TILE_SCORES // width, n_rows) // int16_gemm.BLOCK_ROWS + 1
+    n_blocks = min(_TILE_SCORES // width, n_rows) // int16_gemm.BOUND_ROWS + 1
     # Lines a power of two apart would map to the same few cache sets.
-    shape = n_blocks * int16_gemm.BLOCK_ROWS, width + 16
+    shape = n_blocks * int16_gemm.BOUND_ROWS, width + 16
     return scratch("scores", shape[0] * shape[1]).reshape(shape)
 
 

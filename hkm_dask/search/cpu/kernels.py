@@ -10,7 +10,7 @@ from numba import njit
 
 from hkm_dask.compute.jit import first_not_below, kernel
 from hkm_dask.search.distance import squared_distance
-from hkm_dask.search.int16_gemm import PACKED, PANEL, inner_product, write_scores
+from hkm_dask.search.int16_gemm import BOUNDS_ARE_LOOSE, PACKED, PANEL, inner_product, write_bounds
 from hkm_dask.search.simd import LANES, least_of_lanes, lowest_bit, mask_not_above
 
 #: Bound on float32 underflow in a score, even if 2**18 products are flushed to zero.
@@ -64,22 +64,32 @@ def score_limit(distance: float, norm: float, error: float, gamma: float, larges
 
 @njit(inline="always")
 def _refined(  # type: ignore[no-untyped-def]
-    score, matrix, residual_norms, i, centroid_matrix, centroid_residual_norms, j, n_head, n_refine, step
+    score, constant, matrix, residual_norms, i, centroid_matrix, centroid_residual_norms, j, n_head, n_refine, step
 ):
-    """Return the score of a pair with further coordinates multiplied in place of part of the residual norms."""
-    at, to = n_head // 16, n_refine // 16
+    """Return the score of a pair with further coordinates multiplied in place of part of the residual norms.
+
+    A loose bound does not help: then all coordinates are multiplied, from the score of none, `constant` less the norms.
+    """
+    at, to = 0 if BOUNDS_ARE_LOOSE else n_head // 16, n_refine // 16
     before = np.float64(residual_norms[i, at]) * np.float64(centroid_residual_norms[j, at])
     after = np.float64(residual_norms[i, to]) * np.float64(centroid_residual_norms[j, to])
-    product = -2.0 * step * step * np.float64(inner_product(matrix, i, centroid_matrix, j, n_head, n_refine))
-    return np.float64(score) + 2.0 * (before - after) + product
+    product = -2.0 * step * step * np.float64(inner_product(matrix, i, centroid_matrix, j, 16 * at, n_refine))
+    base = np.float64(constant) - 2.0 * before if BOUNDS_ARE_LOOSE else np.float64(score)
+    return base + 2.0 * (before - after) + product
+
+
+@njit(inline="always")
+def _is_refined(n_head, n_refine):  # type: ignore[no-untyped-def]
+    return n_refine > (0 if BOUNDS_ARE_LOOSE else n_head)
 
 
 @njit
 def _settle(  # type: ignore[no-untyped-def]
     scores, n_scores, rows, which, places, centroids, numbers, first, matrix, residual_norms, centroid_matrix,
-    centroid_residual_norms, n_head, n_refine, step, norms, errors, centroid_error, gamma, largest, labels, distances,
+    centroid_residual_norms, constants, n_head, n_refine, step, norms, errors, centroid_error, gamma, largest, labels,
+    distances,
 ):  # fmt: skip
-    """See `finish_nearest`."""
+    """See `finish_nearest`; `constants` are those of the scores."""
     n_passed = 0
     n_measured = 0
     for i in range(which.shape[0]):
@@ -107,9 +117,9 @@ def _settle(  # type: ignore[no-untyped-def]
                 if numbers[c] == label or score[j] > limit:  # the limit may have dropped since the mask was made
                     continue
                 n_passed += 1
-                if n_refine > n_head and limit < _refined(
-                    score[j], matrix, residual_norms, place, centroid_matrix, centroid_residual_norms, c, n_head,
-                    n_refine, step,
+                if _is_refined(n_head, n_refine) and limit < _refined(
+                    score[j], constants[c], matrix, residual_norms, place, centroid_matrix, centroid_residual_norms, c,
+                    n_head, n_refine, step,
                 ):  # fmt: skip
                     continue
                 distance = squared_distance(row, centroids[c])
@@ -151,7 +161,7 @@ def finish_nearest(  # type: ignore[no-untyped-def]
     residual_norms, centroid_residual_norms : ndarray of float32, shape (n, n_columns // 16 + 1)
         Of rows and centroids, as an `Operand` holds them.
     n_head, n_refine : int
-        Columns in the scores, and columns used before computing a distance directly; the same in the plain form.
+        Columns in the scores, and columns used before computing a distance directly; 0 in the plain form.
     step : float
         Width of the 16-bit grid.
     centroid_error : float
@@ -164,24 +174,25 @@ def finish_nearest(  # type: ignore[no-untyped-def]
     """
     return _settle(
         scores, n_scores, rows, which, places, centroids, numbers, first, matrix, residual_norms, centroid_matrix,
-        centroid_residual_norms, n_head, n_refine, step, norms, errors, centroid_error, gamma, largest, labels,
-        distances,
+        centroid_residual_norms, np.empty(0, np.float32), n_head, n_refine, step, norms, errors, centroid_error, gamma,
+        largest, labels, distances,
     )  # fmt: skip
 
 
 @kernel(
     "UniTuple(i8, 2)(f4[:,::1], i8[::1], i8[::1], i2[:,::1], f4[:,::1], f8[::1], f8[::1], f4[:,::1], i4[::1],"
-    f" i2[:,::1], f4[:,::1], {PACKED}, f4[::1], f4[::1], i8, i8, f8, f8, f8, f8, f4[:,::1], i4[::1], f8[::1])"
+    f" i2[:,::1], f4[:,::1], {PACKED}, f8[::1], f4[::1], f4[::1], i8, i8, f8, f8, f8, f8, f4[:,::1], i4[::1], f8[::1])"
 )
 def search_nearest(  # type: ignore[no-untyped-def]
     rows, which, places, matrix, residual_norms, norms, errors, centroids, numbers, centroid_matrix,
-    centroid_residual_norms, panels, constants, slopes, n_head, n_refine, step, centroid_error, gamma, largest, scores,
-    labels, distances,
+    centroid_residual_norms, panels, rounding, constants, slopes, n_head, n_refine, step, centroid_error, gamma,
+    largest, scores, labels, distances,
 ):  # fmt: skip
-    """Find the nearest centroid of some rows by scores of the pruned form, computed one tile at a time.
+    """Find the nearest centroid of some rows by bounds of the pruned form, computed one tile at a time.
 
-    `panels`, `constants` and `slopes` are as for `int16_gemm.score`; `scores` (n_lines, n_columns) is scratch space for
-    whole blocks of rows and panels of centroids, plus 16 columns. The other arguments are as for `finish_nearest`.
+    `panels`, `rounding`, `constants` and `slopes` are as for `int16_gemm.write_bounds`; `scores` (n_lines, n_columns)
+    is scratch space for whole blocks of rows and panels of centroids, plus 16 columns. The other arguments are as for
+    `finish_nearest`.
     """
     n_passed, n_measured = 0, 0
     height, width = scores.shape[0], scores.shape[1] - 16
@@ -190,14 +201,14 @@ def search_nearest(  # type: ignore[no-untyped-def]
         n_scores = min(width, centroids.shape[0] - first)
         for low in range(0, which.shape[0], height):
             some, lines = which[low : low + height], places[low : low + height]
-            write_scores(
-                matrix, n_head, lines, residual_norms, panels, constants, slopes, scale, first // PANEL,
+            write_bounds(
+                matrix, n_head, lines, residual_norms, panels, rounding, constants, slopes, scale, first // PANEL,
                 (n_scores + PANEL - 1) // PANEL, scores,
             )  # fmt: skip
             passed, measured = _settle(
                 scores, n_scores, rows, some, lines, centroids, numbers, first, matrix, residual_norms,
-                centroid_matrix, centroid_residual_norms, n_head, n_refine, step, norms, errors, centroid_error, gamma,
-                largest, labels, distances,
+                centroid_matrix, centroid_residual_norms, constants, n_head, n_refine, step, norms, errors,
+                centroid_error, gamma, largest, labels, distances,
             )  # fmt: skip
             n_passed += passed
             n_measured += measured
@@ -307,12 +318,12 @@ def accept_in_order(rows, limits, accepted):  # type: ignore[no-untyped-def]
 
 
 @kernel(
-    f"void(f4[:,::1], f8[::1], i2[:,::1], f4[:,::1], f8[::1], f8[::1], {PACKED}, f4[::1], f4[::1], i8, i8, f8, f8, f8,"
-    " f8, f4[:,::1], b1[::1])"
+    f"void(f4[:,::1], f8[::1], i2[:,::1], f4[:,::1], f8[::1], f8[::1], {PACKED}, f8[::1], f4[::1], f4[::1], i8, i8, f8,"
+    " f8, f8, f8, f4[:,::1], b1[::1])"
 )
 def accept_by_scores(  # type: ignore[no-untyped-def]
-    rows, limits, matrix, residual_norms, norms, errors, panels, constants, slopes, n_head, n_refine, step, error,
-    gamma, largest, scores, accepted,
+    rows, limits, matrix, residual_norms, norms, errors, panels, rounding, constants, slopes, n_head, n_refine, step,
+    error, gamma, largest, scores, accepted,
 ):  # fmt: skip
     """Do what `accept_in_order` does for rows all accepted at first, measuring only pairs that scores do not exclude.
 
@@ -324,8 +335,8 @@ def accept_by_scores(  # type: ignore[no-untyped-def]
     for low in range(0, rows.shape[0], scores.shape[0]):
         lines = everywhere[low : low + scores.shape[0]]
         n_panels = (lines[-1] + PANEL) // PANEL
-        write_scores(
-            matrix, n_head, lines, residual_norms, panels, constants, slopes, scale, 0, n_panels, scores
+        write_bounds(
+            matrix, n_head, lines, residual_norms, panels, rounding, constants, slopes, scale, 0, n_panels, scores
         )  # fmt: skip
         for i in lines:
             score = scores[i - low, :i]
@@ -338,8 +349,9 @@ def accept_by_scores(  # type: ignore[no-untyped-def]
                     mask &= mask - np.uint64(1)
                     if not accepted[j]:
                         continue
-                    if n_refine > n_head and limit < _refined(
-                        score[j], matrix, residual_norms, i, matrix, residual_norms, j, n_head, n_refine, step
+                    if _is_refined(n_head, n_refine) and limit < _refined(
+                        score[j], constants[j], matrix, residual_norms, i, matrix, residual_norms, j, n_head, n_refine,
+                        step,
                     ):  # fmt: skip
                         continue
                     accepted[i] = squared_distance(rows[i], rows[j]) > limits[i]
