@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _lock = threading.Lock()
 _n_at_work = 0  # threads busy with shared work
+#: More threads than any work is shared by; a thread is started when one more is needed at once.
+_MOST_HELPERS = 4096
 
 
 class _SingleThreadedBlas:
@@ -89,18 +92,28 @@ def share_out(work: Callable[[_Item], _Result], items: Sequence[_Item], n_thread
         finally:
             _leave()
 
-    with single_threaded_blas(), ThreadPoolExecutor(max(1, n_threads), "hkm-share") as threads:
+    with single_threaded_blas():
         _join(None)
         try:
             while (number := take()) is not None:
                 while _join(n_threads):
-                    helpers.append(threads.submit(help_out))
+                    helpers.append(_helpers(os.getpid()).submit(help_out))
                 results[number] = work(items[number])
         finally:
             _leave()
-        for helper in helpers:
+            begun = [helper for helper in helpers if not helper.cancel()]
+            for _ in range(len(helpers) - len(begun)):
+                _leave()
+            wait(begun)
+        for helper in begun:
             helper.result()
     return [results[number] for number in range(len(items))]
+
+
+@cache
+def _helpers(process: int) -> ThreadPoolExecutor:
+    """Return the threads of this process that help out; they stay, since starting threads takes long."""
+    return ThreadPoolExecutor(_MOST_HELPERS, "hkm-share")
 
 
 def _join(n_threads: int | None) -> bool:

@@ -50,6 +50,19 @@ def test_all_threads_take_part() -> None:
 
 
 @pytest.mark.timeout(60)
+def test_threads_are_not_started_anew() -> None:
+    threads, both_are_there = set[int](), threading.Barrier(2)
+
+    def meet(_: int) -> None:
+        threads.add(threading.get_ident())
+        both_are_there.wait()
+
+    for _ in range(20):
+        share_out(meet, range(2), n_threads=2)
+    assert len(threads) < 20
+
+
+@pytest.mark.timeout(60)
 def test_a_thread_that_one_no_longer_needs_joins_another() -> None:
     both_began, two_are_there, threads = threading.Barrier(2), threading.Barrier(2), set()
     first_is_done = threading.Event()
