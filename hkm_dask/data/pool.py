@@ -119,7 +119,7 @@ class Pool:
         return self._of_rows(self._arrays(layout.IDS)[0], rows) if self.has_ids else None
 
     def column(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """Return values (int64, float64, bool or str) of one of the `columns`, for all rows or given row numbers.
+        """Return values (int64, float32, float64, bool or str) of one of the `columns`, for all rows or some.
 
         The row numbers may be in any order. A column with missing values is a masked array. InputError if there is no
         such column.
@@ -156,7 +156,7 @@ class Pool:
         for name in self.columns:
             if (mask := f"{name}{layout.MISSING_SUFFIX}") in stored:
                 values = variables[name]
-                wide = values.astype(np.float64 if values.dtype.kind in "if" else object)
+                wide = values.astype({"f": values.dtype, "i": np.float64}.get(values.dtype.kind, object))
                 variables[name] = wide.where(~stored[mask], np.nan if wide.dtype.kind == "f" else None)
         return xr.Dataset(variables, attrs={"pool": self.path, "fingerprint": self.fingerprint})
 

@@ -21,6 +21,8 @@ from hkm_dask.data.row_views import unit_rows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 
+#: Names of the kinds of values that a column may have.
+_KINDS = {"i": "integers", "f": "decimals", "b": "truth values", "O": "strings"}
 #: Number of repeated ids named in a message.
 _NAMED_IDS = 3
 
@@ -148,9 +150,9 @@ def check_overflow(stats: Stats, dtype: np.dtype) -> None:
 def write_column(group: Location, name: str, pieces: Iterable[np.ndarray], n_samples: int) -> None:
     """Write one value per row of a pool: the ids, or a further column.
 
-    The values come in pieces of int64, float64, bool or objects (str). Masked pieces may have missing values; if any is
-    missing, a mask ``NAME.missing`` is written beside the array. InputError if there are more or fewer values than
-    `n_samples`, or of several kinds.
+    The values come in pieces of int64, float32, float64, bool or objects (str). Masked pieces may have missing values;
+    if any is missing, a mask ``NAME.missing`` is written beside the array. InputError if there are more or fewer values
+    than `n_samples`, or of several kinds.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +173,8 @@ def write_column(group: Location, name: str, pieces: Iterable[np.ndarray], n_sam
             if np.ma.isMaskedArray(piece):
                 create(mask, dtype=bool, compressed=True)
         if piece.dtype.kind != kind:
-            raise InputError(f"{name}: some sources have integers, others strings; give strings for all of them")
+            kinds = f"some sources have {_KINDS[kind]}, others {_KINDS[piece.dtype.kind]}"
+            raise InputError(f"{name}: {kinds}; give strings for all of them")
         n_missing += int(np.ma.getmaskarray(piece).sum())
         waiting.append(piece)
         if start + sum(map(len, waiting)) >= min(start + step, n_samples):
