@@ -19,7 +19,6 @@ from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, first_few, is_whole
 from hkm_dask.hierarchy.sampling.columns import DrawColumns, column_to_sort
 from hkm_dask.hierarchy.sampling.eligible import Mask, clusters_chosen, rows_below, unknown_clusters
-from hkm_dask.hierarchy.sampling.export import pool_of_tree
 from hkm_dask.hierarchy.sampling.id_lists import IdList, read_id_list
 from hkm_dask.hierarchy.sampling.steering import (
     WEIGHT_DECIMALS,
@@ -30,6 +29,7 @@ from hkm_dask.hierarchy.sampling.steering import (
     read_weights,
 )
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.pools import pool_of_tree
 
 ClusterName = str | tuple[int, int]
 Weights = Mapping[ClusterName, float] | str | os.PathLike[str]
@@ -74,7 +74,7 @@ class Rules:
         left_out = {
             "outside the chosen clusters": int(sizes[~inside].sum()),
             "in excluded clusters": int(sizes[inside & ~chosen].sum()),
-            "with excluded ids": n_chosen - np.count_nonzero(mask),
+            "with excluded ids": int(n_chosen - np.count_nonzero(mask)),
         }
         return mask, left_out
 

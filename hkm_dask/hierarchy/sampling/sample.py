@@ -24,13 +24,13 @@ from hkm_dask.errors import InputError, check_whole, is_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.sampling.columns import Cap, SortKeys, best_first, quota_codes, quota_sizes
 from hkm_dask.hierarchy.sampling.eligible import Mask, leaf_sizes
-from hkm_dask.hierarchy.sampling.export import tell_of_another_pool
 from hkm_dask.hierarchy.sampling.flat import draw_flat
 from hkm_dask.hierarchy.sampling.rules import ClusterName, Quotas, Rules, Weights, read_rules
 from hkm_dask.hierarchy.sampling.shares import hierarchical_targets
 from hkm_dask.hierarchy.sorting import selection
 from hkm_dask.hierarchy.sorting.members import starts
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.pools import tell_of_another_pool
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
 STRATEGIES = ("hierarchical", "flat")
@@ -188,7 +188,8 @@ class _Draw:
         if rules.columns is not None and rules.max_per and self.mask is not None:
             column, most = rules.max_per
             self.cap = Cap(rules.columns, column, most)
-            left_out[f"beyond {most:,} per {column}"] = np.count_nonzero(self.mask) - self.cap.available(self.mask)
+            n_left = int(np.count_nonzero(self.mask))
+            left_out[f"beyond {most:,} per {column}"] = n_left - self.cap.available(self.mask)
         if rules.columns is not None:
             self.codes = quota_codes(rules.columns, rules.quotas[0], list(rules.quotas[1])) if rules.quotas else None
         if reasons := [f"{n:,} {reason}" for reason, n in left_out.items() if n]:
