@@ -34,6 +34,7 @@ class Stats:
     total: np.ndarray  # float64 (n_features,): sum of the rows
     max_abs: float = 0.0  # largest absolute value
     n_zero_rows: int = 0  # rows that are all zero
+    n_vanished_rows: int = 0  # of these, rows that were not all zero before they were converted
     nonfinite: list[np.ndarray] = field(default_factory=list)  # int64: numbers of the source rows with NaN or Inf
     n_overflows: int = 0  # finite values that the stored dtype cannot represent
     n_overflow_rows: int = 0  # rows with such values
@@ -47,6 +48,7 @@ class Stats:
             self.total += other.total
         self.max_abs = max(self.max_abs, other.max_abs)
         self.n_zero_rows += other.n_zero_rows
+        self.n_vanished_rows += other.n_vanished_rows
         self.nonfinite += other.nonfinite
         self.n_overflows += other.n_overflows
         self.n_overflow_rows += other.n_overflow_rows
@@ -116,7 +118,8 @@ def measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats
     stats.max_abs = max(-low, high)
     # A zero row begins with a zero, which few others do, so only these candidates are searched.
     candidates = np.flatnonzero(wide[:, 0] == 0)
-    stats.n_zero_rows = int((~wide[candidates].any(axis=1)).sum())
+    zero = candidates[~wide[candidates].any(axis=1)]
+    stats.n_zero_rows, stats.n_vanished_rows = len(zero), int(piece[zero].any(axis=1).sum())
     return stats
 
 
@@ -235,6 +238,11 @@ def finish(
     spec = embeddings.spec
     n_samples = spec.shape[0]
     check_overflow(stats, spec.dtype)
+    if stats.n_vanished_rows:
+        fact = f"{stats.n_vanished_rows:,} of {n_samples:,} rows are all zero now, as their values are closer to 0 than"
+        remedy = "store float32, or scale the embeddings up" if spec.dtype == np.float16 else "scale the embeddings up"
+        least = float(np.finfo(spec.dtype).smallest_subnormal)
+        emit("warning", message=f"{fact} {least:.3g}, the smallest {spec.dtype}; {remedy}")
     if stats.rounding is not None and (lost := stats.rounding.warning(spec.dtype)):
         emit("warning", message=lost)
     mean = (stats.total / n_samples).astype(np.float32)
