@@ -17,8 +17,8 @@ from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
-from hkm_dask.hierarchy.sampling.export import pool_is_gone, pool_of_tree
 from hkm_dask.hierarchy.sampling.subset_files import read_rows
+from hkm_dask.hierarchy.tree.pools import pool_is_gone, pool_of_tree
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
 

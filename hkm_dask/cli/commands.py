@@ -325,7 +325,7 @@ def update(
     Nothing is clustered again: each sample is assigned to the nearest level-1 centroid, and centroids do not move. NEW
     are pools, or anything hkm ingest reads. Their rows are appended to the pool, so row numbers and subsets stay valid.
     TREE.zarr and POOL.zarr are replaced when both are complete; to resume, run the same command again. Without NEW, the
-    tree is updated to a pool that has grown with another tree.
+    tree is updated to a pool that has grown with another tree, or has another path now.
 
     --ids, --ids-file, --column and --skip-known apply only to NEW that are not pools. The pool's columns are read from
     them, or from the table of --ids-file.

@@ -113,10 +113,9 @@ def _check(node: yaml.Node) -> None:
                     f"{MAX_VALUE_LENGTH:,}"
                 )
             if item.tag in _NUMBERS and _AMBIGUOUS.match(item.value):
-                raise ValueError(
-                    f"{item.value} in line {item.start_mark.line + 1} is base 8 or 60 to YAML; write it without a zero "
-                    "before it, or in quotes"
-                )
+                base, way = (60, "as one number") if ":" in item.value else (8, "without a zero before it")
+                where = f"{item.value} in line {item.start_mark.line + 1}"
+                raise ValueError(f"{where} is a number to base {base} in YAML; write it {way}, or in quotes")
         elif isinstance(item, yaml.MappingNode):
             waiting += [(part, depth + 1) for pair in item.value for part in pair]
         elif isinstance(item, yaml.SequenceNode):

@@ -28,8 +28,8 @@ from hkm_dask.data.summary import Summary, aligned
 from hkm_dask.errors import InputError, StoreError, check_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.sampling.eligible import count_rows, leaf_sizes
-from hkm_dask.hierarchy.sampling.export import pool_is_gone
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.pools import pool_is_gone
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.kmeans.predict import nearest_labels
 from hkm_dask.metrics import size_balance

@@ -20,10 +20,10 @@ from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
-from hkm_dask.hierarchy.sampling.export import pool_of_tree
 from hkm_dask.hierarchy.sampling.subset_files import read_rows
 from hkm_dask.hierarchy.source import open_source
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.pools import pool_of_tree
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
 

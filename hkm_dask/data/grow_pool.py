@@ -191,15 +191,19 @@ def _link(old: Location, new: Location) -> None:
 
 
 def _pieces(pools: Sequence[Pool], name: str) -> Iterator[NDArray[Any]]:
-    """Yield the values of a column, or the ids, of one pool after the other."""
+    """Yield the values of a column, or the ids, of one pool after the other; floats in the widest of their dtypes."""
 
     def read(pool: Pool, low: int, high: int) -> NDArray[Any]:
         return pool.column_piece(name, low, min(high, pool.n_samples))
 
-    masked = any(np.ma.isMaskedArray(read(pool, 0, 1)) for pool in pools)
+    first = [read(pool, 0, 1) for pool in pools]
+    masked = any(map(np.ma.isMaskedArray, first))
+    are_floats = all(piece.dtype.kind == "f" for piece in first)
+    dtype = np.result_type(*(piece.dtype for piece in first)) if are_floats else None
     for pool in pools:
         for low in range(0, pool.n_samples, layout.MAX_ID_CHUNK_ROWS):
             piece = read(pool, low, low + layout.MAX_ID_CHUNK_ROWS)
+            piece = piece if dtype is None else piece.astype(dtype, copy=False)
             yield np.ma.asarray(piece) if masked else piece
 
 

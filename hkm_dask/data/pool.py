@@ -8,15 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, check_rows, open_array
 from hkm_dask.data.files import read_attributes, read_complete, similar_store
+from hkm_dask.data.ids import as_array
 from hkm_dask.data.layout import wip_path
 from hkm_dask.data.objects import each, location, whole_path, zarr_store
 from hkm_dask.data.rows import ZarrRows
 from hkm_dask.data.summary import Summary, size_text
-from hkm_dask.errors import InputError, StoreError
+from hkm_dask.errors import InputError, StoreError, first_few
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,8 +120,33 @@ class Pool:
         """Return ids (int64 or str) of all rows, or of row numbers in any order; None if the pool has no ids."""
         return self._of_rows(self._arrays(layout.IDS)[0], rows) if self.has_ids else None
 
+    def rows_of(self, ids: Any) -> NDArray[np.int64]:
+        """Return the row numbers of ids, in their order; reads all ids of the pool, in pieces.
+
+        InputError if the pool has no ids, or not all of these.
+
+        >>> import tempfile, hkm_dask as hkm
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     hkm.ingest(np.eye(3), f"{folder}/pool.zarr", ids=["a", "b", "c"]).rows_of(["c", "a"])
+        array([2, 0])
+        """
+        import pandas as pd
+
+        if not self.has_ids:
+            raise InputError(f"ids={ids!r:.80} should be of a pool with ids, {self.path} has none; give row numbers")
+        unique, places = np.unique(np.atleast_1d(as_array(ids)), return_inverse=True)
+        wanted, rows = pd.Index(unique, dtype=object), np.full(len(unique), -1)
+        for low in range(0, self.n_samples if len(unique) else 0, layout.MAX_ID_CHUNK_ROWS):
+            piece = self.column_piece(layout.IDS, low, min(low + layout.MAX_ID_CHUNK_ROWS, self.n_samples))
+            found = wanted.get_indexer(pd.Index(piece, dtype=object))
+            rows[found[found >= 0]] = low + np.flatnonzero(found >= 0)
+        if (unknown := unique[rows < 0]).size:
+            rule = f"should be ids of {self.path}, like {self.ids(np.array([0])).tolist()[0]!r}"  # type: ignore[union-attr]
+            raise InputError(f"ids={first_few(unknown)} {rule}; leave them out")
+        return rows[places]
+
     def column(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """Return values (int64, float64, bool or str) of one of the `columns`, for all rows or given row numbers.
+        """Return values (int64, float32, float64, bool or str) of one of the `columns`, for all rows or some.
 
         The row numbers may be in any order. A column with missing values is a masked array. InputError if there is no
         such column.
@@ -156,7 +183,7 @@ class Pool:
         for name in self.columns:
             if (mask := f"{name}{layout.MISSING_SUFFIX}") in stored:
                 values = variables[name]
-                wide = values.astype(np.float64 if values.dtype.kind in "if" else object)
+                wide = values.astype({"f": values.dtype, "i": np.float64}.get(values.dtype.kind, object))
                 variables[name] = wide.where(~stored[mask], np.nan if wide.dtype.kind == "f" else None)
         return xr.Dataset(variables, attrs={"pool": self.path, "fingerprint": self.fingerprint})
 

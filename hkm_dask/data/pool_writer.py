@@ -21,6 +21,8 @@ from hkm_dask.data.row_views import unit_rows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 
+#: Names of the kinds of values that a column may have.
+_KINDS = {"i": "integers", "f": "decimals", "b": "truth values", "O": "strings"}
 #: Number of repeated ids named in a message.
 _NAMED_IDS = 3
 
@@ -32,6 +34,7 @@ class Stats:
     total: np.ndarray  # float64 (n_features,): sum of the rows
     max_abs: float = 0.0  # largest absolute value
     n_zero_rows: int = 0  # rows that are all zero
+    n_vanished_rows: int = 0  # of these, rows that were not all zero before they were converted
     nonfinite: list[np.ndarray] = field(default_factory=list)  # int64: numbers of the source rows with NaN or Inf
     n_overflows: int = 0  # finite values that the stored dtype cannot represent
     n_overflow_rows: int = 0  # rows with such values
@@ -45,6 +48,7 @@ class Stats:
             self.total += other.total
         self.max_abs = max(self.max_abs, other.max_abs)
         self.n_zero_rows += other.n_zero_rows
+        self.n_vanished_rows += other.n_vanished_rows
         self.nonfinite += other.nonfinite
         self.n_overflows += other.n_overflows
         self.n_overflow_rows += other.n_overflow_rows
@@ -114,7 +118,8 @@ def measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats
     stats.max_abs = max(-low, high)
     # A zero row begins with a zero, which few others do, so only these candidates are searched.
     candidates = np.flatnonzero(wide[:, 0] == 0)
-    stats.n_zero_rows = int((~wide[candidates].any(axis=1)).sum())
+    zero = candidates[~wide[candidates].any(axis=1)]
+    stats.n_zero_rows, stats.n_vanished_rows = len(zero), int(piece[zero].any(axis=1).sum())
     return stats
 
 
@@ -148,9 +153,9 @@ def check_overflow(stats: Stats, dtype: np.dtype) -> None:
 def write_column(group: Location, name: str, pieces: Iterable[np.ndarray], n_samples: int) -> None:
     """Write one value per row of a pool: the ids, or a further column.
 
-    The values come in pieces of int64, float64, bool or objects (str). Masked pieces may have missing values; if any is
-    missing, a mask ``NAME.missing`` is written beside the array. InputError if there are more or fewer values than
-    `n_samples`, or of several kinds.
+    The values come in pieces of int64, float32, float64, bool or objects (str). Masked pieces may have missing values;
+    if any is missing, a mask ``NAME.missing`` is written beside the array. InputError if there are more or fewer values
+    than `n_samples`, or of several kinds.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +176,8 @@ def write_column(group: Location, name: str, pieces: Iterable[np.ndarray], n_sam
             if np.ma.isMaskedArray(piece):
                 create(mask, dtype=bool, compressed=True)
         if piece.dtype.kind != kind:
-            raise InputError(f"{name}: some sources have integers, others strings; give strings for all of them")
+            kinds = f"some sources have {_KINDS[kind]}, others {_KINDS[piece.dtype.kind]}"
+            raise InputError(f"{name}: {kinds}; give strings for all of them")
         n_missing += int(np.ma.getmaskarray(piece).sum())
         waiting.append(piece)
         if start + sum(map(len, waiting)) >= min(start + step, n_samples):
@@ -232,6 +238,11 @@ def finish(
     spec = embeddings.spec
     n_samples = spec.shape[0]
     check_overflow(stats, spec.dtype)
+    if stats.n_vanished_rows:
+        fact = f"{stats.n_vanished_rows:,} of {n_samples:,} rows are all zero now, as their values are closer to 0 than"
+        remedy = "store float32, or scale the embeddings up" if spec.dtype == np.float16 else "scale the embeddings up"
+        least = float(np.finfo(spec.dtype).smallest_subnormal)
+        emit("warning", message=f"{fact} {least:.3g}, the smallest {spec.dtype}; {remedy}")
     if stats.rounding is not None and (lost := stats.rounding.warning(spec.dtype)):
         emit("warning", message=lost)
     mean = (stats.total / n_samples).astype(np.float32)

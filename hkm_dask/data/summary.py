@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from hkm_dask.errors import printable
 
 _BARS = "▁▂▃▄▅▆▇█"
+#: Replacements of characters that stdout may lack.
+_PLAIN = str.maketrans(dict(zip(_BARS, ".:-=+*#@", strict=True)) | {"×": "x", "…": "..."})
 _N_BINS = 16
 #: Terminal width, in columns, that lines are wrapped to.
 _WIDTH = 79
@@ -78,7 +81,7 @@ class Summary:
     table: Sequence[Sequence[Cell]] = field(default=())
 
     def __str__(self) -> str:
-        """Return lines of text."""
+        """Return lines of text, of plain characters if stdout has no others."""
         lines = [self.title, *pairs(self.facts)]
         if self.table:
             texts = [[str(cell) for cell in row] for row in self.table]
@@ -86,7 +89,12 @@ class Summary:
                 width = max(len(row[column]) for row in texts)
                 texts = [[*row[:column], row[column].ljust(width), *row[column + 1 :]] for row in texts]
             lines += ["", *(line.rstrip() for line in aligned(texts))]
-        return "\n".join(map(printable, lines))
+        text, encoding = "\n".join(map(printable, lines)), getattr(sys.stdout, "encoding", None) or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            text = text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
+        return text
 
     def _words(self) -> list[int]:
         """Return the columns that are not numeric; these are left-aligned."""

@@ -20,12 +20,12 @@ from hkm_dask.hierarchy.sampling.export import (
     BLOCK_ROWS,
     Columns,
     check_target,
-    pool_of_tree,
     row_columns,
     stored_array,
     write_table,
 )
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.pools import pool_of_tree
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
 STAGE = "export"

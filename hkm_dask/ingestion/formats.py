@@ -24,7 +24,7 @@ from hkm_dask.errors import InputError, NoRowsError, check_all
 from hkm_dask.ingestion.npz import member_column, member_ids, member_rows, read_members
 from hkm_dask.ingestion.safetensors import SafetensorsRows, read_tensors, tensor_column, tensor_ids
 from hkm_dask.ingestion.table_files import TableFile, open_table_file
-from hkm_dask.ingestion.tables import Column, TableRows, column_ids, kept_column, list_columns
+from hkm_dask.ingestion.tables import Column, TableRows, column_ids, column_kind, kept_column, list_columns
 from hkm_dask.untrusted import reading
 
 T = TypeVar("T")
@@ -168,7 +168,7 @@ def _pool_column(pool: Pool, name: str) -> Column:
     step = layout.MAX_ID_CHUNK_ROWS
     starts = range(0, pool.n_samples, step)
     return Column(
-        open_array(location(pool.path) / name).spec.dtype.kind,
+        column_kind(open_array(location(pool.path) / name).spec.dtype),
         lambda: (pool.column_piece(name, start, min(start + step, pool.n_samples)) for start in starts),
     )
 

@@ -113,10 +113,10 @@ class Sources:
         return (number, rows.group_of(start)) if isinstance(rows, TableRows) else None
 
     def _kind(self, name: str) -> str:
-        """Return the kind for a column of all tables: integers become floats if another table has floats."""
+        """Return the kind for a column of all tables: numbers of several kinds become float64."""
         kinds = {table.columns[name].kind for table in self.tables} - {""}
-        if kinds == {"i", "f"}:
-            return "f"
+        if len(kinds) > 1 and kinds <= {"i", "f4", "f8"}:
+            return "f8"
         if len(kinds) > 1:
             raise InputError(f"keep={name!r} should be of one type in all sources; convert it to text in all of them")
         return kinds.pop() if kinds else "O"
@@ -126,7 +126,7 @@ class Sources:
             pieces = table.columns[name].pieces
             for piece in _counted(pieces, table.rows.n_rows, f"{table.name}, column {name!r}"):
                 values, missing = np.ma.getdata(piece), np.ma.getmaskarray(piece)
-                if kind == "f" and values.dtype.kind == "i":
+                if kind == "f8" and values.dtype.kind == "i":
                     _check_exact(values[~missing], f"keep={name!r} of {table.name}")
                 yield masked(values, missing, kind)
 

@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 
 _PROBED_ROWS = 64
 # Placeholders for missing values: recognizable as invalid even if the mask is ignored.
-_FILL = {"b": False, "i": np.iinfo(np.int64).min, "f": np.nan, "O": ""}
-_DTYPES = {"b": np.bool_, "i": np.int64, "f": np.float64, "O": object}
-# Kind of a column, by the kind of a NumPy dtype.
-_CODES = {"b": "b", "i": "i", "u": "i", "f": "f", "U": "O"}
+_FILL = {"b": False, "i": np.iinfo(np.int64).min, "f4": np.nan, "f8": np.nan, "O": ""}
+_DTYPES = {"b": np.bool_, "i": np.int64, "f4": np.float32, "f8": np.float64, "O": object}
+# Kind of a column, by the kind of a NumPy dtype that is not a float.
+_CODES = {"b": "b", "i": "i", "u": "i", "U": "O", "O": "O"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """One value per row, in masked pieces of one kind: ``b``, ``i``, ``f``, ``O`` (text), or "" if all are missing."""
+    """One value per row, in masked pieces of one kind.
+
+    The kind is ``b``, ``i``, ``f4``, ``f8``, ``O`` (text), or "" if all values are missing.
+    """
 
     kind: str
     pieces: Pieces
@@ -144,8 +147,9 @@ def _id_pieces(file: TableFile, name: str) -> Iterator[np.ndarray]:
 def kept_column(file: TableFile, name: str) -> Column:
     """Return a column to keep: numbers, text or booleans; missing values stay missing.
 
-    Dates and times become ISO 8601 text, in UTC if they have a time zone, so that it sorts in their order. A column
-    that exists only in folder names (``year=2020``) is text.
+    Decimal numbers, of which SQL engines make many, become float64; values that would be rounded are refused. Dates
+    and times become ISO 8601 text, in UTC if they have a time zone, so that it sorts in their order. A column that
+    exists only in folder names (``year=2020``) is text.
     """
     import pyarrow as pa
 
@@ -153,7 +157,13 @@ def kept_column(file: TableFile, name: str) -> Column:
         value = file.partition[name]
         return Column("" if value is None else "O", partial(_constant_pieces, file.n_rows, value))
     kind = _plain_type(file.field("keep", name).type)
-    tests = {"b": pa.types.is_boolean, "i": pa.types.is_integer, "f": pa.types.is_floating, "O": _is_written}
+    tests = {
+        "b": pa.types.is_boolean,
+        "i": pa.types.is_integer,
+        "f8": lambda kind: kind == pa.float64() or pa.types.is_decimal(kind),
+        "f4": pa.types.is_floating,
+        "O": _is_written,
+    }
     code = next((code for code, test in tests.items() if test(kind)), None)
     if pa.types.is_null(kind):
         code = ""
@@ -180,9 +190,18 @@ def _constant_pieces(n_rows: int, value: str | None) -> Iterator[np.ndarray]:
 
 def array_column(dtype: np.dtype, pieces: Pieces, name: str) -> Column:
     """Return a column to keep, from pieces of an array without missing values."""
-    if dtype.kind not in _CODES:
+    if dtype.kind not in "biufU":
         raise InputError(f"{name}: dtype={dtype} should be numbers, text, true or false; convert it to text")
-    return Column(_CODES[dtype.kind], partial(_array_pieces, pieces, name))
+    return Column(column_kind(dtype), partial(_array_pieces, pieces, name))
+
+
+def column_kind(dtype: np.dtype) -> str:
+    """Return the kind of a column, by the dtype of its values; float32 stays so.
+
+    >>> [column_kind(np.dtype(code)) for code in ("?", "u1", "f2", "f4", "f8", "U3")]
+    ['b', 'i', 'f4', 'f4', 'f8', 'O']
+    """
+    return ("f4" if dtype.itemsize <= 4 else "f8") if dtype.kind == "f" else _CODES[dtype.kind]
 
 
 def _array_pieces(pieces: Pieces, name: str) -> Iterator[np.ndarray]:
@@ -193,27 +212,30 @@ def _array_pieces(pieces: Pieces, name: str) -> Iterator[np.ndarray]:
             values = values.view(np.uint8) != 0  # a file may contain bytes other than 0 and 1
         if values.dtype.kind == "U":
             check_unicode(values.tolist(), name)
-        yield masked(values, np.zeros(len(values), np.bool_), _CODES[values.dtype.kind])
+        yield masked(values, np.zeros(len(values), np.bool_), column_kind(values.dtype))
 
 
 def masked(values: np.ndarray, missing: np.ndarray, code: str) -> np.ma.MaskedArray:
     """Make a masked array of a kind, with placeholders in place of missing values."""
     data: np.ndarray
     if missing.all():
-        data = np.full(len(missing), _FILL[code or "f"], _DTYPES[code or "f"])
+        data = np.full(len(missing), _FILL[code or "f8"], _DTYPES[code or "f8"])
     else:
         data = values.astype(_DTYPES[code])
-    data[missing] = _FILL[code or "f"]
+    data[missing] = _FILL[code or "f8"]
     return np.ma.MaskedArray(data, missing)
 
 
 def _filled(values: pa.Array, code: str, file: TableFile, name: str) -> np.ndarray:
     import pyarrow as pa
 
-    wide = {"b": pa.bool_(), "i": pa.int64(), "f": pa.float64(), "O": pa.large_string()}[code]
-    fill = 0.0 if code == "f" else _FILL[code]  # NaN is set later
+    wide = {"b": pa.bool_(), "i": pa.int64(), "f4": pa.float32(), "f8": pa.float64(), "O": pa.large_string()}[code]
+    fill = 0.0 if code in ("f4", "f8") else _FILL[code]  # NaN is set later
     if code == "O" and not _is_text(values.type):
         return _written(values, f"keep={name!r} of {file.path}").fill_null(fill).to_numpy(zero_copy_only=False)
+    if pa.types.is_decimal(values.type) and not _is_exact(values):
+        fact = f"keep={name!r} of {file.path} should have at most 15 digits, which a float holds"
+        raise InputError(f"{fact}; convert the column to text")
     try:
         return values.cast(wide).fill_null(fill).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:  # an unsigned integer
@@ -255,6 +277,17 @@ def _is_text(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_exact(values: pa.Array) -> bool:
+    """Whether decimal numbers are the same again after they were floats."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        return pc.all(pc.equal(values.cast(pa.float64()).cast(values.type), values), min_count=0).as_py() is True
+    except pa.ArrowInvalid:  # rounded to more digits than the type has
+        return False
 
 
 def _is_written(kind: pa.DataType) -> bool:

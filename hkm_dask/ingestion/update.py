@@ -55,7 +55,7 @@ def update(
         A tree and the pool it was built from.
     *new : path, Pool or array
         New samples, in this order: pools, or sources that `ingest` accepts, of which the columns that the pool has are
-        kept. None if the pool has already grown, by an update of another tree.
+        kept. None if the pool has already grown, by an update of another tree, or only its path has changed.
     ids, ids_file, column : optional
         For sources that are not pools, as in `ingest`: the name of their ids, or the ids themselves; a file of ids and
         further columns; the name of their embeddings.
@@ -131,6 +131,9 @@ def update(
                     fact = f"the new samples lie {times_as_far:.2g} times as far from their centroids as the others"
                     changed = "the clusters may no longer fit; `hkm cluster` makes new ones"
                     emit("warning", message=f"{fact}: {changed}")
+        if read_attributes(target).get("pool") != str(home):  # which a new tree has
+            store.mark_complete(target, {"pool": str(home)})
+            emit("note", message=f"{target} finds its pool at {home} from now on")
         remove(work.parent)
     return open_hierarchy(target)
 

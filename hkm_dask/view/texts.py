@@ -229,9 +229,15 @@ class Column:
         return chunk
 
     def values(self, rows: NDArray[np.int64]) -> list[Any]:
-        """Read the values of rows as Python objects; None for missing values."""
+        """Read the values of rows as Python objects; None for missing values.
+
+        A float32 becomes the shortest decimal that restores it, as people wrote it.
+        """
         step = self.array.spec.chunk_rows
-        return [self._chunk(int(row) // step)[int(row) % step].as_py() for row in rows]
+        values = [self._chunk(int(row) // step)[int(row) % step].as_py() for row in rows]
+        if self.array.dtype != np.float32:
+            return values
+        return [None if value is None else float(str(np.float32(value))) for value in values]
 
     def take(self, rows: NDArray[np.int64]) -> list[str | None]:
         """See `Texts.take`."""

@@ -46,8 +46,11 @@ def test_settings_come_as_they_are_written(tmp_path: Path) -> None:
             "it has more than 20,000 values, with aliases expanded",
         ),
         ("a: " + "x" * 5000, "should be a configuration; the value in line 1 has 5,000 characters, more than 4,096"),
-        ("seed: 0100", "0100 in line 1 is base 8 or 60 to YAML; write it without a zero before it, or in quotes"),
-        ("levels: [{n_clusters: 1:30}]", "1:30 in line 1 is base 8 or 60 to YAML"),
+        ("seed: 0100", "0100 in line 1 is a number to base 8 in YAML; write it without a zero before it, or in quotes"),
+        (
+            "levels: [{n_clusters: 1:30}]",
+            "1:30 in line 1 is a number to base 60 in YAML; write it as one number, or in",
+        ),
         ("#" * 300_000, "should be a configuration; it has 300,001 bytes, more than 262,144"),
     ],
 )

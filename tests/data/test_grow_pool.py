@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hkm_dask.data import grow_pool, ids, layout
-from hkm_dask.data.grow_pool import known_rows
+from hkm_dask.data.grow_pool import grow, known_rows
+from hkm_dask.data.pool import open_pool
 from hkm_dask.ingestion.ingest import ingest
 
 TEXTS = st.text("abé\0", max_size=3)
@@ -42,3 +43,17 @@ def test_the_rows_of_a_pool_are_all_known(tmp_path: Path) -> None:
     pool = ingest(np.ones((len(names), 1), "f2"), tmp_path / "p.zarr", ids=names)
     mixed = np.random.default_rng(0).permutation(names)
     assert known_rows(lambda: iter([mixed[:9], mixed[9:]]), len(names), pool).tolist() == list(range(len(names)))
+
+
+@pytest.mark.parametrize("new", ["f4", "f8"])
+def test_a_column_becomes_as_wide_as_new_values_are(tmp_path: Path, new: str) -> None:
+    pools = []
+    for dtype in ("f4", new):
+        np.savez(
+            tmp_path / "a.npz", x=np.random.default_rng(len(pools)).random((3, 2), "f4"), n=np.array([0.1] * 3, dtype)
+        )
+        pools.append(ingest(tmp_path / "a.npz", tmp_path / f"{len(pools)}.zarr", column="x", keep="n"))
+    grow(pools[0], pools[1:], tmp_path / "grown.zarr")
+    column = open_pool(tmp_path / "grown.zarr").column("n")
+    assert column.dtype == np.dtype(new)
+    assert column.tolist() == [*pools[0].column("n").tolist(), *pools[1].column("n").tolist()]

@@ -281,6 +281,26 @@ def test_float32_overflow_is_an_error_too(tmp_path: Path) -> None:
         ingest(np.array([[1e300, 1.0], [0, 0]]), tmp_path / "p.zarr")
 
 
+@pytest.mark.parametrize(
+    ("scale", "dtype", "said"),
+    [
+        (1e-300, "float32", "55 of 57 rows are all zero now, .* closer to 0 than 1.4e-45, the smallest float32; scale"),
+        (1e-12, "float16", "55 of 57 rows are all zero now, .* closer to 0 than 5.96e-08, the smallest float16; store"),
+        (1e-12, "float32", ""),
+        (0, "float16", ""),
+    ],
+)
+def test_rows_that_become_zero_are_counted(tmp_path: Path, scale: float, dtype: str, said: str) -> None:
+    x = values(dtype="f8")
+    x[[3, 7]] *= np.array([[0], [1 / scale if scale else 0]])
+    messages: list[str] = []
+    with subscribe(lambda event: messages.append(str(event.fields.get("message")))):
+        pool = ingest(x * scale, tmp_path / "p.zarr", dtype=dtype, chunk_mb=TINY)
+    told = [message for message in messages if "all zero now" in message]
+    assert (len(told), bool(told and re.search(said, told[0]))) == ((1, True) if said else (0, False))
+    assert pool.n_zero_rows == (57 if not scale else 56 if said else 1)
+
+
 @pytest.mark.faults
 def test_large_float16_values_are_summed_wide(tmp_path: Path) -> None:
     x = np.full((5000, D), 900, np.float16)

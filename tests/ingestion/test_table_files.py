@@ -39,7 +39,7 @@ def kind_of(cells: list[str]) -> str:
     if any(re.fullmatch(r"-?[1-9][0-9]*", cell) and int(float(cell)) != int(cell) for cell in there):
         return "O"  # as a float it would be another
     leading_zeros, plain = re.compile(r"-?0[0-9]"), re.compile(r"-?([0-9.]+([eE][-+]?[0-9]+)?|inf)|nan|NaN|Nan|naN")
-    return "f" if all(plain.fullmatch(cell) and not leading_zeros.match(cell) for cell in there) else "O"
+    return "f8" if all(plain.fullmatch(cell) and not leading_zeros.match(cell) for cell in there) else "O"
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -54,7 +54,7 @@ def test_a_column_has_the_type_of_all_its_values(tmp_path: Path, cells: list[str
         column = kept_column(CsvTable(path), "cell")
         found: list[Any] = [value for piece in column.pieces() for value in piece.tolist()]
     assert column.kind == kind_of(cells)
-    read = {"b": lambda cell: cell.lower() == "true", "i": int, "f": float, "O": str, "": str}[column.kind]
+    read = {"b": lambda cell: cell.lower() == "true", "i": int, "f8": float, "O": str, "": str}[column.kind]
     for cell, value in zip(cells, found, strict=True):
         if not cell:
             assert value is None

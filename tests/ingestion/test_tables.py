@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,7 @@ def test_columns_of_every_kind_keep_what_is_missing(tmp_path: Path) -> None:
             np.testing.assert_equal(given.tolist(), expected, err_msg=name)
             np.testing.assert_equal(pool.column(name, np.array([2, 0])).tolist(), [expected[2], expected[0]])
         assert pool.column("label").dtype == np.int64
+        assert [pool.column(name).dtype for name in ("score", "half")] == [np.float32] * 2
         assert not np.ma.isMaskedArray(pool.column("half"))
 
 
@@ -137,6 +139,35 @@ def test_a_pool_of_a_pool_has_its_columns(tmp_path: Path) -> None:
     assert (twice.columns, twice.column("word").tolist()) == (("word",), [f"w{i}" for i in range(57)] * 2)
     with pytest.raises(InputError, match=r"keep='url' should be a column of .*p.zarr \(n, word\); choose one"):
         ingest(pool.path, tmp_path / "s.zarr", keep=["url"])
+
+
+def test_decimal_numbers_are_floats_if_floats_hold_them(tmp_path: Path) -> None:
+    prices = [Decimal("12.30"), None, Decimal("-0.01"), Decimal("9999999999999.99")]
+    columns = {"price": pa.array(prices, pa.decimal128(38, 2)), "sum": pa.array([1, 2, 3, None], pa.decimal128(38, 0))}
+    source = write(pa.table({"v": lists(values(4)), **columns}), tmp_path / "a.parquet")
+    pool = ingest(source, tmp_path / "p.zarr", keep=list(columns))
+    assert pool.column("price").tolist() == [12.3, None, -0.01, 9999999999999.99]
+    assert pool.column("sum").tolist() == [1.0, 2.0, 3.0, None]
+    for long in (2**53 + 1, 10**38 - 1):
+        write(pa.table({"v": lists(values(4)), "n": pa.array([1, 2, None, long], pa.decimal128(38, 0))}), source)
+        with pytest.raises(InputError, match=r"keep='n' of .*a.parquet should have at most 15 digits, .* to text"):
+            ingest(source, tmp_path / "q.zarr", keep="n")
+
+
+def test_a_column_in_float32_stays_so(tmp_path: Path) -> None:
+    scores = {
+        "a": pa.array([0.1, None], pa.float32()),
+        "b": pa.array([0.2, 0.3], pa.float32()),
+        "c": pa.array([0.1, 1]),
+    }
+    for name, numbers in scores.items():
+        write(pa.table({"v": lists(values(2)), "score": numbers}), tmp_path / f"{name}.parquet")
+    pool = ingest([tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "ab.zarr", keep="score")
+    assert pool.column("score").dtype == np.float32
+    assert ingest(pool.path, tmp_path / "copy.zarr").column("score").dtype == np.float32
+    assert (str(pool.to_pandas().dtypes["score"]), pool.to_xarray()["score"].dtype) == ("float32", np.float32)
+    wide = ingest([tmp_path / "a.parquet", tmp_path / "c.parquet"], tmp_path / "ac.zarr", keep="score")
+    assert wide.column("score").tolist() == [float(np.float32(0.1)), None, 0.1, 1.0]
 
 
 def test_whole_numbers_and_floats_of_several_files_are_floats(tmp_path: Path) -> None:
@@ -158,7 +189,7 @@ TABLE = {
     "text": ["a", "b", "c", "d"],
     "big": pa.array([1, 2, 3, 2**63], pa.uint64()),
     "when": pa.array([1, 2, 3, 4], pa.timestamp("s")),
-    "price": pa.array([1, 2, 3, 4], pa.decimal128(9, 2)),
+    "time": pa.array([1, 2, 3, 4], pa.duration("s")),
     "words": [["a"], ["b"], [], []],
     "gaps": ["a", None, "c", "d"],
     "ragged": [[1.0, 2.0], [3.0, 4.0], [5.0], [6.0, 7.0]],
@@ -182,9 +213,9 @@ TABLE = {
         ({"column": "v", "ids": "big"}, "id=9223372036854775808 should be below 2"),
         ({"column": "v", "keep": ["url"]}, "keep='url' should be a column of"),
         ({"column": "v", "keep": ["w"]}, r"keep='w' of .*: type=list<.*> should be numbers, text, dates, times, true"),
-        ({"column": "v", "keep": ["price"]}, "keep='price' of .* dates, times, true or false; convert it to text"),
+        ({"column": "v", "keep": ["time"]}, "keep='time' of .* dates, times, true or false; convert it to text"),
         ({"column": "v", "ids": "TEXT"}, "ids='TEXT' should be a column of .*; did you mean text?"),
-        ({"column": "v", "ids": "url", "keep": ["txt", "price"]}, "ids='url'(.*\n)keep='txt' .*(.*\n)keep='price'"),
+        ({"column": "v", "ids": "url", "keep": ["txt", "time"]}, "ids='url'(.*\n)keep='txt' .*(.*\n)keep='time'"),
         ({"column": "v", "keep": ["big"]}, r"keep='big' of .*a.parquet should be below 2\*\*63; convert the column"),
         ({"column": "v", "keep": ["row"]}, "keep='row' should not be a name that subsets have of their own; rename"),
         ({"column": "v", "keep": ["text", "text"]}, "keep='text' should come once; leave it out"),

@@ -23,7 +23,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data import grow_pool, pool_writer, store
 from hkm_dask.data.files import KILLED
 from hkm_dask.data.pool import open_pool
-from hkm_dask.errors import ComputeError, InputError
+from hkm_dask.errors import ComputeError, InputError, StoreError
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy import assignment
 from hkm_dask.hierarchy import update as tree_update
@@ -412,6 +412,21 @@ def test_a_pool_that_another_has_replaced_is_not_said_to_be_the_trees_own(folder
     fact = r"l2\.zarr should be a tree of .*pool\.zarr, but the content of that pool has changed; put the old one back"
     with pytest.raises(InputError, match=fact):
         hkm.update(folder / "l2.zarr", folder / "pool.zarr", folder / "new.zarr")
+
+
+def test_a_tree_learns_the_new_name_of_its_pool(folder: Path) -> None:
+    target = folder / "l2.zarr"
+    moved = (folder / "pool.zarr").rename(folder / "renamed.zarr")
+    before = hkm.open_hierarchy(target).load()
+    with pytest.raises(StoreError, match=r"pool\.zarr is missing"):
+        hkm.sample(target, 9, within="best", by="score")
+    for is_new in (True, False):
+        said = CliRunner().invoke(main, ["update", str(target), str(moved)])
+        assert said.exit_code == 0
+        assert (f"{target} finds its pool at {moved} from now on" in said.output) == is_new
+    assert len(hkm.sample(target, 9, within="best", by="score")) == 9
+    assert hkm.open_hierarchy(target).load().equals(before)
+    assert hkm.verify(target).sound
 
 
 def test_the_page(tmp_path: Path) -> None:

@@ -115,6 +115,17 @@ def test_a_number_is_found_by_all_of_its_digits(tmp_path: Path) -> None:
     assert search(column, "7", 10) == [0, 2]
 
 
+def test_numbers_in_float32_are_shown_with_the_digits_they_have(tmp_path: Path) -> None:
+    write_column(tmp_path, "score", [np.ma.masked_equal(np.float32([0.1, 0.30000001, -1, 7]), -1)], 4)
+    column = Column(
+        open_array(tmp_path / "score"),
+        KeptChunks(1 << 20),
+        read=lambda low, high: np.ma.masked_equal(open_array(tmp_path / "score").read(low, high), -1),
+    )
+    assert column.values(np.arange(4)) == [0.1, 0.3, None, 7.0]
+    assert column.take(np.arange(4)) == ["0.1", "0.3", None, "7.0"]
+
+
 def test_a_column_is_read_where_its_chunks_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hkm_dask.data.layout.MAX_ID_CHUNK_ROWS", 64)
     write_column(tmp_path, "ids", [np.arange(300)], 300)

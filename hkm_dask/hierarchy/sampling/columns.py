@@ -211,6 +211,8 @@ def _like(values: np.ndarray, name: Any) -> Any:
 
     >>> [_like(np.array([True, False]), name) for name in ("True", "yes")], _like(np.array([1]), "01")
     ([True, 'yes'], 1)
+    >>> _like(np.float32([0.1]), "0.1")
+    0.10000000149011612
     """
     kind, is_text = values.dtype.kind, isinstance(name, str)
     if kind not in "ifb":
@@ -218,7 +220,8 @@ def _like(values: np.ndarray, name: Any) -> Any:
     if kind == "b":
         return {"true": True, "false": False}.get(name.lower(), name) if is_text else name
     try:
-        value = int(name) if kind == "i" else float(name)
+        with np.errstate(over="ignore"):  # 0.1 is another number in float32
+            value = int(name) if kind == "i" else values.dtype.type(float(name)).item()
     except (TypeError, ValueError, OverflowError):
         return name
-    return value if is_text or value == name else name
+    return value if is_text or value == name or kind == "f" else name

@@ -35,9 +35,8 @@ def unknown_clusters(arrays: TreeArrays, clusters: Iterable[Cluster], option: st
     return problems
 
 
-def rows_below(arrays: TreeArrays, exclude: Sequence[Cluster], only: Sequence[Cluster]) -> Mask:
-    """Tell for every sample whether it lies below one of `only`, if there are any, and below none of `exclude`."""
-    chosen = _clusters_chosen(arrays, exclude, only)
+def rows_below(arrays: TreeArrays, chosen: Mask) -> Mask:
+    """Tell for every sample whether its level-1 cluster is among the `chosen`."""
     mask = np.empty(arrays.n_rows(1), np.bool_)
     for bounds in arrays.blocks(1, "labels"):
         labels = arrays.block(1, "labels", bounds)
@@ -45,8 +44,8 @@ def rows_below(arrays: TreeArrays, exclude: Sequence[Cluster], only: Sequence[Cl
     return mask
 
 
-def _clusters_chosen(arrays: TreeArrays, exclude: Sequence[Cluster], only: Sequence[Cluster]) -> Mask:
-    """Tell the same for every level-1 cluster, working from the top down."""
+def clusters_chosen(arrays: TreeArrays, exclude: Sequence[Cluster], only: Sequence[Cluster]) -> Mask:
+    """Tell for every level-1 cluster whether it lies below one of `only`, if there are any, and below no `exclude`."""
     n_top = arrays.n_clusters(arrays.n_levels)
     inside, outside = np.full(n_top, not only), np.zeros(n_top, np.bool_)
     for t in range(arrays.n_levels, 0, -1):

@@ -18,8 +18,7 @@ from hkm_dask.config.problems import nearest
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, first_few, is_whole
 from hkm_dask.hierarchy.sampling.columns import DrawColumns, column_to_sort
-from hkm_dask.hierarchy.sampling.eligible import Mask, rows_below, unknown_clusters
-from hkm_dask.hierarchy.sampling.export import pool_of_tree
+from hkm_dask.hierarchy.sampling.eligible import Mask, clusters_chosen, rows_below, unknown_clusters
 from hkm_dask.hierarchy.sampling.id_lists import IdList, read_id_list
 from hkm_dask.hierarchy.sampling.steering import (
     WEIGHT_DECIMALS,
@@ -30,6 +29,7 @@ from hkm_dask.hierarchy.sampling.steering import (
     read_weights,
 )
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.pools import pool_of_tree
 
 ClusterName = str | tuple[int, int]
 Weights = Mapping[ClusterName, float] | str | os.PathLike[str]
@@ -58,14 +58,25 @@ class Rules:
         """Whether some rows may be ineligible."""
         return bool(self.exclude or self.only or self.ids or self.max_per or self.quotas)
 
-    def mask(self, arrays: TreeArrays) -> Mask | None:
-        """Tell which rows are eligible, ignoring caps and quotas; None if all rows of the tree are."""
+    def mask(self, arrays: TreeArrays) -> tuple[Mask | None, dict[str, int]]:
+        """Tell which rows are eligible, ignoring caps and quotas, and how many others there are, by reason.
+
+        Without rules, all rows of the tree are, and there is no mask.
+        """
         if not self.leave_out:
-            return None
-        mask = rows_below(arrays, self.exclude, self.only)
+            return None, {}
+        sizes, inside = arrays.read(1, "leaf_sizes"), clusters_chosen(arrays, [], self.only)
+        chosen = clusters_chosen(arrays, self.exclude, self.only)
+        mask = rows_below(arrays, chosen)
+        n_chosen = np.count_nonzero(mask)
         for ids in self.ids:
             mask &= ~ids.rows(self.pool, len(mask))
-        return mask
+        left_out = {
+            "outside the chosen clusters": int(sizes[~inside].sum()),
+            "in excluded clusters": int(sizes[inside & ~chosen].sum()),
+            "with excluded ids": int(n_chosen - np.count_nonzero(mask)),
+        }
+        return mask, left_out
 
     def level_weights(self, arrays: TreeArrays) -> list[NDArray[np.int64] | None]:
         """Return integer weights of the clusters of every level, level 1 first; None for equal weights."""

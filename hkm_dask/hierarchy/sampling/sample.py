@@ -24,13 +24,13 @@ from hkm_dask.errors import InputError, check_whole, is_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.sampling.columns import Cap, SortKeys, best_first, quota_codes, quota_sizes
 from hkm_dask.hierarchy.sampling.eligible import Mask, leaf_sizes
-from hkm_dask.hierarchy.sampling.export import tell_of_another_pool
 from hkm_dask.hierarchy.sampling.flat import draw_flat
 from hkm_dask.hierarchy.sampling.rules import ClusterName, Quotas, Rules, Weights, read_rules
 from hkm_dask.hierarchy.sampling.shares import hierarchical_targets
 from hkm_dask.hierarchy.sorting import selection
 from hkm_dask.hierarchy.sorting.members import starts
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.pools import tell_of_another_pool
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
 STRATEGIES = ("hierarchical", "flat")
@@ -178,18 +178,23 @@ class _Draw:
         self, arrays: TreeArrays, rules: Rules, strategy: str, within: str, multiplier: int, n_samples: int
     ) -> None:
         self.arrays, self.strategy, self.within, self.multiplier = arrays, strategy, within, multiplier
-        self.quotas, self.weights, self.mask = rules.quotas, rules.level_weights(arrays), rules.mask(arrays)
+        self.quotas, self.weights = rules.quotas, rules.level_weights(arrays)
+        self.mask, left_out = rules.mask(arrays)
         self.best: SortKeys | None = None
         self.cap: Cap | None = None
         self.codes: NDArray[np.integer] | None = None
         if rules.pool is not None and rules.by:
             self.best = best_first(rules.pool, rules.by)
+        if rules.columns is not None and rules.max_per and self.mask is not None:
+            column, most = rules.max_per
+            self.cap = Cap(rules.columns, column, most)
+            n_left = int(np.count_nonzero(self.mask))
+            left_out[f"beyond {most:,} per {column}"] = n_left - self.cap.available(self.mask)
         if rules.columns is not None:
-            self.cap = Cap(rules.columns, *rules.max_per) if rules.max_per else None
             self.codes = quota_codes(rules.columns, rules.quotas[0], list(rules.quotas[1])) if rules.quotas else None
-        left = n_samples if self.mask is None else np.count_nonzero(self.mask)
-        if left < n_samples:
-            emit("note", message=f"the rules leave {left:,} of {n_samples:,} samples")
+        if reasons := [f"{n:,} {reason}" for reason, n in left_out.items() if n]:
+            left = n_samples - sum(left_out.values())
+            emit("note", message=f"the rules leave {left:,} of {n_samples:,} samples, without {', '.join(reasons)}")
 
     def parts(self, size: int, seed: int) -> list[_Part]:
         """Return the parts of the draw; raises InputError with all those that exceed the available rows."""

@@ -9,9 +9,11 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from hkm_dask.data.ids import as_array
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.hierarchy.tree.arrays import TreeArrays, ranges
 from hkm_dask.hierarchy.tree.nearest import checked_vectors, nearest_clusters
+from hkm_dask.hierarchy.tree.pools import pool_of_tree
 from hkm_dask.hierarchy.tree.summary import summarize
 
 if TYPE_CHECKING:
@@ -116,7 +118,7 @@ class HkmAccessor:
         return xr.DataArray(labels, dims="sample", name=f"labels_{level}", attrs={"missing": -1})
 
     @overload
-    def path(self, sample: int) -> tuple[int, ...]: ...
+    def path(self, sample: int | str) -> tuple[int, ...]: ...  # type: ignore[overload-overlap]  # ArrayLike has str
     @overload
     def path(self, sample: ArrayLike) -> pd.DataFrame: ...
     def path(self, sample: Any) -> tuple[int, ...] | pd.DataFrame:
@@ -124,14 +126,15 @@ class HkmAccessor:
 
         Parameters
         ----------
-        sample : int or array-like of int, shape (n,)
-            Row numbers of the pool, in any order.
+        sample : int, str or array-like of these, shape (n,)
+            Row numbers of the pool, or ids if they are texts, in any order. ``pool.rows_of(ids)`` gives the row numbers
+            of ids that are integers.
 
         Returns
         -------
         tuple of int, or pandas.DataFrame
-            For one sample, its clusters, level 1 first. For several, one row each, indexed by ``sample``, with columns
-            ``level_1`` and so on. -1 if a sample was left out of the clustering.
+            For one sample, its clusters, level 1 first. For several, one row each, indexed by ``sample``, or ``id``,
+            with columns ``level_1`` and so on. -1 if a sample was left out of the clustering.
 
         Raises
         ------
@@ -139,6 +142,9 @@ class HkmAccessor:
             If a sample is not in the tree.
         """
         n = self.n_samples
+        if _are_texts(ids := as_array(sample)) and (pool := pool_of_tree(self._tree.attrs)) is not None:
+            rows = pool.rows_of(ids)
+            return self.path(rows).set_index(pd.Index(ids, name="id")) if ids.ndim else self.path(int(rows[0]))
         if not np.ndim(sample):
             rows = np.atleast_1d(np.asarray(sample))
             inside = rows.dtype.kind in "iu" and 0 <= rows[0] < n
@@ -401,6 +407,11 @@ class HkmAccessor:
         if not isinstance(paths, xr.DataArray):
             paths = xr.DataArray(paths, dims=("sample", "level"), name="labels")
         return paths.assign_coords(level=range(1, self.n_levels + 1))
+
+
+def _are_texts(values: NDArray[Any]) -> bool:
+    """Return whether values are texts, of which there is at least one."""
+    return values.dtype.kind in "UTO" and values.size > 0 and all(isinstance(one, str) for one in values.flat)
 
 
 def _checked_numbers(numbers: Any, n: int, name: str, rule: str) -> NDArray[np.int64]:

@@ -15,8 +15,8 @@ from hkm_dask.config import Config
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.sampling.eligible import count_rows
-from hkm_dask.hierarchy.sampling.export import pool_is_gone, pool_of_tree
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.pools import pool_is_gone, pool_of_tree
 from hkm_dask.metrics import gini
 
 #: Share of the pool whose distances to their centroids are not far.

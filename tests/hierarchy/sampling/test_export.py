@@ -149,15 +149,19 @@ def test_columns_of_a_table_come_along_with_what_is_missing_in_them(tmp_path: Pa
         "caption": [None if row == 19 else f"=text {row}" for row in range(N)],
         "score": [None if row == 0 else row / 4 for row in range(N)],
     }
+    columns["rating"] = pa.array([row / 10 for row in range(N)], pa.float32())
     table = pa.table({"v": np.arange(2.0 * N).reshape(N, 2).tolist(), **columns})
     pq.write_table(table, tmp_path / "a.parquet")
     tree = make_tree(tmp_path, ingest(tmp_path / "a.parquet", tmp_path / "pool.zarr", keep=list(columns)))
     written = pq.read_table(write_subset(tmp_path / "out.parquet", ROWS, tree))
-    assert [str(written.schema.field(name).type) for name in columns] == ["int64", "bool", "string", "double"]
-    for name, values in columns.items():
+    assert [str(written.schema.field(name).type) for name in columns] == [
+        "int64", "bool", "string", "double", "float",
+    ]  # fmt: skip
+    assert written["rating"] == table["rating"].take(ROWS)
+    for name, values in list(columns.items())[:-1]:
         assert written[name].to_pylist() == [values[row] for row in ROWS]
     lines = write_subset(tmp_path / "out.csv", ROWS, tree).read_text().splitlines()
-    assert lines[1:3] == ["0,0,True,'=text 0,,0,2,1,0.0", "3,,False,'=text 3,0.75,3,-1,-1,3.0"]
+    assert lines[1:3] == ["0,0,True,'=text 0,,0.0,0,2,1,0.0", "3,,False,'=text 3,0.75,0.3,3,-1,-1,3.0"]
 
 
 def test_integer_ids_stay_integers(tmp_path: Path) -> None:

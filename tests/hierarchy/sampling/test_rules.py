@@ -178,7 +178,9 @@ def test_ids_that_the_pool_lacks_are_counted(tree: xr.DataTree, tmp_path: Path) 
     assert [e.fields["message"] for e in seen if e.kind == "warning"] == [
         f"exclude_ids='{path}': 2 of 3 ids are not in the pool (id-99999, other)"
     ]
-    assert [e.fields["message"] for e in seen if e.kind == "note"] == [f"the rules leave {N - 1} of {N} samples"]
+    assert [e.fields["message"] for e in seen if e.kind == "note"] == [
+        f"the rules leave {N - 1} of {N} samples, without 1 with excluded ids"
+    ]
     path.write_text("other\n")
     with pytest.raises(
         InputError, match=r"exclude_ids=.*: 1 of 1 ids are not in the pool \(other\); give ids like id-0"
@@ -230,6 +232,28 @@ def test_a_capped_draw_gives_all_that_it_may_and_says_how_much_that_is(
         InputError, match=f"size={available + 1} should be at most the {available} that the rules leave"
     ):
         hkm.sample(tree, available + 1, max_per={"domain": 5})
+
+
+def test_a_draw_tells_what_each_rule_leaves_out(tree: xr.DataTree, columns: dict[str, np.ndarray]) -> None:
+    one, two = ancestors(tree)
+    inside, excluded = np.isin(two, [0, 1, 2]), (two == 1) | (one == 7)
+    listed = np.arange(0, N, 3)
+    left = inside & ~excluded
+    left[listed] = False
+    n_allowed = int(np.minimum(np.bincount(columns["domain"][left]), 4).sum())
+    seen: list[Event] = []
+    with subscribe(seen.append):
+        rows = hkm.sample(
+            tree, n_allowed, only=[(2, 0), (2, 1), (2, 2)], exclude=["2:1"], weights={(1, 7): 0},
+            exclude_ids=[f"id-{row}" for row in listed], max_per={"domain": 4},
+        )  # fmt: skip
+    assert left[rows].all()
+    n_listed = int((inside & ~excluded)[listed].sum())
+    assert [event.fields["message"] for event in seen if event.kind == "note"] == [
+        f"the rules leave {n_allowed} of {N} samples, without {N - inside.sum()} outside the chosen clusters, "
+        f"{(inside & excluded).sum()} in excluded clusters, {n_listed} with excluded ids, "
+        f"{left.sum() - n_allowed} beyond 4 per domain"
+    ]
 
 
 def test_a_quota_is_a_draw_of_every_value(tree: xr.DataTree, columns: dict[str, np.ndarray], tmp_path: Path) -> None:

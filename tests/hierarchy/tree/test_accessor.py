@@ -66,6 +66,28 @@ def test_paths_of_many_samples_are_those_of_each(tree: xr.DataTree) -> None:
     assert tree.hkm.path([]).shape == (0, 3)
 
 
+def test_samples_are_named_by_ids_too(tmp_path: Path) -> None:
+    x, names = np.random.default_rng(0).normal(size=(90, 4)).astype("f4"), [f"id-{row}" for row in range(90)]
+    pool = hkm.ingest(x, tmp_path / "pool.zarr", ids=names)
+    with patch("hkm_dask.data.layout.MAX_ID_CHUNK_ROWS", 7):
+        opened = hkm.build_hierarchy(pool, tmp_path / "tree.zarr", hkm.Config.from_flags((9, 3), n_resamples=0))
+        assert pool.rows_of(["id-80", "id-3", "id-80"]).tolist() == [80, 3, 80]
+        paths = opened.hkm.path(["id-80", "id-3"])
+        assert (paths.index.name, paths.index.tolist()) == ("id", ["id-80", "id-3"])
+        assert paths.to_numpy().tolist() == opened.hkm.path([80, 3]).to_numpy().tolist()
+        assert opened.hkm.path("id-80") == opened.hkm.path(80)
+        with pytest.raises(InputError, match=r"ids=id-90, x should be ids of .*pool.zarr, like 'id-0'; leave them out"):
+            opened.hkm.path(["id-3", "x", "id-90"])
+    numbered = hkm.ingest(x, tmp_path / "numbered.zarr", ids=np.arange(90) * 1000)
+    assert numbered.rows_of([5000, 2000]).tolist() == [5, 2]
+    with pytest.raises(InputError, match=r"ids=5000 should be ids of .*, like 0; leave"):
+        numbered.rows_of(["5000"])
+    with pytest.raises(
+        InputError, match=r"ids=.* should be of a pool with ids, .*bare.zarr has none; give row numbers"
+    ):
+        hkm.ingest(x, tmp_path / "bare.zarr").rows_of(["a"])
+
+
 def test_ancestors(tree: xr.DataTree) -> None:
     two = parents(tree, 2)
     assert tree.hkm.ancestors(1, 17) == (two[17], parents(tree, 3)[two[17]])
