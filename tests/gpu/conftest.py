@@ -13,9 +13,13 @@ from hkm_dask.compute import staging
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.errors import ComputeError
+from hkm_dask.search.cuda import check as cuda_check
+from hkm_dask.search.cuda import forms as cuda_forms
 from hkm_dask.search.cuda import kernels as cuda_kernels
 from pipelines.gpu import compiled
 from tests.emulated.plugin import Emulator
+
+_fault = cuda_forms._fault  # which the emulator leaves out
 
 try:
     require_cuda()
@@ -47,6 +51,18 @@ def emulator(request: pytest.FixtureRequest, cuda: Any) -> Emulator:
         pytest.skip("a real device has more memory than a test should take")
     actual: Emulator = request.getfixturevalue("emulated_cuda")
     return actual
+
+
+@pytest.fixture
+def checked(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Forms are checked, in this process, and nothing is known of them."""
+    monkeypatch.setattr(cuda_forms, "_fault", _fault)
+    monkeypatch.setattr(cuda_forms, "APART", False)
+    monkeypatch.setattr(cuda_forms, "_faults", {})
+    monkeypatch.setattr(cuda_forms, "_begun", {})
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cupy"))
+    monkeypatch.setattr(cuda_check, "_N_STEPS", 1)  # an emulator is slow
+    monkeypatch.setattr(cuda_check, "_N_COPIES", 700)
 
 
 @pytest.fixture
