@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ def compile_once(pytestconfig: pytest.Config, tmp_path: Path) -> Callable[..., t
         made = pytestconfig.cache.get(key, None) if hasattr(pytestconfig, "cache") else None
         if made is None:
             kernels = compiled.compile_for(architecture, half=half, folder=tmp_path)
-            made = {"kernels": [asdict(one) for one in kernels], "ptx": (tmp_path / "kernels.ptx").read_text()}
+            made = {"kernels": [vars(one) for one in kernels], "ptx": (tmp_path / "kernels.ptx").read_text()}
             if hasattr(pytestconfig, "cache"):
                 pytestconfig.cache.set(key, made)
         kernels = [
