@@ -23,6 +23,7 @@ from hkm_dask.kmeans.predict import nearest_labels
 from hkm_dask.search.cuda import check_process as cuda_check_process
 from hkm_dask.search.cuda import forms as cuda_forms
 from hkm_dask.search.cuda import hopper as cuda_hopper
+from hkm_dask.search.cuda import kernels as cuda_kernels
 from hkm_dask.search.cuda.check_process import Check, CheckProcess, UntoldError
 from hkm_dask.search.cuda.engine import CudaEngine
 from hkm_dask.search.cuda.forms import forms_here, quickest, sound_forms
@@ -83,6 +84,15 @@ def test_hopper_at_fault_is_put_aside(cuda: Any, monkeypatch: pytest.MonkeyPatch
     with pytest.warns(
         RuntimeWarning, match=r"nearest_two_hopper gave wrong scores .* continues with the kernel nearest_two"
     ):
+        assert next(sound_forms(forms_here("float16"), 24, HALF)) == "fused"
+
+
+@pytest.mark.usefixtures("checked")
+def test_hopper_is_put_aside_where_nvrtc_cannot_compile_it(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda.cuda.nvrtc, "getVersion", lambda: (12, 8))
+    cuda_kernels._compiled_for_hopper.cache_clear()
+    cuda_kernels._function.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"_hopper failed \(NVRTC=12.8 should be 12.9 or newer; .* contin"):
         assert next(sound_forms(forms_here("float16"), 24, HALF)) == "fused"
 
 
