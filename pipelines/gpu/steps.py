@@ -205,7 +205,7 @@ def run_tests(record: Record) -> None:
     """Run the tests of the GPU path, except those that start workers, test these steps, or need no device."""
     chosen = ["tests/gpu", "tests/compute/cluster/test_device.py", "-k", "not compile"]
     chosen += [f"--ignore=tests/gpu/test_{name}.py" for name in ("cluster", "first_minutes")]
-    _pytest(record, ["tests/gpu/test_keyed_random.py"] if record.rehearsal else chosen)
+    _pytest(record, ["-p", "tests.emulated.as_device", "tests/gpu/test_seeding.py"] if record.rehearsal else chosen)
 
 
 def run_cluster_tests(record: Record) -> None:
