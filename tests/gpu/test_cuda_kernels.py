@@ -52,6 +52,8 @@ def test_the_kernels_compile_and_spill_nothing(
         assert kernels["nearest_two"].instructions["HMMA.16816.F32"] == 128
         assert not [name for one in kernels.values() for name in one.instructions if name.startswith(("LDL", "STL"))]
     assert_nothing_is_flushed(ptx)
+    of_sums = ptx.partition(".entry add_entries")[2].partition("\n}\n")[0]
+    assert len(re.findall(r"ld\.global\.v2\.", of_sums)) == 16  # two coordinates at once, of so many rows ahead
 
 
 @needs_nvcc
