@@ -364,6 +364,8 @@ def block_bytes(budget: int, n_threads: int, device_budget: int | None = None, r
     64
     >>> block_bytes(64 << 30, 1, device_budget=1 << 30, row_bytes=16) >> 20
     16
+    >>> block_bytes(64 << 30, 1, device_budget=100 << 30) >> 20
+    1024
     """
     most = MAX_BLOCK_BYTES
     if device_budget is not None:

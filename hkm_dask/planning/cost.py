@@ -8,7 +8,6 @@ every row with every centroid.
 
 With several workers, each has a share of the rows. The work of a step is then that of the busiest worker: its share,
 and what one worker does for all.
-what one worker does for all.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import psutil
 
 import hkm_dask as hkm
 from hkm_dask.search.cuda.check import Sample, find_fault, made_sample
+from hkm_dask.search.cuda.forms import NAMES
 from hkm_dask.search.cuda.index import CudaIndex
 from hkm_dask.search.cuda.kernels import compile_kernels
 from hkm_dask.search.cuda.operand import Form
@@ -166,9 +167,7 @@ def fit_once(record: Record) -> list[str]:
     with computing_on("cuda"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         seconds, _ = clock(lambda: hkm.KMeans(k, max_iter=3).fit(rows))
-    messages = [
-        text for one in caught if re.search("process goes on|is left out|walks on processors", text := str(one.message))
-    ]
+    messages = [text for one in caught if (text := str(one.message)).startswith(tuple(NAMES.values()))]
     record.add(f"a fit of {n} × {d}, checks included: {seconds:.1f} s; {'; '.join(messages) or 'no form put aside'}")
     return messages
 
@@ -206,7 +205,7 @@ def run_tests(record: Record) -> None:
     """Run the tests of the GPU path, except those that start workers, test these steps, or need no device."""
     chosen = ["tests/gpu", "tests/compute/cluster/test_device.py", "-k", "not compile"]
     chosen += [f"--ignore=tests/gpu/test_{name}.py" for name in ("cluster", "first_minutes")]
-    _pytest(record, ["tests/gpu/test_keyed_random.py"] if record.rehearsal else chosen)
+    _pytest(record, ["-p", "tests.emulated.as_device", "tests/gpu/test_seeding.py"] if record.rehearsal else chosen)
 
 
 def run_cluster_tests(record: Record) -> None:
@@ -256,12 +255,15 @@ def _run(command: Sequence[str], take: Callable[[str], None]) -> int:
 
 def _under(
     record: Record, tool: str, options: Sequence[str], wanted: str, work: Callable[[Record], None] = search_once
-) -> None:
-    """Run one small search, or other work, under one of NVIDIA's tools, and keep the relevant lines of its output."""
+) -> str:
+    """Run one small search, or other work, under one of NVIDIA's tools, and keep the relevant lines of its output.
+
+    Returns what went wrong with the tool or with the work, "" if nothing did.
+    """
     place = shutil.which(tool) or shutil.which(tool, path=_TOOLKIT)
     if record.rehearsal or place is None:
         record.add(f"{tool}: {'no device' if record.rehearsal else 'not installed'}")
-        return
+        return ""
     found = str(record.path.with_suffix(".search"))
     child = [sys.executable, "-m", "pipelines.gpu.child", name_of(work), found, str(record.left)]
     kept: list[str] = []
@@ -273,20 +275,26 @@ def _under(
     code = _run([place, *options, *child], take)
     for line in kept[:12] or [f"no output, status {code}"]:
         record.add(f"{' '.join([tool, *options[:2]])}: {line}", tools=[line])
+    return f"{' '.join([tool, *options[:2]])} ended with status {code}; see the log" if code else ""
 
 
 def sanitize(record: Record) -> None:
     """Look for invalid memory accesses and races in one small search, and in walks over small groups."""
-    for tool in ("memcheck", "racecheck"):
+    faults = [
         _under(record, "compute-sanitizer", ["--tool", tool], "SUMMARY|Error|hazard", search_and_walk_once)
+        for tool in ("memcheck", "racecheck")
+    ]
     if any(re.search(r"SUMMARY: [1-9]", line) for line in record.figures.get("tools", [])):
-        raise AssertionError("compute-sanitizer found errors; see the log")
+        faults.insert(0, "compute-sanitizer found errors; see the log")
+    if fault := "; ".join(filter(None, faults)):
+        raise AssertionError(fault)
 
 
 def profile(record: Record) -> None:
     """Profile one launch of the search with ncu."""
     options = ["--section", "SpeedOfLight", "--kernel-name", "regex:nearest_two", "--launch-count", "1"]
-    _under(record, "ncu", [*options, "--clock-control", "none"], r"Throughput|Duration|ERR")
+    if fault := _under(record, "ncu", [*options, "--clock-control", "none"], r"Throughput|Duration|ERR"):
+        raise AssertionError(fault)
 
 
 # -- speed ------------------------------------------------------------------------------------------------------------

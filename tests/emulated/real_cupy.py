@@ -19,6 +19,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+#: What CuPy adds to the options of every kernel that it compiles for a Hopper.
+HOPPER_OPTIONS = ("-ftz=true", "-arch=sm_90", "--device-as-default-execution-space")
+
 
 def _import(name: str) -> Any:
     """Return the module or attribute with a dotted name."""

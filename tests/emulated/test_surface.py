@@ -148,3 +148,25 @@ def test_cupy_passes_one_tensor_map_by_value_and_scalars_and_shared_memory_as_th
     refused = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert set(refused) == {"two maps", "shared by another name", "a dtype"}
     assert refused["two maps"].startswith("You are trying to pass a numpy.ndarray of shape (2,)")
+
+
+_OPTIONS = """
+import unittest.mock
+from cupy.cuda import compiler
+class Program:
+    def __init__(self, *some, **more): pass
+    def compile(self, options=(), log_stream=None):
+        print(*options)
+        return b"", None
+compiler._NVRTCProgram, compiler.function = Program, unittest.mock.MagicMock()
+compiler._get_nvrtc_version, compiler._get_max_compute_capability = lambda: (13, 0), lambda: "121"
+compiler._get_arch_for_options_for_nvrtc = compiler._get_arch_for_options_for_nvrtc.__wrapped__  # asks for no device
+compiler._compile_with_cache_cuda("", ("-arch=sm_90a",), "90", cache_in_memory=True)
+"""
+
+
+def test_cupy_adds_the_options_that_kernels_are_tested_with_after_ours() -> None:
+    done = subprocess.run([sys.executable, "-c", _OPTIONS], capture_output=True, text=True, check=True)
+    version, kernel = (line.split() for line in done.stdout.splitlines())
+    assert kernel == ["-arch=sm_90a", *real_cupy.HOPPER_OPTIONS]
+    assert version[0] == "-arch=sm_90a"  # of an empty source, to find out which compiler it is

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,13 @@ from hkm_dask.compute import staging
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.errors import ComputeError
+from hkm_dask.search.cuda import check as cuda_check
+from hkm_dask.search.cuda import forms as cuda_forms
 from hkm_dask.search.cuda import kernels as cuda_kernels
 from pipelines.gpu import compiled
 from tests.emulated.plugin import Emulator
+
+_fault = cuda_forms._fault  # which the emulator leaves out
 
 try:
     require_cuda()
@@ -50,6 +53,18 @@ def emulator(request: pytest.FixtureRequest, cuda: Any) -> Emulator:
 
 
 @pytest.fixture
+def checked(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Forms are checked, in this process, and nothing is known of them."""
+    monkeypatch.setattr(cuda_forms, "_fault", _fault)
+    monkeypatch.setattr(cuda_forms, "APART", False)
+    monkeypatch.setattr(cuda_forms, "_faults", {})
+    monkeypatch.setattr(cuda_forms, "_begun", {})
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cupy"))
+    monkeypatch.setattr(cuda_check, "_N_STEPS", 1)  # an emulator is slow
+    monkeypatch.setattr(cuda_check, "_N_COPIES", 700)
+
+
+@pytest.fixture
 def little_work_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is little work would stay on the host, and an emulator is slow, most of all that of a Hopper."""
     monkeypatch.setattr("hkm_dask.search.worker._TINY_FLOPS", 1e4)
@@ -79,7 +94,7 @@ def compile_once(pytestconfig: pytest.Config, tmp_path: Path) -> Callable[..., t
         made = pytestconfig.cache.get(key, None) if hasattr(pytestconfig, "cache") else None
         if made is None:
             kernels = compiled.compile_for(architecture, half=half, folder=tmp_path)
-            made = {"kernels": [asdict(one) for one in kernels], "ptx": (tmp_path / "kernels.ptx").read_text()}
+            made = {"kernels": [vars(one) for one in kernels], "ptx": (tmp_path / "kernels.ptx").read_text()}
             if hasattr(pytestconfig, "cache"):
                 pytestconfig.cache.set(key, made)
         kernels = [

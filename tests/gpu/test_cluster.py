@@ -116,6 +116,7 @@ def _peak() -> int:
 
 @pytest.mark.gpu
 def test_two_runs_on_gpus_and_one_on_processors_agree(tmp_path: Path) -> None:
+    pytest.importorskip("dask_cuda")
     np.save(tmp_path / "rows.npy", embeddings(20_000))
     hkm.ingest([tmp_path / "rows.npy"], pool := tmp_path / "pool.zarr")
     actual = []

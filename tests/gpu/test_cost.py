@@ -1,4 +1,4 @@
-"""The cost model's number of kernel launches, against the emulator's count; see hierarchy/test_cost.py."""
+"""The cost model's number of kernel launches, against the emulator's count; see planning/test_cost.py."""
 
 from pathlib import Path
 from typing import Any

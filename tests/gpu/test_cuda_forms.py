@@ -20,10 +20,10 @@ from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.predict import nearest_labels
-from hkm_dask.search.cuda import check as cuda_check
 from hkm_dask.search.cuda import check_process as cuda_check_process
 from hkm_dask.search.cuda import forms as cuda_forms
 from hkm_dask.search.cuda import hopper as cuda_hopper
+from hkm_dask.search.cuda import kernels as cuda_kernels
 from hkm_dask.search.cuda.check_process import Check, CheckProcess, UntoldError
 from hkm_dask.search.cuda.engine import CudaEngine
 from hkm_dask.search.cuda.forms import forms_here, quickest, sound_forms
@@ -37,7 +37,6 @@ from tests.gpu.inputs import geometry_of, groups, twice
 
 HALF, FORMS = np.dtype(np.float16), ("fused", "half")
 ONE = Check("fused", 24, "float16")
-_fault = cuda_forms._fault  # which the emulator leaves out
 
 
 @pytest.fixture(autouse=True)
@@ -45,18 +44,6 @@ def _on_any_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """Forms are those of any device, but where Hopper's is the subject."""
     if "hopper" not in request.node.name:
         monkeypatch.setattr(cuda_hopper, "is_available", lambda: False)
-
-
-@pytest.fixture
-def checked(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Forms are checked, in this process, and nothing is known of them."""
-    monkeypatch.setattr(cuda_forms, "_fault", _fault)
-    monkeypatch.setattr(cuda_forms, "APART", False)
-    monkeypatch.setattr(cuda_forms, "_faults", {})
-    monkeypatch.setattr(cuda_forms, "_begun", {})
-    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cupy"))
-    monkeypatch.setattr(cuda_check, "_N_STEPS", 1)  # an emulator is slow
-    monkeypatch.setattr(cuda_check, "_N_COPIES", 700)
 
 
 def program(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -97,6 +84,15 @@ def test_hopper_at_fault_is_put_aside(cuda: Any, monkeypatch: pytest.MonkeyPatch
     with pytest.warns(
         RuntimeWarning, match=r"nearest_two_hopper gave wrong scores .* continues with the kernel nearest_two"
     ):
+        assert next(sound_forms(forms_here("float16"), 24, HALF)) == "fused"
+
+
+@pytest.mark.usefixtures("checked")
+def test_hopper_is_put_aside_where_nvrtc_cannot_compile_it(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda.cuda.nvrtc, "getVersion", lambda: (12, 8))
+    cuda_kernels._compiled_for_hopper.cache_clear()
+    cuda_kernels._function.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"_hopper failed \(NVRTC=12.8 should be 12.9 or newer; .* contin"):
         assert next(sound_forms(forms_here("float16"), 24, HALF)) == "fused"
 
 

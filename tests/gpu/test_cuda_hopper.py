@@ -36,7 +36,8 @@ def assert_registers(said: str) -> None:
 
 def assert_instructions(found: dict[str, int]) -> None:
     """Assert that products and copies are Hopper's, where a disassembler was at hand."""
-    assert not found or found == {"HGMMA.64x256x16.F32": 4, "UTMALDG.2D": 1, "UTMALDG.2D.MULTICAST": 1}  # a step
+    a_step = {"HGMMA.64x256x16.F32": 4, "UTMALDG.2D": 1, "UTMALDG.2D.MULTICAST": 1}
+    assert found == (a_step if compiled.disassembler() else {})
 
 
 @needs_nvcc

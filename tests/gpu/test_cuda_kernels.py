@@ -21,10 +21,8 @@ from hkm_dask.search.distance import squared_distance
 from hkm_dask.search.fixed_point import RowUnits
 from pipelines.gpu import compiled
 from tests.emulated.plugin import Emulator
+from tests.emulated.real_cupy import HOPPER_OPTIONS
 from tests.gpu.inputs import geometry_of, search_on_cpu, search_on_device
-
-#: What CuPy adds to the options of every kernel it compiles.
-CUPYS_OPTION = "-ftz=true"
 
 
 def assert_nothing_is_flushed(ptx: str) -> None:
@@ -54,6 +52,8 @@ def test_the_kernels_compile_and_spill_nothing(
         assert kernels["nearest_two"].instructions["HMMA.16816.F32"] == 128
         assert not [name for one in kernels.values() for name in one.instructions if name.startswith(("LDL", "STL"))]
     assert_nothing_is_flushed(ptx)
+    of_sums = ptx.partition(".entry add_entries")[2].partition("\n}\n")[0]
+    assert len(re.findall(r"ld\.global\.v2\.", of_sums)) == 16  # two coordinates at once, of so many rows ahead
 
 
 @needs_nvcc
@@ -77,7 +77,7 @@ def compile_as_cupy(source: str, options: list[str], kind: str) -> tuple[str, by
     """What NVRTC says and makes of a source, "PTX" or "CUBIN", with the options that CuPy adds for a Hopper."""
     nvrtc, program = ctypes.CDLL(runtime_compiler()), ctypes.c_void_p()
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None) == 0
-    flags = [*options, "--std=c++17", CUPYS_OPTION, "-arch=sm_90", "--device-as-default-execution-space"]
+    flags = [*options, "--std=c++17", *HOPPER_OPTIONS]
     failed = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*map(str.encode, flags)))
     made = []
     for what in ("ProgramLog", kind):

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-from hkm_dask.search.cuda.forms import forms_here
+from hkm_dask.search.cuda import check_process as cuda_check_process
+from hkm_dask.search.cuda import forms as cuda_forms
+from hkm_dask.search.cuda.forms import NAMES, forms_here
+from hkm_dask.search.cuda.operand import Form
 from pipelines.benchmark import command
 from pipelines.gpu import tables
 from pipelines.gpu.record import Record
 from pipelines.gpu.rehearsal import shrink
-from pipelines.gpu.steps import STEPS, search_and_walk_once
+from pipelines.gpu.steps import STEPS, fit_once, search_and_walk_once
 
 STARTS_OTHERS = {"tests", "cluster", "sanitizer", "profile", "devices"}
 TAKE_LONG = {"forms", "hopper", "passes", "streams"}  # several seconds on an emulator
@@ -68,6 +71,19 @@ def test_a_step_finds_what_it_should(small: None, tmp_path: Path, name: str) -> 
             f"hkm_dask, {who}" for who in ("GPU", "GPU again", "threads")
         ]
         assert "level 1: labels the same bits, centroids the same bits; 0 of 300 labels differ" in case["facts"]
+
+
+@pytest.mark.usefixtures("checked", "little_work_on_the_device")
+@pytest.mark.parametrize("faulty", [[], ["fused"], ["fused", "half"]])
+def test_a_fit_tells_which_forms_its_worker_put_aside(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: list[Form]
+) -> None:
+    for module in (cuda_forms, cuda_check_process):
+        monkeypatch.setattr(module, "find_fault", lambda form, *_, **__: "is wrong" if form in faulty else None)
+    record = Record(tmp_path / "found.json", 60, rehearsal=True)
+    told = fit_once(record)
+    assert [text.partition(" is wrong")[0] for text in told] == [NAMES[form] for form in faulty]
+    assert record.lines[0].endswith("; ".join(told) or "no form put aside")
 
 
 def test_what_tools_look_at_is_right(small: None, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Steps end within their time limits and keep their results so far; tables distinguish measured and unmeasured."""
 
 import json
+import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from hkm_dask.errors import ComputeError
 from pipelines.gpu import command, prediction, tables
 from pipelines.gpu.command import Run, limit_of_first
 from pipelines.gpu.record import Record
-from pipelines.gpu.steps import STEPS, Step, _pytest
+from pipelines.gpu.steps import STEPS, Step, _pytest, sanitize
 from tests.pipelines.gpu_steps import die, fail, hang, succeed, tell_environment
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +86,23 @@ def test_tests_that_failed_are_named_though_the_last_of_all_takes_the_process_wi
     assert record.lines[0] == "1 failed"
     assert record.lines[1].startswith("FAILED ")
     assert record.lines[1].endswith("test_some.py::test_fails")
+
+
+@pytest.mark.parametrize(
+    ("n_errors", "status", "said"),
+    [(0, 0, None), (2, 0, "compute-sanitizer found errors"), (0, 3, "compute-sanitizer --tool racecheck ended with")],
+)
+def test_a_search_that_fails_under_a_tool_fails_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_errors: int, status: int, said: str | None
+) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\necho '========= ERROR SUMMARY: {n_errors} errors'\nexit {status}\n", encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    record = Record(tmp_path / "found.json", 60)
+    with nullcontext() if said is None else pytest.raises(AssertionError, match=said):
+        sanitize(record)
+    assert record.figures["tools"] == [f"ERROR SUMMARY: {n_errors} errors"] * 2
 
 
 def test_time_that_a_step_leaves_goes_to_those_that_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,8 @@ _SomePoints = tuple[Literal["walked"], Callable[[], Sequence[GridWalk]]]
 #: Whether synthetic rows are checked in another process.
 APART = True
 
-_NAMES: dict[Checked, str] = {
+#: What messages call a form; one about a fault begins with it.
+NAMES: dict[Checked, str] = {
     "hopper": "the kernel nearest_two_hopper", "fused": "the kernel nearest_two", "half": "cuBLAS in float16",
     "bfloat": "cuBLAS in bfloat16", "tf32": "cuBLAS in TF32", "single": "cuBLAS in float32",
     "double": "cuBLAS in float64", "walks": "the kernel walk_groups",
@@ -160,7 +161,7 @@ def sound_forms(
         if fault is None:
             yield form
         else:
-            faults.append(f"{_NAMES[form]} {fault}")
+            faults.append(f"{NAMES[form]} {fault}")
     if len(faults) == len(forms):
         raise ComputeError(
             f"no search on this GPU is correct ({'; '.join(faults)}); compute on the CPU, and report this message"
@@ -206,13 +207,13 @@ def _fault(
     checks: dict[Hashable, Callable[[], str | None]] = {made: partial(_fault_apart, *made)}
     if sample is not None:
         size, make_sample = sample
-        checks[*made, size] = partial(find_fault_here, _NAMES[form], *made, lambda: _fault_on(form, make_sample()))
+        checks[*made, size] = partial(find_fault_here, NAMES[form], *made, lambda: _fault_on(form, make_sample()))
     with _checking:
         for key, check in checks.items():
             if key not in _faults:
                 _faults[key] = check()
                 if _faults[key] is not None:
-                    _warn(f"{_NAMES[form]} {_faults[key]}; {_outlook(form, others)}")
+                    _warn(f"{NAMES[form]} {_faults[key]}; {_outlook(form, others)}")
             if _faults[key] is not None:
                 return _faults[key]
     return None
@@ -221,7 +222,7 @@ def _fault(
 def _outlook(form: Checked, others: Sequence[Form]) -> str:
     """Describe how a run continues without a form."""
     if others:
-        return f"this process continues with {_NAMES[others[0]]}"
+        return f"this process continues with {NAMES[others[0]]}"
     return "this process does the walks on CPUs" if form == "walks" else "it is left out"
 
 
@@ -257,7 +258,7 @@ def _found_apart(check: Check, device: int) -> str | None:
             return process.fault(check)
         except UntoldError:
             pass
-    return find_fault_here(_NAMES[check.form], check, device, partial(fault_of, check))
+    return find_fault_here(NAMES[check.form], check, device, partial(fault_of, check))
 
 
 def find_fault_here(name: str, check: Check, device: int, find: Callable[[], str | None]) -> str | None:

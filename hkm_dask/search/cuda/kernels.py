@@ -37,6 +37,8 @@ STAGE_BYTES, _MOST_STAGES = (128 + 256) * 128, 4
 _SHARED_UNASKED = 48 << 10
 #: Rows and columns of a tile of `find_conflicts`: one word of bits.
 _CONFLICT_TILE = 32
+#: An older NVRTC takes only one -arch option, which is CuPy's.
+_OLDEST_NVRTC = (12, 9)
 #: Asynchronous copies and 16 × 8 × 16 products need compute capability 8.0 (Ampere), "80" in CuPy.
 _OLDEST_CAPABILITY = 80
 
@@ -70,6 +72,11 @@ def _compiled(half: bool) -> Any:
 def _compiled_for_hopper() -> Any:
     import cupy
 
+    version = cupy.cuda.nvrtc.getVersion()
+    if version < _OLDEST_NVRTC:
+        raise ComputeError(
+            f"NVRTC={'.'.join(map(str, version))} should be 12.9 or newer; install hkm-dask[cuda12] anew"
+        )
     # CuPy adds an -arch option without the instructions of sm_90a; NVRTC uses the first one.
     return cupy.RawModule(code=source(HOPPER_FILES), options=("-arch=sm_90a", "--std=c++17"))
 

@@ -377,6 +377,7 @@ def test_a_preset_is_for_gpu_workers(words: list[str], capsys: pytest.CaptureFix
 @pytest.mark.gpu
 @pytest.mark.parametrize("preset", ["performance", "capacity"])
 def test_real_gpu_workers_start(preset: str) -> None:
+    pytest.importorskip("dask_cuda")
     with connect(local_cuda=True, cuda_preset=preset) as runner:  # type: ignore[arg-type]
         assert runner.client is not None
         assert runner.n_workers == runner.n_threads
