@@ -24,7 +24,7 @@ from hkm_dask.compute.cluster.dashboard import EventSender, add_page
 from hkm_dask.compute.cluster.device import agree_on_device
 from hkm_dask.compute.cluster.heartbeats import HeartbeatWatch
 from hkm_dask.compute.cluster.telling import Listener
-from hkm_dask.compute.cluster.worker_shares import WorkerShares, places_of, run_timed, take_speed
+from hkm_dask.compute.cluster.worker_shares import WorkerShares, named_worker, places_of, run_timed, take_speed
 from hkm_dask.compute.memory import StageBytes, budget_within
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.piece_rows import PieceRows
@@ -392,7 +392,8 @@ def _give_out(dask_scheduler: Any) -> None:
 
 
 def _finish(combine: Callable[[Any, Any], Any], finish: Callable[[Any], Any], results: list[Any]) -> Any:
-    return run_task(finish, reduce(combine, results))
+    with named_worker():
+        return run_task(finish, reduce(combine, results))
 
 
 def _renamed(stage: str, phase: str) -> str:
