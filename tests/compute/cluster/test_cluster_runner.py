@@ -1,5 +1,6 @@
 """A real cluster of two processes gives the same bits as threads, and reports its failures."""
 
+import gc
 import os
 import pickle
 import re
@@ -7,6 +8,7 @@ import signal
 import threading
 import time
 import urllib.request
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -251,6 +253,23 @@ def _n_threads_in_task(n: int) -> int:
 def _tell_and_fail(item: int, *, tell: Any) -> float:
     tell(item)
     return item / 0
+
+
+def _tell(item: int, *, tell: Any) -> None:
+    tell(item)
+
+
+def test_a_client_keeps_nothing_of_a_run_that_has_ended(workers: ClusterRunner) -> None:
+    """It may live for days, and Dask keeps what listens to it."""
+    heard = list[object]()
+    listen = partial(list.append, heard)
+    kept = weakref.ref(listen)
+    with ClusterRunner(workers.client) as runner:
+        runner.call(_tell, 3, stage="test", hear=listen)
+    del listen
+    gc.collect()
+    assert heard
+    assert kept() is None
 
 
 def test_a_task_alone_is_run_where_the_most_threads_are(workers: ClusterRunner) -> None:
