@@ -33,9 +33,10 @@ _SCHEMES = ("s3", "gs", "az")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _STORE_VARIABLE = re.compile(r"(AWS|GOOGLE|AZURE)_")
 _SEGMENT = re.compile(r"[^/?#@\\\x00-\x1f\x7f]+")
+#: A pause is drawn between the first one and `base` times the last one, so these retries take about half a minute.
 _RETRIES = {
-    "max_retries": 6,
-    "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=3), "base": 2},
+    "max_retries": 20,
+    "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 3},
     "retry_timeout": timedelta(seconds=30),
 }
 
@@ -407,20 +408,34 @@ def _sentence(error: Exception, bucket: str) -> str:
     """Describe an error of the library, and its remedy."""
     from obstore import exceptions
 
-    text = str(error)
-    if "NoSuchBucket" in text:
+    text, again = str(error), "run the same command again"
+    # What follows repeats our settings, such as `retry_timeout`.
+    told = re.sub(r"retry_timeout: \S+", "", text.partition("\n\nDebug source")[0])
+    status = re.search(r"status code: (\d+[\w ]*)", told)
+    found = re.search(r"<Code>(\w+)</Code>", text)
+    code = found[1] if found else ""
+    if code == "NoSuchBucket":
         return f"there is no bucket {bucket}; make it, or check its name, the endpoint and the region"
     if "169.254.169.254" in text or "metadata.google.internal" in text:
         named = _CREDENTIALS[bucket.partition(":")[0]]
         return f"no credentials were found; set {named}, or those that your store needs"
+    if code == "ExpiredToken":
+        return f"the credentials have expired; renew them, and {again}"
+    if code == "RequestTimeTooSkewed":
+        return f"the clock of this machine differs from the store's; set it, and {again}"
+    if code == "AuthorizationHeaderMalformed" or "configured region" in told:
+        return f"{bucket} is in another region; set AWS_REGION to it, and {again}"
+    named = f" ({code})" * bool(code)
     denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
-    if denied or re.search(r"status code: 40[13]", text):
-        code = re.search(r"<Code>(\w+)</Code>", text)
-        why = f"access denied ({code[1]})" if code else "access denied"
-        return f"{why}; check the credentials and what they may do in {bucket}"
-    if "error sending request" in text or "timed out" in text or "timeout" in text:
-        return "the store does not respond; check AWS_ENDPOINT_URL and the network, and run the same command again"
-    return f"{_first_line(error)}; check the store, and run the same command again"
+    if denied or (status and status[1].startswith(("401", "403"))):
+        return f"access denied{named}; check the credentials and what they may do in {bucket}"
+    if status and status[1].startswith(("429", "5")):
+        return f"it answered {status[1]}{named} again and again; {again} when the store is well"
+    if status:
+        return f"it answered {status[1]}{named}; check the store, and {again}"
+    if "error sending request" in told or "timed out" in told or "timeout" in told:
+        return f"the store does not respond; check AWS_ENDPOINT_URL and the network, and {again}"
+    return f"{_first_line(error)}; check the store, and {again}"
 
 
 def _first_line(error: Exception) -> str:

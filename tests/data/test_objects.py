@@ -3,6 +3,8 @@
 import http.server
 import pickle
 import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -211,11 +213,20 @@ def test_no_store_is_there(bucket: ObjectPath) -> None:
         open_pool(bucket / "p.zarr")
 
 
-class _Denies(http.server.BaseHTTPRequestHandler):
+class _Refuses(http.server.BaseHTTPRequestHandler):
+    """Answers its first `n_times` requests by an error of S3, and all others by an empty object."""
+
+    status, code, n_times = 403, "AccessDenied", 1000
+
     def _answer(self) -> None:
-        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-        self.send_response(403)
-        self.send_header("Content-Length", str(len(body)))
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        type(self).n_times -= 1
+        refused = self.n_times >= 0
+        body = f"<?xml version='1.0'?>\n<Error><Code>{self.code}</Code></Error>".encode() * refused
+        self.send_response(self.status if refused else 200)
+        for name, value in (("Content-Length", str(len(body))), ("ETag", "1")):
+            self.send_header(name, value)
+        self.send_header("Last-Modified", self.date_time_string())
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -226,15 +237,58 @@ class _Denies(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_no_permission_is_a_sentence(bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Denies) as server:
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Return a function that makes the store answer by an error."""
+    soon = timedelta(milliseconds=1)
+    monkeypatch.setitem(objects._RETRIES, "backoff", {"init_backoff": soon, "max_backoff": 2 * soon, "base": 2})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("_", (_Refuses,), {})) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        for act in (lambda: bucket.read_bytes(), lambda: list(bucket.iterdir()), lambda: bucket.write_bytes(b"")):
-            with pytest.raises(StoreError, match=r"failed: access denied.*; check the credentials") as error:
-                act()
-            assert "not-a-secret" not in str(error.value)
+
+        def refuse(**how: object) -> None:
+            for name, value in how.items():
+                setattr(server.RequestHandlerClass, name, value)
+
+        yield refuse
         server.shutdown()
+
+
+def test_no_permission_is_a_sentence(bucket: ObjectPath, refusing: Callable[..., None]) -> None:
+    for act in (lambda: bucket.read_bytes(), lambda: list(bucket.iterdir()), lambda: bucket.write_bytes(b"")):
+        with pytest.raises(StoreError, match=r"failed: access denied.*; check the credentials") as error:
+            act()
+        assert "not-a-secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "told"),
+    [
+        (400, "ExpiredToken", "the credentials have expired; renew them, and run the same command again"),
+        (403, "RequestTimeTooSkewed", "the clock of this machine differs from the store's; set it, and run"),
+        (301, "PermanentRedirect", "s3://bucket-\\S+ is in another region; set AWS_REGION to it"),
+        (400, "AuthorizationHeaderMalformed", "s3://bucket-\\S+ is in another region; set AWS_REGION to it"),
+        (503, "SlowDown", "it answered 503 Service Unavailable .SlowDown. again and again; run the same command again"),
+        (429, "TooManyRequests", "it answered 429 Too Many Requests .TooManyRequests. again and again; run the same"),
+        (400, "MetadataTooLarge", "it answered 400 Bad Request .MetadataTooLarge.; check the store, and run the same"),
+    ],
+)
+def test_what_a_store_answers_is_a_sentence(
+    status: int, code: str, told: str, bucket: ObjectPath, refusing: Callable[..., None]
+) -> None:
+    refusing(status=status, code=code)
+    for act in (lambda: bucket.read_bytes(), lambda: list(bucket.iterdir()), lambda: bucket.write_bytes(b"")):
+        with pytest.raises(StoreError, match=f"failed: {told}") as error:
+            act()
+        assert "\n" not in str(error.value)
+
+
+def test_a_store_that_is_overloaded_for_a_while_is_asked_again(
+    bucket: ObjectPath, refusing: Callable[..., None]
+) -> None:
+    """Its answers, such as SlowDown of S3, may go on for many seconds."""
+    refusing(status=503, code="SlowDown", n_times=15)
+    assert bucket.read_bytes() == b""
 
 
 @pytest.mark.parametrize(("url", "named"), [("s3://b", "AWS_ACCESS_KEY_ID"), ("gs://b", "GOOGLE_APPLICATION")])

@@ -18,8 +18,10 @@ from hkm_dask.config import Config
 from hkm_dask.planning.gpus import GPUS
 from hkm_dask.planning.plan import make_plan
 from hkm_dask.planning.workers import PlannedRows, Workers
+from pipelines import cluster
 from pipelines.cluster import pods, slurm, ssh
 from pipelines.cluster.command import main
+from pipelines.cluster.projection import project
 from pipelines.cluster.simulator import Cluster, Pass, _Run, passes_of, simulate
 
 
@@ -82,6 +84,16 @@ def test_without_losses_it_is_the_plan() -> None:
     for t, level in enumerate(plan.levels, 1):
         assert level.seconds is not None
         assert outcome.seconds[t] == pytest.approx(sum(level.seconds.values()), rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("run", "n_gpus"), [("web", 64), ("satellite", 8)])
+def test_recorded_projections_are_those_of_the_model(run: str, n_gpus: int) -> None:
+    """Otherwise record them again: `python pipelines/cluster/run.py project --record`."""
+    recorded = json.loads(Path(cluster.__file__).with_name("results.json").read_text(encoding="utf-8"))
+    expected, found = recorded["project"]["found"][run][str(n_gpus)], project(run, n_gpus)
+    assert found.pop("hours") == pytest.approx(expected.pop("hours"), rel=1e-3)
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.slow

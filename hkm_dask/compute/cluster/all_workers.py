@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 #: Seconds to wait for a worker after all have died, as some may just be starting, and between two polls.
 _OTHERS_COME_WITHIN, _LOOK_EVERY = 120, 0.1
+#: Dask's reason for cancelling results whose scheduler is gone.
+_LOST = "scheduler-connection-lost"
 #: How often all workers may die during a request.
 _ATTEMPTS = 4
 
 
 @contextmanager
 def explained(client: Client, stage: str = "") -> Iterator[None]:
-    """Convert errors of Dask that mean a lost scheduler to a ComputeError that names the remedy.
+    """Convert errors of Dask that mean a lost scheduler, or lost tasks, to a ComputeError that names the remedy.
 
     An OSError raised by the tasks of a stage is not converted.
     """
@@ -39,8 +41,17 @@ def explained(client: Client, stage: str = "") -> Iterator[None]:
         if not isinstance(error, lost if stage else lost | OSError) and client.status != "closed":
             raise
         fact = f"{stage}: " if stage else ""
+        if isinstance(error, CancelledError) and not _connection_lost(error):
+            fact += "its tasks were cancelled, for example by Client.restart in another process"
+            raise ComputeError(f"{fact}; run again to resume") from error
         fact += "the connection to the Dask scheduler was lost"
         raise ComputeError(f"{fact}; restart it and its workers, and run again to resume") from error
+
+
+def _connection_lost(error: BaseException) -> bool:
+    """Tell whether Dask cancelled results because the scheduler is gone, and not because somebody asked for it."""
+    groups = getattr(error, "error_groups", [error])
+    return any(getattr(group, "reason", _LOST) == _LOST for group in groups)
 
 
 def list_workers(
@@ -48,10 +59,11 @@ def list_workers(
 ) -> dict[str, Any]:
     """Return what the scheduler knows of every worker; if there are fewer, as all have died, wait for them to return.
 
-    After `come_within` seconds, fewer are accepted. Raises ComputeError if there is none then, or the scheduler does
-    not answer, or is not the one with the id `scheduler` but was started in its place.
+    If there is none, a task asks adaptive clusters for one. After `come_within` seconds, fewer are accepted. Raises
+    ComputeError if there is none then, or the scheduler does not answer, or is not the one with the id `scheduler` but
+    was started in its place.
     """
-    deadline = time.monotonic() + come_within
+    deadline, task = time.monotonic() + come_within, None
     while True:
         # `Client.scheduler_info` shares its answer with a timer that requests it without workers every two seconds.
         # When a worker dies, `wait_for_workers` breaks a LocalCluster's count of workers, which then fails to close.
@@ -62,6 +74,8 @@ def list_workers(
         workers = identity["workers"]
         if len(workers) >= n_workers or time.monotonic() > deadline:
             break
+        if not workers and task is None:
+            task = client.submit(int, pure=False)
         time.sleep(_LOOK_EVERY)
     if workers:
         return dict(workers)

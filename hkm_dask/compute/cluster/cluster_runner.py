@@ -24,7 +24,7 @@ from hkm_dask.compute.cluster.dashboard import EventSender, add_page
 from hkm_dask.compute.cluster.device import agree_on_device
 from hkm_dask.compute.cluster.heartbeats import HeartbeatWatch
 from hkm_dask.compute.cluster.telling import Listener
-from hkm_dask.compute.cluster.worker_shares import WorkerShares, places_of, run_timed, take_speed
+from hkm_dask.compute.cluster.worker_shares import WorkerShares, named_worker, places_of, run_timed, take_speed
 from hkm_dask.compute.memory import StageBytes, budget_within
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.piece_rows import PieceRows
@@ -69,25 +69,30 @@ class ClusterRunner(Runner):
         self._objects = place if isinstance(place, ObjectPath) else None
         info = list_workers(client, come_within=_WORKERS_COME_WITHIN)
         self._scheduler = str(client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.id))
-        require_same_version(client)
-        device = agree_on_device(client)
         super().__init__(work_dir=place if isinstance(place, Path) else None)
         self.n_workers, self._there = 0, info
-        self._count(info)
-        self.device_budget = min(ask_workers(client, device_budget).values()) if device == "cuda" else None
-        self.n_staged = max(ask_workers(client, staging_blocks).values()) if device == "cuda" else 0
+        self._watch = HeartbeatWatch(client)  # first, as a worker may be frozen already
+        try:
+            require_same_version(client)
+            device = agree_on_device(client)
+            self._count(info)
+            self.device_budget = min(ask_workers(client, device_budget).values()) if device == "cuda" else None
+            self.n_staged = max(ask_workers(client, staging_blocks).values()) if device == "cuda" else 0
+        except BaseException:
+            self._watch.close()
+            raise
         limits = [w["memory_limit"] for w in info.values() if w.get("memory_limit")]
         if limits:
             self.memory_budget = budget_within(min(limits))
         self.dashboard = client.dashboard_link or None
         self._shares = WorkerShares({worker: about["nthreads"] for worker, about in info.items()})
         self._array_store: SharedArrayStore | None = None
-        self._watch = HeartbeatWatch(client)
         self._listener = Listener(client)
         self.page = add_page(client)
         self._sender = EventSender(client) if self.page else None
         self._spans: list[str] = []  # open spans, the outermost first
         self._phase: tuple[Any, Any] | None = None  # stage and outer span of the last tasks, and their own span
+        self._has_left_pool = _leave_thread_pool()
 
     def close(self) -> None:
         """See `Runner.close`."""
@@ -96,6 +101,10 @@ class ClusterRunner(Runner):
         self._watch.close()
         self._listener.close()
         super().close()
+        if self._has_left_pool:
+            from distributed import rejoin
+
+            rejoin()
 
     def _list_workers(self) -> dict[str, Any]:
         """See `list_workers`; of the original scheduler, or none."""
@@ -361,6 +370,17 @@ class ClusterRunner(Runner):
         return self._collect(submit_all, items, stage)[0]
 
 
+def _leave_thread_pool() -> bool:
+    """If this is a task of a worker, make its thread available for the tasks it waits for; tells whether it did."""
+    from distributed import secede
+
+    try:
+        secede()
+    except (ValueError, AttributeError, KeyError):  # no task, a task without such a thread, or one that did it itself
+        return False
+    return True
+
+
 def _give_out(dask_scheduler: Any) -> None:
     """Run on the scheduler: reconsider the workers of tasks that other than their preferred workers may run.
 
@@ -372,7 +392,8 @@ def _give_out(dask_scheduler: Any) -> None:
 
 
 def _finish(combine: Callable[[Any, Any], Any], finish: Callable[[Any], Any], results: list[Any]) -> Any:
-    return run_task(finish, reduce(combine, results))
+    with named_worker():
+        return run_task(finish, reduce(combine, results))
 
 
 def _renamed(stage: str, phase: str) -> str:

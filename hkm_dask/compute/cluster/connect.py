@@ -34,7 +34,8 @@ def runner_for(
 
     `memory_limit`, in bytes or as in ``"4GiB"``, is for this process; workers of a cluster have their own limits. All
     workers must have access to `work_dir`; a URL in an object store suits workers on other machines. Leaving the
-    runner's context deletes temporary files and leaves the client open.
+    runner's context deletes temporary files and leaves the client open. InputError for anything but a client, and in
+    the client's own event loop.
 
     Examples
     --------
@@ -47,6 +48,12 @@ def runner_for(
     if client is None:
         folder = None if work_dir is None else location(work_dir)
         return Runner(memory_limit=_parse_limit(memory_limit), work_dir=folder if isinstance(folder, Path) else None)
+    from distributed import Client
+
+    if not isinstance(client, Client):
+        raise InputError(f"client={client!r} should be a distributed.Client; make one by Client(address)")
+    if client.asynchronous:
+        raise InputError(f"client={client!r} should not be used in its own event loop; use asyncio.to_thread")
     return ClusterRunner(client, work_dir=work_dir)
 
 

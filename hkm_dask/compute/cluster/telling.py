@@ -25,7 +25,7 @@ class Listener:
 
     def __init__(self, client: Client) -> None:
         self._client, self._topic = client, f"hkm-told-{uuid.uuid4().hex}"
-        self._name, self._hear = "", lambda *values: None
+        self._name, self._hear = "", _ignore
         self._thread = ThreadPoolExecutor(1, "hkm-hear")
         client.subscribe_topic(self._topic, self._receive)
 
@@ -46,13 +46,17 @@ class Listener:
             yield partial(_run_telling, task, self._topic, self._name)
         finally:
             self._thread.submit(lambda: None).result()  # runs after everything queued
-            self._name = ""
+            self._name, self._hear = "", _ignore  # a client keeps this listener, which must keep nothing of a run
 
     def _receive(self, event: tuple[float, Any]) -> None:
         name, messages = event[1]
         if name == self._name:  # not from a worker that was considered dead
             for values in messages:
                 self._thread.submit(self._hear, *values)
+
+
+def _ignore(*values: Any) -> None:
+    """Hear nothing."""
 
 
 def _run_telling(task: Callable[..., Any], topic: str, name: str, item: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from hkm_dask.compute.jit_child import compile_in_children
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import run_task
+from hkm_dask.errors import StoreError
 
 #: Shares are recomputed if the slowest worker takes this many times as long as equal finish times would: rows that move
 #: to another worker are read again there, and searched without cached data.
@@ -160,12 +162,26 @@ def has_nanny() -> bool:
         return False
 
 
+@contextmanager
+def named_worker() -> Iterator[None]:
+    """Name this worker in errors of files and object stores, which may fail on one host only."""
+    from distributed import get_worker
+
+    try:
+        yield
+    except StoreError as error:
+        if error.__cause__ is None:
+            raise
+        raise StoreError(f"{error} (worker {get_worker().address})") from error.__cause__
+
+
 def run_timed(task: Callable[[Any], Any], item: Any, memory_budget: int) -> Any:
     """Run a task on a worker as `run_task` does, and record the time it took for its rows."""
     if has_nanny():
         compile_in_children()
     begin = time.perf_counter()
-    result = run_task(task, item, memory_budget)
+    with named_worker():
+        result = run_task(task, item, memory_budget)
     if isinstance(item, Part):
         _tally.add(item.stop - item.start, time.perf_counter() - begin)
     return result

@@ -1,11 +1,14 @@
 """A real cluster of two processes gives the same bits as threads, and reports its failures."""
 
+import gc
 import os
 import pickle
+import re
 import signal
 import threading
 import time
 import urllib.request
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -29,12 +32,12 @@ from hkm_dask.compute.cluster.cluster_runner import ClusterRunner
 from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.planned_runner import PlannedRunner
-from hkm_dask.compute.runner import Runner, runner_in_task
-from hkm_dask.compute.shared_arrays import RecentCache
+from hkm_dask.compute.runner import Runner, identity, runner_in_task
+from hkm_dask.compute.shared_arrays import RecentCache, SharedArrayStore
 from hkm_dask.config import Config, Level
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, ZarrRows
-from hkm_dask.errors import ComputeError
+from hkm_dask.errors import ComputeError, StoreError
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.ingestion.ingest import ingest
@@ -252,6 +255,23 @@ def _tell_and_fail(item: int, *, tell: Any) -> float:
     return item / 0
 
 
+def _tell(item: int, *, tell: Any) -> None:
+    tell(item)
+
+
+def test_a_client_keeps_nothing_of_a_run_that_has_ended(workers: ClusterRunner) -> None:
+    """It may live for days, and Dask keeps what listens to it."""
+    heard = list[object]()
+    listen = partial(list.append, heard)
+    kept = weakref.ref(listen)
+    with ClusterRunner(workers.client) as runner:
+        runner.call(_tell, 3, stage="test", hear=listen)
+    del listen
+    gc.collect()
+    assert heard
+    assert kept() is None
+
+
 def test_a_task_alone_is_run_where_the_most_threads_are(workers: ClusterRunner) -> None:
     def worker(host: str, n_threads: int) -> dict[str, Any]:
         return {"host": host, "nthreads": n_threads}
@@ -425,6 +445,24 @@ def test_results_that_died_with_all_workers_are_made_again(workers: ClusterRunne
             until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
     assert workers.map(abs, [-1, -2, -3], stage="test", report=kill) == [1, 2, 3]
+
+
+# -- workers whose files are not those of others -----------------------------------------------------------------------
+
+
+def write_there(path: str) -> None:
+    SharedArrayStore(path).put("too long " * 30, np.zeros(3))
+
+
+def test_a_worker_that_cannot_write_is_named(workers: ClusterRunner, tmp_path: Path) -> None:
+    """The folder may be read-only, or its disk full, on one host only."""
+    addresses = "|".join(map(re.escape, list_workers(workers.client)))
+    for fail in (
+        lambda: workers.map(write_there, [str(tmp_path)], stage="test"),
+        lambda: workers.map_reduce(identity, [str(tmp_path)], combine=max, finish=write_there, stage="test"),
+    ):
+        with pytest.raises(StoreError, match=rf"^writing {tmp_path}/too .* failed: .* \(worker ({addresses})\)$"):
+            fail()
 
 
 # -- workers that are paused ------------------------------------------------------------------------------------------
