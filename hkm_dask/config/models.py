@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from hkm_dask.config.problems import problems_of, show, unknown
 from hkm_dask.config.yaml_text import read_value, read_yaml
 from hkm_dask.errors import InputError
-from hkm_dask.untrusted import parse_json, reason
+from hkm_dask.untrusted import parse_json
 
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)?")
 #: Maximum number of levels of a hierarchy; the paper has at most four.
@@ -428,10 +428,8 @@ def _override(settings: dict[str, Any], override: str) -> str | None:
         return f"set={show(override)} should be NAME=VALUE; write it like levels.1.n_clusters=5000"
     try:
         value = read_value(text)
-    except yaml.YAMLError:
-        return f"{name}={show(text)} should be a value YAML can read; quote it"
     except ValueError as error:
-        return f"{name}={show(text)} should be a value of a setting; {reason(error)}"
+        return f"{name}={show(text)} should be a value YAML can read; {error}"
     if first != "levels":
         if rest or first not in Config.model_fields:
             return unknown(name, value, list(Config.model_fields), list(Level.model_fields))

@@ -79,8 +79,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """Read one value as `read_yaml` would; YAMLError or ValueError if it is invalid."""
-    return _load(text)
+    """Read one value as `read_yaml` would; ValueError with a remedy if it is invalid."""
+    try:
+        return _load(text)
+    except yaml.YAMLError:
+        raise ValueError("quote it") from None
 
 
 def _load(text: str) -> Any:

@@ -262,10 +262,10 @@ def test_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
         ("seed", "set='seed' should be NAME=VALUE; "),
         ("=5", "set='=5' should be NAME=VALUE; "),
         ("metric=[l2", "metric='[l2' should be a value YAML can read; "),
-        ("seed=1:30", "seed='1:30' should be a value of a setting; 1:30 in line 1 is a number to base 60 in YAML"),
+        ("seed=1:30", "seed='1:30' should be a value YAML can read; 1:30 in line 1 is a number to base 60 in YAML"),
         (
             "seed=010",
-            "seed='010' should be a value of a setting; 010 in line 1 is a number to base 8 in YAML; write it ",
+            "seed='010' should be a value YAML can read; 010 in line 1 is a number to base 8 in YAML; write it ",
         ),
         ("levels.1.tol=-1", "levels.1.tol=-1 should be a number >= 0 and < 1; "),
     ],
