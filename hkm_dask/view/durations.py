@@ -1,17 +1,19 @@
 """Prediction of the duration of pieces of work, and its uncertainty, from the pieces that a run has timed.
 
-The logarithm of a piece's seconds per unit is modeled as a sum of normal effects: of the machine, of the phase, of the
-phase in first k-means or in resamplings, of the phase at a level, of both, and of the single piece. A timed piece is
-informative about another one to the extent that they share effects, so that the prediction improves with every piece,
-and errors are correlated if their causes are shared.
+A piece takes a fixed time and a time per unit of work. The logarithm of the time per unit is modeled as a sum of normal
+effects: of the machine, of the phase, of the phase in first k-means or in resamplings, of the phase at a level, of
+both, and of the single piece; that of the fixed time has part of the machine's effect and one of its phase. The effects
+are the state of an extended Kalman filter. A timed piece is informative about its effects, according to the share of
+fixed time and of work in it, so that the prediction improves with every piece, and errors are correlated if their
+causes are shared.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,15 +22,15 @@ from numpy.typing import NDArray
 from hkm_dask.compute.matmul import matmul
 
 #: Of each phase: seconds per unit on a typical machine, fixed seconds per piece, the standard deviation of the log of
-#: its speed between runs, and the offset of that log for resamplings relative to first k-means. Fitted to recorded runs
-#: by `pipelines.benchmark.timeleft`; docs/see-the-run.md has the accuracy on other runs.
+#: its speed between runs, and the offset of that log for resamplings relative to first k-means. Measured on recorded
+#: runs of `pipelines.benchmark.timeleft`; docs/see-the-run.md has the accuracy on other runs.
 PHASES = {
-    "draw": (1.2e-10, 0.02, 0.3, 0.0),
+    "draw": (7e-11, 0.02, 0.3, 0.0),
     "choose": (4e-11, 0.006, 0.35, -0.15),
-    "refine": (4e-11, 0.008, 0.45, -0.5),
-    "iterate": (1.3e-10, 0.012, 0.7, -0.4),
-    "assign": (1.4e-11, 0.01, 0.35, 0.0),
-    "gather": (1e-9, 0.002, 0.5, 0.0),
+    "refine": (2.3e-11, 0.008, 0.45, -0.5),
+    "iterate": (7.5e-11, 0.012, 0.7, -0.4),
+    "assign": (8e-12, 0.01, 0.35, 0.0),
+    "gather": (5e-9, 0.002, 1.0, 0.0),
     "write": (1e-6, 0.05, 0.5, 0.0),
     "split": (2.7e-10, 0.05, 0.8, 0.0),
     "clusters": (9e-4, 0.0, 0.3, 0.0),
@@ -37,12 +39,20 @@ PHASES = {
 ALONE = {"write", "clusters"}
 #: Variances of the other effects: machine, phase in first or resampled k-means, phase at a level, both, single piece.
 MACHINE, WHAT, LEVEL, BOTH, PIECE = 4.0, 0.02, 0.06, 0.015, 0.012
-#: Variance of a kind's speed that remains however much was timed of it.
+#: Variances of the effects on a fixed time: of the phase, and of the single piece.
+FIXED, FIXED_PIECE = 0.25, 0.25
+#: Share of the machine's effect on work that fixed times have.
+FIXED_BY_MACHINE = 0.5
+#: Phases that are tasks of their own on workers, however small, and their fixed time there relative to one process.
+TASKS, ON_WORKERS = {"assign", "write"}, 3
+#: Fixed time that the first draw of a run takes in addition, in which code and rows are loaded.
+LOADING = 0.25
+#: Variance by which the effect of a kind drifts from one piece to the next.
 DRIFT = 0.001
-#: Overhead of a piece on workers relative to that in one process.
-ON_WORKERS = 5
-#: Number of last finished pieces that the mean of a kind is taken over.
+#: Number of last finished pieces of a kind that tell how much they vary.
 RECENT = 5
+#: Linearizations of the logarithm of a sum.
+_ROUNDS = 6
 
 
 class Kind(NamedTuple):
@@ -53,102 +63,163 @@ class Kind(NamedTuple):
     phase: str
 
 
-def _shared(a: Kind, b: Kind) -> float:
-    """Return the covariance of the log speeds of two kinds, from their shared effects."""
-    machine = 0.0 if {a.phase, b.phase} & ALONE else MACHINE
-    if a.phase != b.phase:
-        return machine
-    same_what, same_level = a.what == b.what, a.level == b.level
-    spread = PHASES[a.phase][2] ** 2
-    return machine + spread + WHAT * same_what + LEVEL * same_level + BOTH * (same_what and same_level)
+def effects_of(kind: Kind) -> dict[Hashable, float]:
+    """Return the effects on the time per unit of a kind, with their variances before anything was timed."""
+    level, what, phase = kind
+    effects: dict[Hashable, float] = {} if phase in ALONE else {"machine": MACHINE}
+    return effects | {phase: PHASES[phase][2] ** 2, (phase, what): WHAT, (phase, level): LEVEL, kind: BOTH}
 
 
-def _covariances(a: Sequence[Kind], b: Sequence[Kind]) -> NDArray[np.float64]:
-    return np.array([[_shared(one, other) for other in b] for one in a]).reshape(len(a), len(b))
+class UnderWay(NamedTuple):
+    """Pieces in progress, the seconds since they began, and a guess of all their seconds from what they have reported.
+
+    The guess has its error. Without `is_known`, nothing else tells of their duration.
+    """
+
+    pieces: Sequence[tuple[Kind, float]]
+    elapsed: float
+    guess: tuple[float, float] | None
+    is_known: bool = True
 
 
-def _prior_log(kind: Kind, units: float) -> float:
-    """Return the logarithm of the seconds for some units of a kind, before anything was timed."""
-    pace, _, _, resampled = PHASES[kind.phase]
-    return math.log(pace * units) + resampled * (kind.what == "resampling")
+class _Terms(NamedTuple):
+    """Times whose logarithms are a base and the sum of some effects: of work and fixed ones, in turn."""
+
+    base: NDArray[np.float64]
+    effects: NDArray[np.float64]  # (n_terms, n_effects), how much of each effect a term has
+    variances: NDArray[np.float64]  # of a single piece
 
 
-class _Timed(NamedTuple):
-    """Logarithm of measured seconds relative to the prior expectation, and the variance of its error."""
+class _Sum(NamedTuple):
+    """Logarithm of a sum of terms, linear in the effects around their means."""
 
     log: float
-    variance: float
+    slope: NDArray[np.float64]
+    variance: float  # if the effects were known
+    shares: NDArray[np.float64]
 
-    @classmethod
-    def of(cls, seconds: float, overhead: float, expected: float, variance: float = 0.0) -> _Timed:
-        """Make it from seconds that include an overhead, which adds uncertainty to the seconds of the work itself."""
-        alone = max(seconds - overhead, 0.2 * seconds, 1e-4)
-        return cls(math.log(alone) - expected, variance + min(1.0, overhead / alone) ** 2 / 4)
+
+class _Current(NamedTuple):
+    """Seconds that pieces in progress still take, with their error and its covariance with effects.
+
+    `learned` is what is known of the effects with these pieces.
+    """
+
+    rest: float
+    error: float
+    shared: NDArray[np.float64]
+    learned: Durations
 
 
 @dataclass
 class Durations:
-    """Measured durations, by kind; on workers, the overhead of a task is `ON_WORKERS` times as long."""
+    """What timed pieces tell about the duration of others."""
 
     on_workers: bool = False
-    timed: defaultdict[Kind, list[_Timed]] = field(default_factory=lambda: defaultdict(list))
+    n_timed: int = 0
+    _index: dict[Hashable, int] = field(default_factory=lambda: {"machine": 0})  # of each effect
+    _means: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    _together: NDArray[np.float64] = field(default_factory=lambda: np.full((1, 1), MACHINE))  # covariances
+    _varied: defaultdict[Kind, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, pieces: Sequence[tuple[Kind, float]], seconds: float) -> None:
         """Add finished pieces, each with its units, and the seconds they took together."""
         if not pieces:
             return
-        expected = self._speeds([kind for kind, _ in pieces], {})[0]
-        guessed = sum(math.exp(speed + _prior_log(*piece)) for speed, piece in zip(expected, pieces, strict=True))
-        once = _Timed.of(seconds, sum(self._overhead(kind) for kind, _ in pieces), math.log(guessed))
-        for speed, (kind, _) in zip(expected, pieces, strict=True):
-            self.timed[kind].append(_Timed(speed + once.log, once.variance))
+        self.n_timed += 1
+        terms, log = self._terms(pieces), math.log(max(seconds, 1e-3))
+        before = self._sum(terms, self._means)
+        known = float(matmul(matmul(before.slope, self._together), before.slope))
+        varied = (log - before.log) ** 2 / (known + before.variance)
+        after = self._learned(terms, log)
+        self._means, self._together = after._means, after._together
+        for (kind, _), share in zip(pieces, before.shares[::2], strict=True):
+            self._varied[kind].append(varied)
+            self._together[self._index[kind], self._index[kind]] += DRIFT * share
 
-    def total(
-        self, pieces: Mapping[tuple[Kind, float], int], under_way: Mapping[Kind, tuple[float, float, float]]
-    ) -> tuple[float, float]:
-        """Predict the mean and variance of the total seconds of pieces, given the number of each kind with its units.
+    def left(
+        self, coming: Mapping[tuple[Kind, float], int], now: UnderWay | None = None
+    ) -> tuple[float, float, float]:  # fmt: skip
+        """Predict the seconds left, given the number of coming pieces of each kind with its units: mean and variance.
 
-        `under_way` has, for a kind with a piece in progress, the units of that piece, a guess of its total seconds, and
-        the error of that guess.
+        Also returns the mean of the pieces in progress alone.
         """
-        if not pieces:
-            return 0.0, 0.0
-        kinds = [kind for kind, _ in pieces]
-        guesses = {
-            kind: _Timed.of(seconds, self._overhead(kind), _prior_log(kind, units), (error / seconds) ** 2)
-            for kind, (units, seconds, error) in under_way.items()
-        }
-        speeds, together = self._speeds(kinds, guesses)
-        alone = np.array([self._spread(kind) for kind in kinds])
-        logs = speeds + np.array([_prior_log(*piece) for piece in pieces])
-        number = np.array(list(pieces.values()), dtype=float)
-        means = number * np.exp(logs + (np.diag(together) + alone) / 2)
-        variance = matmul(matmul(means, np.expm1(together)), means) + np.sum(means**2 / number * np.expm1(alone))
-        return float(means.sum() + matmul(number, np.array([self._overhead(kind) for kind in kinds]))), float(variance)
+        self._terms([*coming, *(now.pieces if now is not None else ())])  # adds their effects to the state
+        terms, number = self._terms(list(coming)), np.repeat(list(coming.values()), 2).astype(float)
+        current = _Current(0.0, 0.0, np.zeros(len(self._means)), self) if now is None else self._current(now)
+        state = current.learned
+        together = matmul(matmul(terms.effects, state._together), terms.effects.T)
+        logs = terms.base + matmul(terms.effects, state._means)
+        means = number * np.exp(logs + (np.diag(together) + terms.variances) / 2)
+        alone = float(np.sum(means**2 / number * np.expm1(terms.variances)))
+        variance = float(matmul(matmul(means, np.expm1(together)), means)) + alone
+        shared = float(matmul(means, matmul(terms.effects, current.shared)))
+        return current.rest + float(means.sum()), current.error**2 + variance + 2 * shared, current.rest
 
-    def _overhead(self, kind: Kind) -> float:
-        return PHASES[kind.phase][1] * (ON_WORKERS if self.on_workers else 1)
+    def _current(self, now: UnderWay) -> _Current:
+        """Predict the rest of pieces in progress, from others and from what they have reported."""
+        terms = self._terms(now.pieces)
+        whole = self._sum(terms, self._means)
+        shared = matmul(self._together, whole.slope)
+        log, variance, learned = whole.log, float(matmul(whole.slope, shared)) + whole.variance, self
+        over = math.log(max(now.elapsed, 1e-3)) - log
+        if over > 0:  # pieces that take longer than expected are unlike the others
+            log, variance = log + over, max(variance, min(over, 1.0) ** 2)
+        if now.guess is not None:
+            seconds, error = now.guess
+            noise = math.log1p((error / seconds) ** 2)
+            guessed = math.log(seconds) - noise / 2
+            weight = variance / (variance + noise) if now.is_known else 1.0
+            log, variance, shared = log + weight * (guessed - log), weight * noise, (1 - weight) * shared
+            learned = self._learned(terms, guessed, noise)
+        seconds = math.exp(log + variance / 2)
+        error = seconds * math.sqrt(math.expm1(variance))
+        return _Current(max(seconds - now.elapsed, 0.1 * error), error, seconds * shared, learned)
 
-    def _speeds(
-        self, kinds: Sequence[Kind], under_way: Mapping[Kind, _Timed]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return means and covariances of the log durations of kinds, relative to the prior expectation."""
-        seen = [*self.timed, *under_way]
-        if not seen:
-            return np.zeros(len(kinds)), _covariances(kinds, kinds)
-        means, noise = [], []
-        for kind, times in self.timed.items():
-            last = times[-RECENT:]
-            means.append(sum(one.log for one in last) / len(last))
-            noise.append((self._spread(kind) + sum(one.variance for one in last) / len(last)) / len(last) + DRIFT)
-        means += [guess.log for guess in under_way.values()]
-        noise += [guess.variance + PIECE for guess in under_way.values()]
-        between = _covariances(kinds, seen)
-        gain = np.linalg.solve(_covariances(seen, seen) + np.diag(noise), between.T).T
-        return matmul(gain, np.array(means)), _covariances(kinds, kinds) - matmul(gain, between.T)
+    def _terms(self, pieces: Sequence[tuple[Kind, float]]) -> _Terms:
+        """Return the terms of pieces, and add effects that are new."""
+        effects, base, variances = list[dict[Hashable, float]](), list[float](), list[float]()
+        for kind, units in pieces:
+            pace, overhead, _, resampled = PHASES[kind.phase]
+            overhead += LOADING * (kind == (1, "first", "draw"))
+            overhead *= ON_WORKERS if self.on_workers and kind.phase in TASKS else 1
+            effects += [effects_of(kind), {"machine": MACHINE, ("fixed", kind.phase): FIXED}]
+            base += [
+                math.log(pace * units) + resampled * (kind.what == "resampling"),
+                math.log(max(overhead, 1e-6)) - (FIXED + FIXED_PIECE) / 2,  # so that this is the mean
+            ]
+            variances += [self._spread(kind), FIXED_PIECE]
+        new = {name: variance for one in effects for name, variance in one.items() if name not in self._index}
+        self._index |= {name: number for number, name in enumerate(new, len(self._index))}
+        if new:
+            self._means = np.pad(self._means, (0, len(new)))
+            self._together = np.pad(self._together, (0, len(new)))
+            self._together[-len(new) :, -len(new) :] = np.diag(list(new.values()))
+        design = np.zeros((len(base), len(self._index)))
+        for row, one in zip(design, effects, strict=True):
+            row[[self._index[name] for name in one]] = 1
+        design[1::2, 0] = FIXED_BY_MACHINE
+        return _Terms(np.array(base), design, np.array(variances))
 
     def _spread(self, kind: Kind) -> float:
         """Return the variance of the log duration of a single piece of a kind."""
-        last = [one.log for one in self.timed.get(kind, [])[-RECENT:]]
-        mean = sum(last) / max(len(last), 1)
-        return (3 * PIECE + sum((one - mean) ** 2 for one in last)) / (3 + max(len(last) - 1, 0))
+        last = self._varied[kind][-RECENT:]
+        return PIECE * (3 + sum(last)) / (3 + len(last))
+
+    def _sum(self, terms: _Terms, means: NDArray[np.float64]) -> _Sum:
+        logs = terms.base + matmul(terms.effects, means)
+        times = np.exp(logs - logs.max())
+        shares = times / times.sum()
+        variance = float(np.sum(shares**2 * terms.variances))
+        return _Sum(math.log(times.sum()) + float(logs.max()), matmul(shares, terms.effects), variance, shares)
+
+    def _learned(self, terms: _Terms, log: float, variance: float = 0.0) -> Durations:
+        """Return what is known of the effects given the logarithm of the seconds that terms took, and its variance."""
+        means = self._means
+        for _ in range(_ROUNDS):
+            found = self._sum(terms, means)
+            gain = matmul(self._together, found.slope)
+            noise = float(matmul(found.slope, gain)) + found.variance + variance
+            expected = found.log + float(matmul(found.slope, self._means - means))
+            means = self._means + gain * (log - expected) / noise
+        return replace(self, _means=means, _together=self._together - np.outer(gain, gain) / noise)

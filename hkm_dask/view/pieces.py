@@ -18,6 +18,8 @@ _ORDER = ("draw", "choose", "refine", "iterate", "assign", "gather", "split", "w
 LATER, FIRST_ASSIGNMENT = 0.87, 1.25
 #: Fixed cost of splitting a cluster, in new centroids.
 ALONE_SPLITS = 3
+#: Fixed cost of comparing a row with a centroid, in features.
+ALONE_COMPARES = 100
 
 
 class Step(NamedTuple):
@@ -88,17 +90,18 @@ def k_means_pieces(level: Mapping[str, Any], number: int, step: int, n: float) -
 
     >>> level = {"n": 1000, "k": 10, "d": 2, "m": 0, "max_iter": 50, "init": "coreset"}
     >>> [(piece.kind.phase, piece.units) for piece in k_means_pieces(level, 1, 0, 1000)]
-    [('draw', 20000.0), ('choose', 150600.0), ('refine', 600.0), ('iterate', 20000.0)]
+    [('draw', 1020000.0), ('choose', 150600.0), ('refine', 30600.0), ('iterate', 1020000.0)]
     """
     k, d, init = float(level["k"]), float(level["d"]), level.get("init", "coreset")
     points = min(n, POINTS_PER_CLUSTER.get(init, math.inf) * k)
     is_drawn = points < n and init != "random"
     size = points if init == "k-means++" else min(points, WALK_POINTS)
+    compared = k * (d + ALONE_COMPARES)
     units = {
-        "draw": n * k * d if is_drawn else 0.0,
+        "draw": n * compared if is_drawn else 0.0,
         "choose": k * size * (d + 500) if init != "random" else 0.0,
-        "refine": points * k * d if is_drawn and init == "coreset" else 0.0,
-        "iterate": n * k * d * (LATER if step > 1 else 1),
+        "refine": points * compared if is_drawn and init == "coreset" else 0.0,
+        "iterate": n * compared * (LATER if step > 1 else 1),
     }
     what = "resampling" if step else "first"
     return [Piece(Kind(number, what, phase), amount, step) for phase, amount in units.items() if amount]
@@ -115,8 +118,8 @@ def level_pieces(level: Mapping[str, Any], number: int) -> list[Piece]:
     for step in range(m + 1):
         pieces += k_means_pieces(level, number, step, resampled if step else n)
         n_assigned = n_labeled if step == m and split is None else n
-        units = n_assigned * k * d * (1 if step else FIRST_ASSIGNMENT)
-        pieces.append(Piece(Kind(number, "level", "assign"), units, step))
+        units = n_assigned * k * (d + ALONE_COMPARES) * (1 if step else FIRST_ASSIGNMENT)
+        pieces.append(Piece(Kind(number, "resampling" if step else "first", "assign"), units, step))
         if step < m:
             pieces.append(Piece(Kind(number, "level", "gather"), n + resampled * d, step))
     if split is not None:
@@ -124,7 +127,13 @@ def level_pieces(level: Mapping[str, Any], number: int) -> list[Piece]:
         pieces.append(Piece(Kind(number, "level", "clusters"), k * (int(level["n_splits"]) + ALONE_SPLITS), m))
         if n_labeled > n:
             m += 1
-            pieces.append(Piece(Kind(number, "level", "assign"), n_labeled * k * int(level["n_splits"]) * d, m))
+            pieces.append(
+                Piece(
+                    Kind(number, "resampling", "assign"),
+                    n_labeled * k * int(level["n_splits"]) * (d + ALONE_COMPARES),
+                    m,
+                )
+            )
     return [*pieces, Piece(Kind(number, "level", "write"), n_labeled, m)]
 
 

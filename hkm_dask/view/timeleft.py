@@ -12,34 +12,29 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hkm_dask.events import Event
-from hkm_dask.view.durations import Durations, Kind
+from hkm_dask.view.durations import Durations, Kind, UnderWay
 from hkm_dask.view.pieces import Agenda, Piece, k_means_pieces, level_pieces, place_of, resampled_rows
 
 #: Standard deviation of the logarithm of a piece's remaining time predicted from its own progress: for iterations, and
 #: for other work, over the square root of the number of its reports.
 OF_ITERATIONS, OF_SHARE = 0.4, 0.25
-#: Correlation of the errors of the current piece and of those that follow.
-COMMON = 0.65
 #: Irreducible relative variation of future work: other load on the machine, and work that belongs to no phase.
 VARIES = 0.16
-#: Share of a small predicted deviation that recorded runs showed; large deviations are kept in full.
-SEEN = 0.7
 #: Standard normal quantile for the bounds.
 QUANTILE = 1.28
 #: Share of a draw's time before its last pass, and the exponent by which that share grows with the share drawn.
 _DRAWN, _DRAW_POWER = 0.7, 0.6
 #: Least share drawn that predicts the rest of a draw.
 _LEAST_DRAWN = 0.1
-#: Exponent of the decay of the inertia's drop, before two drops are known, and its increase later.
-_POWER, _STEEPER = 1.7, 0.4
+#: Exponent of the decay of the inertia's drop, before two drops are known, and by how much it increases later.
+_POWER, _STEEPER = 1.7, 0.6
 #: Last iteration's seconds as a share of the first's, and the weight of this prior in iterations.
-_LAST, _LAST_WEIGHT = 0.15, 3
+_LAST, _LAST_WEIGHT = 0.3, 3
 #: Reduction of the members of later resamplings, times the square root of the share that the first one lacks.
 FEWER = 0.35
 #: Iterations as a share of their maximum, before anything is known.
@@ -60,14 +55,15 @@ def iterations_of(drops: Sequence[float], tol: float, max_iter: int) -> float:
     Examples
     --------
     >>> round(iterations_of([0.024, 0.0061, 0.0028, 0.0016], 1e-4, 50))
-    14
+    13
     >>> iterations_of([0.5, 0.4, 0.4], 1e-4, 50)
     50.0
     """
     n = len(drops)
     if drops[-1] <= tol:
         return float(min(n + 1, max_iter))
-    power = math.log(drops[0] / drops[-1]) / math.log(n) if n > 1 else _POWER
+    half = (n + 1) // 2
+    power = math.log(drops[half - 1] / drops[-1]) / math.log(n / half) if n > 1 else _POWER
     return min(float(max_iter), n * (drops[-1] / tol) ** (1 / (max(power, 0.0) + _STEEPER)) + 1)
 
 
@@ -89,8 +85,8 @@ class _Iterations:
             self.drops.append(max(0.0, 1.0 - inertia / self.inertia))
         self.iteration, self.inertia = int(fields["iteration"]), inertia
 
-    def rest(self) -> float:
-        """Estimate the seconds of the remaining iterations."""
+    def rest(self) -> tuple[float, float]:
+        """Estimate the seconds of the remaining iterations, and their relative error: half if all are expected."""
         n_iter = max(_SHARE * self.max_iter, self.iteration + 1.0)
         if self.drops and self.drops[-1] > 0:
             n_iter = max(iterations_of(self.drops, self.tol, self.max_iter), self.iteration + 0.5)
@@ -98,7 +94,8 @@ class _Iterations:
         first, last = self.seconds[min(1, len(self.seconds) - 1)], self.seconds[-1]
         fall = _LAST_WEIGHT * math.log(_LAST) / n_iter + math.log(max(last, 1e-6) / max(first, 1e-6))
         shorter = math.exp(min(fall / (_LAST_WEIGHT + max(len(self.seconds) - 2, 0)), -1e-3))
-        return last * shorter * (1 - shorter ** (n_iter - self.iteration)) / (1 - shorter)
+        rest = last * shorter * (1 - shorter ** (n_iter - self.iteration)) / (1 - shorter)
+        return rest, OF_ITERATIONS / (2 if n_iter >= self.max_iter else 1)
 
 
 @dataclass
@@ -128,12 +125,21 @@ class _UnderWay:
     def rest(self) -> tuple[float, float] | None:
         """Estimate the seconds left since the last report from its own progress, and their error; None if unknown."""
         if self.iterations is not None and self.iterations.seconds:
-            rest = self.iterations.rest()
-            return rest, OF_ITERATIONS * rest
-        if self.n_reports and self.first < self.share < 1:
-            rest = (self.told - self.start) * (1 - self.share) / (self.share - self.first)
-            return rest, OF_SHARE / math.sqrt(self.n_reports) * rest
-        return None
+            rest, error = self.iterations.rest()
+        elif self.n_reports and self.first < self.share < 1:
+            rest, error = (self.told - self.start) * (1 - self.share) / (self.share - self.first), OF_SHARE
+            error /= math.sqrt(self.n_reports)
+        else:
+            return None
+        # The median of a log-normal variable, converted to its mean.
+        return rest * math.sqrt((1 + math.sqrt(1 + 4 * error**2)) / 2), rest * error
+
+    def under_way(self, rest: tuple[float, float] | None) -> UnderWay:
+        """Return the pieces with an estimate of their rest, for `Durations`."""
+        elapsed = self.told - self.start
+        guess = None if rest is None else (max(elapsed + rest[0], 1e-6), rest[1])
+        is_known = rest is None or self.phase != "clusters"
+        return UnderWay([(piece.kind, piece.units) for piece in self.pieces], elapsed, guess, is_known)
 
 
 @dataclass
@@ -143,16 +149,16 @@ class TimeLeft:
     Examples
     --------
     >>> left = TimeLeft()
-    >>> level = {"n": 1000, "k": 10, "d": 2, "m": 2, "r": 50, "max_iter": 10}
+    >>> level = {"n": 1_000_000, "k": 1000, "d": 64, "m": 2, "r": 500, "max_iter": 10}
     >>> left.update(Event("run_started", {"levels": [level]}, 0.0))
     >>> for step, start in enumerate([0.0, 10.0]):
-    ...     n = 500 if step else 1000
-    ...     left.update(Event("step_started", {"level": 1, "step": step, "n": n, "k": 10, "max_iter": 10}, start))
+    ...     n = 500_000 if step else 1_000_000
+    ...     left.update(Event("step_started", {"level": 1, "step": step, "n": n, "k": 1000, "max_iter": 10}, start))
     ...     left.update(Event("step_finished", {"level": 1, "step": step, "n_iter": 3}, start + 8.0 / (step + 1)))
     ...     left.update(Event("assigned", {"level": 1, "step": step}, start + 8.0 / (step + 1) + 1.0))
     >>> told = left.at(15.0)
     >>> round(told.least), round(told.expected), round(told.bound)
-    (5, 6, 8)
+    (6, 7, 9)
     """
 
     _levels: list[Mapping[str, Any]] = field(default_factory=list)  # as planned
@@ -175,47 +181,19 @@ class TimeLeft:
     def at(self, now: float) -> Left | None:
         """Return the time left at ``now`` (seconds since the epoch); None until there is evidence."""
         coming = {piece: number for piece, number in self._coming.counts.items() if piece[0] not in self._absent}
-        current = self._rest()
-        if current is None and (self._now is not None or not self._durations.timed):
-            return None
-        rest, error = current or (0.0, 0.0)
-        seconds, variance = self._durations.total(coming, self._own())
-        if rest:  # the median of a log-normal variable, converted to its mean
-            seconds += rest * math.sqrt((1 + math.sqrt(1 + 4 * (error / rest) ** 2)) / 2)
-        variance += error**2 + 2 * COMMON * error * math.sqrt(variance)
-        spread = math.log1p(variance / seconds**2) if seconds else 0.0
-        deviation = math.sqrt(spread)
-        deviation *= min(1.0, math.hypot(SEEN, deviation))
-        median, margin = seconds * math.exp(-spread / 2), math.exp(QUANTILE * math.hypot(deviation, VARIES))
-        # Between two events the time left decreases, but not to zero.
-        passed = min(now - self._now.told, 0.9 * rest) if self._now is not None else 0.0
-        return Left(*(max(one - passed, 0.1 * one) for one in (median, median * margin, median / margin)))
-
-    # -- work in progress ---------------------------------------------------------------------------------------------
-    def _own(self) -> dict[Kind, tuple[float, float, float]]:
-        """Return what the current piece shows about its kind: its units, and an estimate of its seconds and error."""
-        now, rest = self._now, None if self._now is None else self._now.rest()
-        if now is None or rest is None or len(now.pieces) != 1 or not now.is_whole:
-            return {}
-        whole = max(now.told - now.start + rest[0], 1e-6)
-        return {now.pieces[0].kind: (now.pieces[0].units, whole, rest[1])}
-
-    def _rest(self) -> tuple[float, float] | None:
-        """Estimate the seconds of the current work after its last report, and their error; None if unknown."""
         at = self._now
-        if at is None:
+        rest = at.rest() if at is not None else None
+        if rest is None and not (self._durations.n_timed and (at is None or (at.pieces and at.is_whole))):
             return None
-        own, elapsed = at.rest(), at.told - at.start
-        guesses = [] if own is None else [own]
-        if at.pieces and at.is_whole and self._durations.timed and (own is None or at.phase != "clusters"):
-            seconds, variance = self._durations.total(Counter((piece.kind, piece.units) for piece in at.pieces), {})
-            error = max(math.sqrt(variance), elapsed - seconds)  # a piece that takes longer is unlike the others
-            guesses.append((max(seconds - elapsed, 0.1 * error), error))
-        if not guesses:
-            return None
-        weights = [1 / max(error, 1e-9) ** 2 for _, error in guesses]
-        rest = sum(weight * seconds for weight, (seconds, _) in zip(weights, guesses, strict=True)) / sum(weights)
-        return rest, 1 / math.sqrt(sum(weights))
+        current = at.under_way(rest) if at is not None and at.pieces and at.is_whole else None
+        seconds, variance, part = self._durations.left(coming, current)
+        if current is None and rest is not None:  # its beginning is unknown
+            seconds, variance, part = seconds + rest[0], variance + rest[1] ** 2, rest[0]
+        spread = math.log1p(variance / seconds**2) if seconds else 0.0
+        median, margin = seconds * math.exp(-spread / 2), math.exp(QUANTILE * math.hypot(math.sqrt(spread), VARIES))
+        # Between two events the time left decreases, but not to zero.
+        passed = min(now - at.told, 0.9 * part) if at is not None else 0.0
+        return Left(*(max(one - passed, 0.1 * one) for one in (median, median * margin, median / margin)))
 
     # -- events -------------------------------------------------------------------------------------------------------
     def _begin(self, level: int, step: int, phase: str, time: float) -> None:

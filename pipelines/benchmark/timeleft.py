@@ -127,9 +127,11 @@ def record(
 def replay(traces: tuple[Path, ...], clock: str) -> None:
     """Print quantiles (10, 50 and 90 %) of estimated over true time left, after the first fifth of each trace.
 
-    One line per trace, then one line over all traces for each number of resamplings timed before the estimate.
+    One line per trace, then one line over all traces for each number of resamplings timed before the estimate, and one
+    over all moments, with the mean over traces of the logarithm of the median over the truth, and its standard error.
     """
     of_all: list[Estimate] = []
+    logs: list[float] = []
     for trace in traces:
         events = read_trace(trace, clock)
         found = estimates(events)
@@ -139,11 +141,15 @@ def replay(traces: tuple[Path, ...], clock: str) -> None:
             click.echo(f"{trace.stem}: {seconds:.0f} s, too short to be evaluated")
             continue
         of_all += judged
+        logs.append(float(np.mean(np.log([one.expected for one in judged]))))
         click.echo(f"{trace.stem}: {seconds:.0f} s, told from {found[0].at:.2f} of it on; {described(judged)}")
     for numbers, name in ((range(1), "none"), (range(1, 2), "one"), (range(2, 1 << 30), "more")):
         some = [one for one in of_all if one.n_resampled in numbers]
         if some:
             click.echo(f"resamplings before, {name}: {len(some) / len(of_all):.0%} of all moments; {described(some)}")
+    if len(logs) > 1:
+        error = np.std(logs, ddof=1) / len(logs) ** 0.5
+        click.echo(f"{len(logs)} runs: {described(of_all)}; log of expected / came {np.mean(logs):+.3f} +- {error:.3f}")
 
 
 if __name__ == "__main__":

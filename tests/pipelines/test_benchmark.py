@@ -353,10 +353,12 @@ def test_the_time_left_of_a_recorded_build_is_judged(tmp_path: Path) -> None:
     assert (kinds[0], kinds[-1], kinds.count("step_finished")) == ("run_started", "run_finished", 4)
     scale = 50.0 / (events[-1].time - events[0].time)  # as if it had taken so many seconds
     timeleft.write_trace(trace, [Event(event.kind, event.fields, scale * event.time) for event in events])
-    said = CliRunner().invoke(timeleft.main, ["replay", "--clock", "wall", str(trace)], catch_exceptions=False)
+    replay = ["replay", "--clock", "wall", str(trace), str(trace)]
+    said = CliRunner().invoke(timeleft.main, replay, catch_exceptions=False)
     assert said.output.startswith("trace: 50 s, told from ")
     assert re.search(r"expected / came [\d.]+ [\d.]+ [\d.]+; bound / came [\d.]+ [\d.]+ [\d.]+; above", said.output)
     assert re.search(r"^resamplings before, none: \d+% of all moments; expected / came", said.output, re.MULTILINE)
+    assert re.search(r"^2 runs: .*; log of expected / came [+-]\d\.\d+ \+- 0\.000$", said.output, re.MULTILINE)
 
 
 def test_assigning_is_timed_beside_predicting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,20 +11,23 @@ from hkm_dask.view.pieces import Agenda, level_pieces, resampled_rows, splitting
 from hkm_dask.view.timeleft import Left, TimeLeft, iterations_of
 
 LEVELS = [
-    {"n": 100_000, "k": 1000, "d": 64, "m": 3, "r": 20, "max_iter": 50},
-    {"n": 1000, "k": 100, "d": 64, "m": 2, "r": "auto", "max_iter": 50},
+    {"n": 100_000, "k": 1000, "d": 640, "m": 3, "r": 20, "max_iter": 50},
+    {"n": 1000, "k": 100, "d": 640, "m": 2, "r": "auto", "max_iter": 50},
 ]
 SPLIT_LEVELS = [
-    {"n": 2_000_000, "k": 100, "d": 64, "m": 1, "r": 400, "max_iter": 50, "n_splits": 20},
-    {"n": 2000, "k": 10, "d": 64, "m": 1, "r": 100, "max_iter": 50, "n_splits": 4},
+    {"n": 2_000_000, "k": 100, "d": 640, "m": 1, "r": 400, "max_iter": 50, "n_splits": 20},
+    {"n": 2000, "k": 10, "d": 640, "m": 1, "r": 100, "max_iter": 50, "n_splits": 4},
 ]
-SECONDS_PER_UNIT = 1e-9
+SECONDS_PER_UNIT = 1e-10
+#: Seconds that a phase takes however small it is.
+FIXED = 0.03
 
 
 def run(share: float, seeding: float = 3.0, levels: list[dict[str, Any]] = LEVELS) -> Iterator[Event]:
     """Play a run in which every unit of work takes the same time, and every k-means the same share of its cap.
 
-    But, as in recorded runs, iterations of later resamplings are shorter, and the first assignment is longer.
+    But, as in recorded runs, iterations of later resamplings are shorter, the first assignment is longer, each pass of
+    a draw draws more than the one before, and every phase takes a fixed time.
     """
     now = 1000.0
     yield Event("run_started", {"levels": levels, "dashboard": None}, now)
@@ -36,16 +39,18 @@ def run(share: float, seeding: float = 3.0, levels: list[dict[str, Any]] = LEVEL
             shorter = 0.87 if step > 1 else 1.0
             n_rows = cost.iteration_units / level["k"] / level["d"]
             yield Event("step_started", {**fields, "step": step, "n": n_rows, "max_iter": level["max_iter"]}, now)
-            for share_seeded in (1, 2, 3):
+            now += FIXED
+            for drawn in (29, 92, 100):
                 now += pace * seeding / 3
-                yield Event("seeding", {**of_step, "phase": "draw", "done": share_seeded, "total": 3}, now)
+                yield Event("seeding", {**of_step, "phase": "draw", "done": drawn, "total": 100}, now)
+            now += FIXED
             n_iter = round(share * level["max_iter"])
             for iteration in range(1, n_iter + 1):
                 now += pace * shorter
                 yield Event("iteration", {**of_step, "iteration": iteration, "inertia": 1.0, "max_iter": 50}, now)
             yield Event("step_finished", {**of_step, "inertia": 1.0, "n_iter": n_iter, "seconds": 1.0}, now)
             labeled = level.get("n_labeled", level["n"]) / level["n"] if step == level["m"] else 1
-            now += cost.assign_units * labeled * SECONDS_PER_UNIT * (1.0 if step else 1.25)
+            now += FIXED + cost.assign_units * labeled * SECONDS_PER_UNIT * (1.0 if step else 1.25)
             yield Event("assigned", of_step, now)
         split = splitting_of(level)
         for done in range(5) if split is not None else ():
