@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -272,42 +273,75 @@ def _bound_block(
     return signature, generate
 
 
-@njit(inline="always")
-def _unit(row, n_columns):  # type: ignore[no-untyped-def]
-    """Return the least whole number whose multiples by signed bytes reach all columns."""
-    largest = np.int32(0)
-    for column in range(n_columns):
-        largest = max(largest, abs(np.int32(row[column])))
-    return max((largest + np.int32(126)) // np.int32(127), np.int32(1))
+@intrinsic
+def _round_row(
+    typing_context: Any, rows: Any, place: Any, n_columns: Any, unit: Any, out: Any, start: Any, stride: Any
+) -> Any:
+    """Round columns of a row to multiples of a unit, written as signed bytes, `CHUNK` at a time, `stride` apart.
 
-
-# All sums here are of whole numbers that float32 represents exactly, so they may be reordered.
-@njit(fastmath={"reassoc", "contract", "nsz"})
-def _round_chunk(values: Any, unit: Any, inverse: Any, out: Any) -> Any:
-    kept, lost = np.float32(0.0), np.float32(0.0)
-    for column in range(values.shape[0]):
-        value = np.float32(values[column])
-        multiple = np.rint(value * inverse)
-        out[column] = np.uint8(np.int32(multiple))
-        rest = value - multiple * unit
-        kept += multiple * multiple
-        lost += rest * rest
-    return kept, lost
-
-
-@njit
-def _round_to_bytes(row: Any, n_columns: Any, unit: Any, out: Any, start: Any, stride: Any) -> Any:
-    """Round 16-bit integers to multiples of `unit`, written `CHUNK` at a time, `stride` apart, as signed bytes.
-
-    Returns the norms of what is written, multiplied by the unit, and of the rounding errors.
+    If `unit` is 0, it becomes the least one whose multiples reach all columns. Returns the unit, and the squared norms
+    of what is written, in units, and of the rounding errors.
     """
-    kept, lost, unit, inverse = 0.0, 0.0, np.float32(unit), np.float32(1.0) / np.float32(unit)
-    for low in range(0, n_columns, CHUNK):
-        at, high = start + low // CHUNK * stride, min(low + CHUNK, n_columns)
-        added = _round_chunk(row[low:high], unit, inverse, out[at : at + high - low])
-        kept += np.float64(added[0])
-        lost += np.float64(added[1])
-    return np.float64(unit) * np.sqrt(kept), np.sqrt(lost)
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        shorts, halves = ir.VectorType(ir.IntType(16), SIDE), ir.VectorType(_i8, SIDE)
+        rows, out = (context.make_array(signature.args[n])(context, b, arguments[n]) for n in (0, 4))
+        place, n_columns, given, start, stride = (arguments[n] for n in (1, 2, 3, 5, 6))
+        row = b.gep(rows.data, [b.mul(place, b.extract_value(rows.shape, 1))])
+        whole, zeros = _floats, ir.Constant(_floats, [0.0] * SIDE)
+
+        def call(name: str, kind: Any, values: list[Any], fastmath: tuple[str, ...] = ()) -> Any:
+            function = ir.FunctionType(kind, [value.type for value in values])
+            return b.call(b.module.declare_intrinsic(f"llvm.{name}", (), function), values, fastmath=fastmath)
+
+        def each_16(totals: list[Any], step: Callable[..., list[Any]]) -> list[Any]:
+            """Loop over the columns, 16 at a time."""
+            before, loop, after = b.block, b.append_basic_block("columns"), b.append_basic_block("rounded")
+            b.branch(loop)
+            b.position_at_end(loop)
+            column, sums = b.phi(_i64), [b.phi(total.type) for total in totals]
+            column.add_incoming(_number(0), before)
+            values = b.load(b.bitcast(b.gep(row, [column]), shorts.as_pointer()), align=2)
+            added = step(column, b.sitofp(values, whole), *sums)
+            following = b.add(column, _number(SIDE))
+            column.add_incoming(following, loop)
+            for total, value, value_added in zip(sums, totals, added, strict=True):
+                total.add_incoming(value, before)
+                total.add_incoming(value_added, loop)
+            b.cbranch(b.icmp_signed("<", following, n_columns), loop, after)
+            b.position_at_end(after)
+            return added
+
+        def larger(column: Any, values: Any, largest: Any) -> list[Any]:
+            return [call("maxnum.v16f32", whole, [largest, call("fabs.v16f32", whole, [values])])]
+
+        largest = b.fptosi(call("vector.reduce.fmax.v16f32", _f32, each_16([zeros], larger)), _i64)
+        least = b.sdiv(b.add(largest, _number(126)), _number(127))
+        least = b.select(b.icmp_signed(">", least, _number(1)), least, _number(1))
+        unit = b.select(b.icmp_signed(">", given, _number(0)), given, least)
+        inverse = spread(b, b.fdiv(ir.Constant(_f32, 1.0), b.sitofp(unit, _f32)), whole)
+        negative = spread(b, b.fneg(b.sitofp(unit, _f32)), whole)
+
+        def rounded(column: Any, values: Any, kept: Any, lost: Any) -> list[Any]:
+            multiples = call("rint.v16f32", whole, [b.fmul(values, inverse)])
+            rest = call("fma.v16f32", whole, [multiples, negative, values])
+            at = b.add(b.mul(b.sdiv(column, _number(CHUNK)), stride), b.srem(column, _number(CHUNK)))
+            target = b.bitcast(b.gep(out.data, [b.add(start, at)]), halves.as_pointer())
+            b.store(b.trunc(b.fptosi(multiples, _ints), halves), target, align=1)
+            return [
+                call("fma.v16f32", whole, [value, value, total]) for value, total in ((multiples, kept), (rest, lost))
+            ]
+
+        # Sums of whole numbers are exact in float32 below 2**24, and within the margin of `slacks` beyond.
+        sums = [
+            call("vector.reduce.fadd.v16f32", _f32, [ir.Constant(_f32, -0.0), total], ("reassoc",))
+            for total in each_16([zeros, zeros], rounded)
+        ]
+        results = [unit, *(b.fpext(total, ir.DoubleType()) for total in sums)]
+        return context.make_tuple(b, signature.return_type, results)
+
+    returned = types.Tuple((types.int64, types.float64, types.float64))
+    return returned(rows, types.int64, types.int64, types.int64, out, types.int64, types.int64), generate
 
 
 @njit
@@ -324,11 +358,11 @@ def write_bounds_by_tiles(
     for first in range(0, places.shape[0], _BOTH):
         for r in range(_BOTH):
             place = places[min(first + r, last)]
-            row, norms[r] = rows[place], residual_norms[place, tail]
-            unit = _unit(row, n_columns)
-            norm, error = _round_to_bytes(row, n_columns, unit, lines, start + r * CHUNK, _PAIR_BYTES)
-            factors[r] = np.float32(np.float64(scale) * (np.float64(unit) * centroid_unit))
-            slacks[r] = np.float32(-1.00001 * np.float64(scale) * (norm * lost + error * longest))
+            norms[r] = residual_norms[place, tail]
+            unit, kept, rest = _round_row(rows, place, n_columns, 0, lines, start + r * CHUNK, _PAIR_BYTES)
+            factors[r] = np.float32(np.float64(scale) * (unit * centroid_unit))
+            slack = unit * np.sqrt(kept) * lost + np.sqrt(rest) * longest
+            slacks[r] = np.float32(-1.0001 * np.float64(scale) * slack)
         for p in range(n_panels):
             _bound_block(
                 lines, start, tiles, first_panel + p, n_chunks, factors, norms, slacks, constants, slopes, scores,
@@ -368,14 +402,14 @@ def pack(rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64], n_p
 @kernel("void(i2[:,::1], i8, i8[::1], u4[::1], f8[::1])")
 def _pack_bytes(rows, n_columns, chosen, out, rounding):  # type: ignore[no-untyped-def]
     """Write the tiles, four columns at a time."""
-    n_chunks, unit, lost, longest = (n_columns + CHUNK - 1) // CHUNK, np.int32(1), 0.0, 0.0
+    n_chunks, unit, lost, longest = (n_columns + CHUNK - 1) // CHUNK, 1, 0.0, 0.0
     line = np.zeros(n_chunks * CHUNK, np.uint8)
     fours = line.view(np.uint32)
     for i in chosen:
-        unit = max(unit, _unit(rows[i], n_columns))
+        unit = max(unit, _round_row(rows, i, n_columns, 0, line, 0, CHUNK)[0])
     for i in range(chosen.shape[0]):
-        norm, error = _round_to_bytes(rows[chosen[i]], n_columns, unit, line, 0, CHUNK)
-        lost, longest = max(lost, error), max(longest, norm + error)
+        _, kept, rest = _round_row(rows, chosen[i], n_columns, unit, line, 0, CHUNK)
+        lost, longest = max(lost, np.sqrt(rest)), max(longest, unit * np.sqrt(kept) + np.sqrt(rest))
         base = (i // _BOTH * n_chunks * _PAIR_BYTES + i // SIDE % 2 * _TILE_BYTES) // 4 + i % SIDE
         for j in range(n_columns // 4):
             out[base + j // SIDE * (_PAIR_BYTES // 4) + j % SIDE * SIDE] = fours[j]
