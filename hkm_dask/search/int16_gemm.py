@@ -18,7 +18,7 @@ from numba import extending, njit, types
 from numpy.typing import NDArray
 
 from hkm_dask.compute.jit import kernel
-from hkm_dask.search import amx
+from hkm_dask.search import amx, amx_bounds
 
 intrinsic: Any = extending.intrinsic
 
@@ -41,7 +41,7 @@ _BY_TILES = amx.is_at_hand()
 #: Rows scored at once, and centroids of a panel.
 BLOCK_ROWS, PANEL = amx.SIDE if _BY_TILES else _VECTOR_ROWS, 2 * _LANES
 #: Rows whose bounds are written at once, and whether bounds are looser than scores.
-BOUND_ROWS, BOUNDS_ARE_LOOSE = 2 * amx.SIDE if _BY_TILES else _VECTOR_ROWS, _BY_TILES
+BOUND_ROWS, BOUNDS_ARE_LOOSE = amx_bounds.BOUND_ROWS if _BY_TILES else _VECTOR_ROWS, _BY_TILES
 #: Number of columns that cost no more than one.
 COLUMNS = amx.CHUNK if _BY_TILES else 16
 #: Numba type of packed centroids; it tells apart kernels compiled for tiles and for vectors.
@@ -205,7 +205,7 @@ def _write_bounds_by_vectors(
 write_scores = amx.write_by_tiles if _BY_TILES else _write_by_vectors
 #: Writes lower bounds of what `score` writes, or the same if they cost no less, from the two arrays that
 #: `pack_for_bounds` returns. The number of lines of `scores` is a multiple of `BOUND_ROWS`.
-write_bounds = amx.write_bounds_by_tiles if _BY_TILES else _write_bounds_by_vectors
+write_bounds = amx_bounds.write_bounds_by_tiles if _BY_TILES else _write_bounds_by_vectors
 
 
 @kernel(f"void(i2[:,::1], i8, i8[::1], f4[:,::1], {PACKED}, f4[::1], f4[::1], f4, i8, i8, f4[:,::1])")
@@ -251,7 +251,7 @@ def pack_for_bounds(
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Pack as `pack` does, for `write_bounds`; returns also how centroids were rounded, if they were."""
     if _BY_TILES:
-        return amx.pack_bytes(rows, n_columns, chosen, padded(len(chosen)))
+        return amx_bounds.pack_bytes(rows, n_columns, chosen, padded(len(chosen)))
     return pack(rows, n_columns, chosen), np.empty(0)
 
 
