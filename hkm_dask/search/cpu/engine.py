@@ -4,9 +4,8 @@ One matrix product gives a lower bound on the squared distance of every pair (mi
 
 * *plain*: over all coordinates, centered, in float32; the bound is the distance itself up to rounding;
 * *pruned*: over the first `n_head` principal coordinates, in 16 bits, plus one column with the norm of all others.
- By Cauchy-Schwarz (x_t - c_t)² ≥ (‖x_t‖ - ‖c_t‖)², so the product over n_head + 1 columns is a lower bound at a
- fraction of the cost. The few pairs it does not exclude get the same bound with `n_refine` coordinates. A matrix unit
- multiplies bytes instead, and what rounding to those may change is subtracted from the first bound.
+ By Cauchy-Schwarz (x_t - c_t)² ≥ (‖x_t‖ - ‖c_t‖)², so the product over n_head + 1 columns is a lower bound (by a
+ matrix unit, of bytes, less what rounding may change). Pairs not excluded get a bound with `n_refine` coordinates.
 
 Whatever the bounds cannot exclude is computed directly in float64, so labels and distances do not depend on the form,
 on BLAS or on how rows are split into blocks. Rounding is bounded by the worst case, |fl(a·b) - a·b| ≤ γ_n ‖a‖‖b‖ for
@@ -213,7 +212,8 @@ class CpuIndex:
             weights[:, -1] = norms
             self._weights = np.ascontiguousarray(weights.T)
             return
-        self._matrix, self._residual_norms = form.matrix[chosen], form.residual_norms[chosen]
+        some = _as_slice(chosen)
+        self._matrix, self._residual_norms = form.matrix[some], form.residual_norms[some]
         self._panels, self._rounding = int16_gemm.pack_for_bounds(form.matrix, self.n_head, chosen)
         width = int16_gemm.padded(len(chosen))
         self._constants, self._slopes = np.full(width, np.inf, np.float32), np.zeros(width, np.float32)
@@ -367,7 +367,7 @@ def _leave_far_ones_out(centroids: Operand) -> None:
 
 def _as_slice(some: NDArray[np.int64]) -> slice | NDArray[np.int64]:
     """Return a run of consecutive indices as a slice, which indexes without copying."""
-    in_a_run = some[-1] - some[0] == len(some) - 1
+    in_a_run = len(some) > 0 and some[-1] - some[0] == len(some) - 1
     return slice(int(some[0]), int(some[-1]) + 1) if in_a_run else some
 
 
